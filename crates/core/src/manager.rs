@@ -1,0 +1,405 @@
+//! The manager half of one service as a state machine: `handle(now, event) -> effects`. It
+//! keeps what agents report, plans, numbers levels and exposures, and times drains and silence.
+//! No clock, no I/O: `now` is monotonic time since any fixed moment.
+
+use crate::lint;
+use crate::plan::{self, Input, Node, Plan, Presence};
+use crate::service_type::ServiceType;
+use conpaas_model::ids::{Epoch, Generation, NodeNumber};
+use conpaas_model::instance::InstanceType;
+use conpaas_model::level::{Instance, Level, LevelVersion};
+use conpaas_model::protocol::{Exposure, NodeWish, ServiceLevel, ServiceReport};
+use conpaas_model::status::{AgentReport, NodeHealth, NodeState, NodeSummary, Phase, RoleSummary, ServiceStatus, Waiting};
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+/// Bounds of a manager's patience.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// An agent that is silent for longer is suspected dead.
+    pub silence: Duration,
+    /// How long a new manager waits to hear from the nodes that are up.
+    pub takeover: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self { silence: Duration::from_secs(10), takeover: Duration::from_secs(15) }
+    }
+}
+
+/// What happens to a manager.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// The Director's whole word on the service.
+    Level { level: Box<ServiceLevel>, epoch: Epoch, instance_types: Vec<InstanceType> },
+    AgentConnected { node: NodeNumber },
+    AgentReport { node: NodeNumber, report: Box<AgentReport> },
+    /// An agent has obeyed a newer level than the one it was sent.
+    AgentRefused { node: NodeNumber, seen: LevelVersion },
+    AgentLost { node: NodeNumber },
+    Tick,
+}
+
+/// What a manager wants done.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Effect {
+    SendLevel { node: NodeNumber, level: Box<Level> },
+    Report(Box<ServiceReport>),
+}
+
+#[derive(Default)]
+struct NodeMemory {
+    connected: bool,
+    /// Since when nothing was heard of it.
+    silent_since: Option<Duration>,
+    report: Option<AgentReport>,
+    sent: Option<Level>,
+    /// The highest version this node was ever seen to obey or refuse for.
+    seen: LevelVersion,
+}
+
+/// The manager half of one service.
+pub struct ManagerCore {
+    service_type: &'static dyn ServiceType,
+    patience: Patience,
+    epoch: Epoch,
+    level: Option<ServiceLevel>,
+    instance_types: Vec<InstanceType>,
+    nodes: BTreeMap<NodeNumber, NodeMemory>,
+    /// When the first level came, to bound the wait for agents.
+    begun: Option<Duration>,
+    /// Every node that was up has been heard of once, or waited for in vain.
+    heard: bool,
+    exposure: Exposure,
+    let_go: BTreeMap<Instance, Duration>,
+    last_report: Option<ServiceReport>,
+    status: ServiceStatus,
+}
+
+impl ManagerCore {
+    pub fn new(service_type: &'static dyn ServiceType) -> Self {
+        Self::with_patience(service_type, Patience::default())
+    }
+
+    pub fn with_patience(service_type: &'static dyn ServiceType, patience: Patience) -> Self {
+        Self {
+            service_type,
+            patience,
+            epoch: Epoch(0),
+            level: None,
+            instance_types: Vec::new(),
+            nodes: BTreeMap::new(),
+            begun: None,
+            heard: false,
+            exposure: Exposure::default(),
+            let_go: BTreeMap::new(),
+            last_report: None,
+            status: ServiceStatus::default(),
+        }
+    }
+
+    pub fn service_type(&self) -> &'static dyn ServiceType {
+        self.service_type
+    }
+
+    /// The Director's last word.
+    pub fn level(&self) -> Option<&ServiceLevel> {
+        self.level.as_ref()
+    }
+
+    /// The last status that was worked out.
+    pub fn status(&self) -> &ServiceStatus {
+        &self.status
+    }
+
+    /// Nodes with a ready instance of a role, for commands.
+    pub fn ready_nodes(&self, role: &str) -> Vec<NodeNumber> {
+        self.nodes
+            .iter()
+            .filter(|(_, memory)| memory.connected)
+            .filter(|(_, memory)| {
+                memory.report.as_ref().and_then(|r| r.roles.get(role)).is_some_and(|status| {
+                    status.own.as_ref().is_some_and(Phase::is_ready) || status.releases.values().any(Phase::is_ready)
+                })
+            })
+            .map(|(number, _)| *number)
+            .collect()
+    }
+
+    /// Nodes whose agent is connected.
+    pub fn connected_nodes(&self) -> Vec<NodeNumber> {
+        self.nodes.iter().filter(|(_, memory)| memory.connected).map(|(number, _)| *number).collect()
+    }
+
+    /// Takes an event in and says what follows from it.
+    pub fn handle(&mut self, now: Duration, event: Event) -> Vec<Effect> {
+        match event {
+            Event::Level { level, epoch, instance_types } => {
+                if epoch < self.epoch {
+                    return Vec::new();
+                }
+                if epoch > self.epoch {
+                    self.exposure = Exposure::default();
+                }
+                self.epoch = epoch;
+                self.instance_types = instance_types;
+                self.begun.get_or_insert(now);
+                self.nodes.retain(|number, _| level.nodes.iter().any(|n| n.number == *number));
+                self.level = Some(*level);
+            }
+            Event::AgentConnected { node } => {
+                let memory = self.memory(node);
+                memory.connected = true;
+                memory.silent_since = None;
+                // Whatever was sent on an earlier stream may never have arrived.
+                memory.sent = None;
+            }
+            Event::AgentReport { node, report } => {
+                let memory = self.memory(node);
+                let older = memory.report.as_ref().is_some_and(|r| r.boot == report.boot && r.sequence >= report.sequence);
+                if older {
+                    return Vec::new();
+                }
+                if let Some(level) = &report.level {
+                    memory.seen = memory.seen.max(level.version);
+                }
+                memory.report = Some(*report);
+            }
+            Event::AgentRefused { node, seen } => {
+                let memory = self.memory(node);
+                memory.seen = memory.seen.max(seen);
+                memory.sent = None;
+            }
+            Event::AgentLost { node } => {
+                let memory = self.memory(node);
+                memory.connected = false;
+                memory.silent_since.get_or_insert(now);
+            }
+            Event::Tick => {}
+        }
+        self.replan(now)
+    }
+
+    fn memory(&mut self, node: NodeNumber) -> &mut NodeMemory {
+        self.nodes.entry(node).or_default()
+    }
+
+    fn replan(&mut self, now: Duration) -> Vec<Effect> {
+        let Some(level) = self.level.clone() else { return Vec::new() };
+        if self.outranked() {
+            // A newer manager is at work; whoever obeys it is none of our business.
+            return Vec::new();
+        }
+        let nodes = self.observed(&level, now);
+        if !self.heard && !self.have_heard(&level, &nodes, now) {
+            let mut status = self.status.clone();
+            status.generation = level.spec.generation;
+            status.reached = false;
+            status.waiting = vec![Waiting { kind: "hearing".to_owned(), text: "the manager listens to its nodes first".to_owned() }];
+            status.nodes = summaries(&nodes, &self.nodes);
+            let report = ServiceReport { service: level.spec.service.clone(), nodes: BTreeMap::new(), exposure: self.exposure.clone(), status };
+            return self.report(report);
+        }
+        self.heard = true;
+        if self.exposure.version == LevelVersion::default() {
+            // A manager without memory goes on counting where the edge is.
+            let edge = level.edge.applied;
+            let generation = if edge.epoch == self.epoch { edge.generation } else { Generation(0) };
+            self.exposure.version = LevelVersion { epoch: self.epoch, generation };
+        }
+        let bound = Duration::from_secs(u64::from(level.spec.drain_seconds));
+        let overdue: BTreeSet<Instance> =
+            self.let_go.iter().filter(|(_, since)| now.saturating_sub(**since) >= bound).map(|(i, _)| i.clone()).collect();
+        let input = Input {
+            service_type: self.service_type,
+            spec: &level.spec,
+            instance_types: &self.instance_types,
+            nodes: &nodes,
+            next_node: level.next_node,
+            exposure: &self.exposure,
+            edge: &level.edge,
+            overdue: &overdue,
+        };
+        let mut plan = plan::plan(&input);
+        let broken = lint::check(&input, &plan);
+        if let Some(first) = broken.first() {
+            // Doing nothing is better than doing harm; the text reaches people and logs.
+            plan = Plan { failed: Some(format!("the plan was refused by its own check: {first}")), waiting: plan.waiting, ..Plan::default() };
+        } else {
+            self.let_go.retain(|instance, _| plan.letting_go.contains(instance));
+            for instance in &plan.letting_go {
+                self.let_go.entry(instance.clone()).or_insert(now);
+            }
+        }
+        self.carry_out(&level, &nodes, plan)
+    }
+
+    /// A node obeys a higher epoch than ours.
+    fn outranked(&self) -> bool {
+        self.nodes.values().any(|memory| memory.seen.epoch > self.epoch)
+    }
+
+    fn have_heard(&self, level: &ServiceLevel, nodes: &BTreeMap<NodeNumber, Node>, now: Duration) -> bool {
+        let waited = self.begun.is_some_and(|begun| now.saturating_sub(begun) >= self.patience.takeover);
+        waited || level.nodes.iter().filter(|n| n.state == NodeState::Up).all(|n| {
+            nodes.get(&n.number).is_some_and(|node| node.presence == Presence::Connected)
+        })
+    }
+
+    fn observed(&self, level: &ServiceLevel, now: Duration) -> BTreeMap<NodeNumber, Node> {
+        level
+            .nodes
+            .iter()
+            .map(|record| {
+                let memory = self.nodes.get(&record.number);
+                let presence = match memory {
+                    Some(m) if m.connected && m.report.is_some() => Presence::Connected,
+                    Some(m) if m.silent_since.is_some_and(|since| now.saturating_sub(since) >= self.patience.silence) => Presence::Lost,
+                    Some(m) if m.report.is_some() => Presence::Connected,
+                    _ if record.state == NodeState::Up && self.heard && memory.is_none() => Presence::Unheard,
+                    _ if record.state == NodeState::Up
+                        && self.begun.is_some_and(|b| now.saturating_sub(b) >= self.patience.takeover)
+                        && !self.heard =>
+                    {
+                        Presence::Lost
+                    }
+                    _ => Presence::Unheard,
+                };
+                let report = memory.and_then(|m| m.report.as_ref());
+                let sent = memory.and_then(|m| m.sent.as_ref());
+                let known = sent.or(report.and_then(|r| r.level.as_ref()));
+                let version = known.map(|l| l.version);
+                let obeyed = report.and_then(|r| r.level.as_ref()).map(|l| l.version);
+                let node = Node {
+                    record: record.clone(),
+                    presence,
+                    level: known.map(|l| l.body.clone()).unwrap_or_default(),
+                    // One that was never sent anything has carried out exactly that.
+                    confirmed: report.is_some_and(|r| r.applied == version) && obeyed == version,
+                    confirmed_roles: report
+                        .filter(|_| obeyed == version)
+                        .map(|r| r.applied_roles.iter().filter(|(_, v)| Some(**v) == version).map(|(role, _)| role.clone()).collect())
+                        .unwrap_or_default(),
+                    roles: report.map(|r| r.roles.clone()).unwrap_or_default(),
+                };
+                (record.number, node)
+            })
+            .collect()
+    }
+
+    fn carry_out(&mut self, level: &ServiceLevel, nodes: &BTreeMap<NodeNumber, Node>, plan: Plan) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        let epoch = self.epoch;
+        for (number, body) in plan.levels {
+            let memory = self.memory(number);
+            let known = memory.sent.as_ref().or(memory.report.as_ref().and_then(|r| r.level.as_ref()));
+            let current = known.is_some_and(|l| l.body == body && l.version.epoch == epoch && l.version >= memory.seen);
+            let nothing_yet = known.is_none() && body.roles.is_empty();
+            if current || nothing_yet || !memory.connected {
+                continue;
+            }
+            let highest = memory.sent.as_ref().map_or(memory.seen, |l| l.version.max(memory.seen));
+            let generation = if highest.epoch == epoch { highest.generation.next() } else { Generation(1) };
+            let sent = Level {
+                version: LevelVersion { epoch, generation },
+                service: level.spec.service.clone(),
+                service_type: level.spec.service_type.clone(),
+                node: number,
+                node_name: crate::node_name(&level.spec, number),
+                body,
+            };
+            let memory = self.memory(number);
+            memory.sent = Some(sent.clone());
+            effects.push(Effect::SendLevel { node: number, level: Box::new(sent) });
+        }
+        if plan.exposed != self.exposure.upstreams {
+            self.exposure.version.generation = self.exposure.version.generation.next();
+            self.exposure.upstreams = plan.exposed;
+        }
+        let status = ServiceStatus {
+            generation: level.spec.generation,
+            reached: plan.reached && effects.is_empty() && level.edge.applied >= self.exposure.version_if_used(),
+            failed: plan.failed,
+            steps: plan.steps,
+            waiting: plan.waiting,
+            nodes: summaries(nodes, &self.nodes),
+            serving: plan.serving,
+        };
+        let report = ServiceReport { service: level.spec.service.clone(), nodes: plan.nodes, exposure: self.exposure.clone(), status };
+        effects.extend(self.report(report));
+        effects
+    }
+
+    fn report(&mut self, report: ServiceReport) -> Vec<Effect> {
+        self.status = report.status.clone();
+        if self.last_report.as_ref() == Some(&report) {
+            return Vec::new();
+        }
+        self.last_report = Some(report.clone());
+        vec![Effect::Report(Box::new(report))]
+    }
+
+    /// The last report, whole, for a stream that has just opened.
+    pub fn last_report(&self) -> Option<&ServiceReport> {
+        self.last_report.as_ref()
+    }
+
+    /// Wishes of the last report.
+    pub fn wishes(&self) -> BTreeMap<NodeNumber, NodeWish> {
+        self.last_report.as_ref().map(|r| r.nodes.clone()).unwrap_or_default()
+    }
+}
+
+trait VersionIfUsed {
+    fn version_if_used(&self) -> LevelVersion;
+}
+
+impl VersionIfUsed for Exposure {
+    /// A service that never exposed anything has nothing for the edge to confirm.
+    fn version_if_used(&self) -> LevelVersion {
+        if self.upstreams.is_empty() && self.version.generation == Generation(0) { LevelVersion::default() } else { self.version }
+    }
+}
+
+fn summaries(nodes: &BTreeMap<NodeNumber, Node>, memory: &BTreeMap<NodeNumber, NodeMemory>) -> Vec<NodeSummary> {
+    nodes
+        .iter()
+        .map(|(number, node)| {
+            let state = match (node.record.state, node.presence) {
+                (NodeState::Requested, _) => "requested",
+                (NodeState::Booting, _) => "booting",
+                (NodeState::Up, Presence::Lost) => "lost",
+                (NodeState::Up, _) => "up",
+                (NodeState::Dead, _) => "dead",
+                (NodeState::Releasing, _) => "releasing",
+            };
+            let summary = |role: &str, release, phase: Option<&Phase>| {
+                let (phase, reason) = match phase {
+                    None => ("unknown", None),
+                    Some(Phase::Starting) => ("starting", None),
+                    Some(Phase::Ready) => ("ready", None),
+                    Some(Phase::Draining) => ("draining", None),
+                    Some(Phase::Drained) => ("drained", None),
+                    Some(Phase::Failed(reason)) => ("failed", Some(reason.clone())),
+                };
+                RoleSummary { role: role.to_owned(), release, phase: phase.to_owned(), reason }
+            };
+            let mut roles = Vec::new();
+            for role in node.level.roles.keys() {
+                let status = node.roles.get(role);
+                let own = status.and_then(|s| s.own.as_ref());
+                let releases = status.map(|s| &s.releases);
+                if own.is_some() || releases.is_none_or(BTreeMap::is_empty) {
+                    roles.push(summary(role, None, own));
+                }
+                for (release, phase) in releases.into_iter().flatten() {
+                    roles.push(summary(role, Some(*release), Some(phase)));
+                }
+            }
+            let health: NodeHealth =
+                memory.get(number).and_then(|m| m.report.as_ref()).map(|r| r.node.clone()).unwrap_or_default();
+            NodeSummary { number: *number, state: state.to_owned(), roles, health }
+        })
+        .collect()
+}

@@ -1,0 +1,161 @@
+//! Which node should hold which roles: counts become shapes, shapes are matched to the nodes
+//! that are there so that as little as possible moves, and what is missing gets new numbers.
+//! In which order that comes about is `rollout`'s business.
+
+use super::{Input, Node};
+use crate::service_type::ServiceType;
+use conpaas_model::ids::NodeNumber;
+use conpaas_model::instance::InstanceType;
+use conpaas_model::spec::{RoleName, RoleWish};
+use conpaas_model::status::NodeState;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What one node should be.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Shape {
+    pub roles: BTreeSet<RoleName>,
+    pub cloud: String,
+    pub instance_type: String,
+}
+
+/// The shapes that a set of counts asks for. Packable roles with one node each share one
+/// machine (of the largest instance type any of them asks for); all others have their own.
+pub fn shapes(
+    service_type: &dyn ServiceType,
+    roles: &BTreeMap<RoleName, RoleWish>,
+    instance_types: &[InstanceType],
+) -> Vec<Shape> {
+    let memory = |name: &str| {
+        instance_types.iter().find(|t| t.name == name).map_or(0, |t| t.memory_mib)
+    };
+    let mut packed: Option<Shape> = None;
+    let mut single = Vec::new();
+    for role in service_type.roles() {
+        let Some(wish) = roles.get(role.name) else { continue };
+        let packs = role.packable && wish.count() == 1;
+        for pool in wish.pools.iter().filter(|pool| pool.count > 0) {
+            if packs {
+                let shape = packed.get_or_insert_with(|| Shape {
+                    roles: BTreeSet::new(),
+                    cloud: pool.cloud.clone(),
+                    instance_type: pool.instance_type.clone(),
+                });
+                shape.roles.insert(role.name.to_owned());
+                if memory(&pool.instance_type) > memory(&shape.instance_type) {
+                    shape.instance_type = pool.instance_type.clone();
+                }
+            } else {
+                let shape = Shape {
+                    roles: BTreeSet::from([role.name.to_owned()]),
+                    cloud: pool.cloud.clone(),
+                    instance_type: pool.instance_type.clone(),
+                };
+                single.extend(std::iter::repeat_n(shape, pool.count as usize));
+            }
+        }
+    }
+    packed.into_iter().chain(single).collect()
+}
+
+/// Nodes that a set of counts needs, for quotas and prices.
+pub fn node_count(service_type: &dyn ServiceType, roles: &BTreeMap<RoleName, RoleWish>) -> usize {
+    shapes(service_type, roles, &[]).len()
+}
+
+/// The nodes that should exist, with their shapes; numbers that are not among the input's
+/// nodes are new.
+pub(super) fn target(input: &Input<'_>) -> BTreeMap<NodeNumber, Shape> {
+    let wanted: BTreeMap<RoleName, RoleWish> = match input.spec.run {
+        conpaas_model::spec::RunWish::Running => input.spec.roles.clone(),
+        _ => BTreeMap::new(),
+    };
+    let mut missing: BTreeMap<Shape, usize> = BTreeMap::new();
+    for shape in shapes(input.service_type, &wanted, input.instance_types) {
+        *missing.entry(shape).or_default() += 1;
+    }
+
+    // Nodes that are alike are matched as a group, so that thousands cost no more than a few.
+    let mut groups: BTreeMap<GroupKey, Vec<NodeNumber>> = BTreeMap::new();
+    for (number, node) in input.nodes {
+        if node.usable() {
+            groups.entry(GroupKey::of(input.service_type, node)).or_default().push(*number);
+        }
+    }
+    let mut pairs: Vec<(Score, Shape, GroupKey)> = Vec::new();
+    for shape in missing.keys() {
+        for key in groups.keys() {
+            if key.cloud == shape.cloud && key.instance_type == shape.instance_type {
+                pairs.push((Score::of(shape, key), shape.clone(), key.clone()));
+            }
+        }
+    }
+    pairs.sort_by(|a, b| b.0.cmp(&a.0).then_with(|| a.1.cmp(&b.1)).then_with(|| a.2.cmp(&b.2)));
+
+    let mut target = BTreeMap::new();
+    for (_, shape, key) in pairs {
+        let Some(count) = missing.get_mut(&shape) else { continue };
+        let Some(numbers) = groups.get_mut(&key) else { continue };
+        let take = (*count).min(numbers.len());
+        for number in numbers.drain(..take) {
+            target.insert(number, shape.clone());
+        }
+        *count -= take;
+    }
+    let mut next = input.next_node;
+    for (shape, count) in missing {
+        for _ in 0..count {
+            target.insert(next, shape.clone());
+            next = next.next();
+        }
+    }
+    target
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct GroupKey {
+    roles: BTreeSet<RoleName>,
+    cloud: String,
+    instance_type: String,
+    /// 3 all roles ready, 2 agent there, 1 booting, 0 only requested.
+    readiness: u8,
+}
+
+impl GroupKey {
+    fn of(service_type: &dyn ServiceType, node: &Node) -> Self {
+        let roles: BTreeSet<RoleName> = node.level.roles.keys().cloned().collect();
+        let readiness = match node.record.state {
+            NodeState::Up if !node.live() => 0,
+            NodeState::Up if !roles.is_empty() && node.all_ready(service_type) => 3,
+            NodeState::Up => 2,
+            NodeState::Booting => 1,
+            _ => 0,
+        };
+        Self {
+            roles,
+            cloud: node.record.cloud.clone(),
+            instance_type: node.record.instance_type.clone(),
+            readiness,
+        }
+    }
+}
+
+/// Better matches are greater: most roles already there, then healthier, then least to remove.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Score {
+    overlap: usize,
+    readiness: u8,
+    kept: i64,
+    shape_size: usize,
+}
+
+impl Score {
+    fn of(shape: &Shape, key: &GroupKey) -> Self {
+        let overlap = shape.roles.intersection(&key.roles).count();
+        Self {
+            overlap,
+            readiness: key.readiness,
+            kept: overlap as i64 - key.roles.len() as i64,
+            shape_size: shape.roles.len(),
+        }
+    }
+}

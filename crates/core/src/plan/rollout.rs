@@ -1,0 +1,526 @@
+//! In which order a target comes about: which instances start, serve, drain and stop now, whom
+//! each user may use, which release people are led to. One pass over plain data; what must
+//! still wait says why.
+
+use super::layout::Shape;
+use super::{Input, Node, Plan, instances, memory_of_role};
+use crate::service_type::{Decision, Disruption, RoleDeclaration};
+use conpaas_model::ids::{NodeNumber, ReleaseNumber};
+use conpaas_model::level::{Duty, Instance, LevelBody, Provider, ReleaseLevel, RoleLevel};
+use conpaas_model::protocol::NodeWish;
+use conpaas_model::spec::{Release, RoleName};
+use conpaas_model::status::{NodeState, Phase, Waiting};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+
+pub(super) struct Rollout<'a> {
+    input: &'a Input<'a>,
+    target: &'a BTreeMap<NodeNumber, Shape>,
+    /// Instances that levels ask for now, on nodes that may run them.
+    current: BTreeMap<Instance, Duty>,
+    /// Instances that should serve in the end.
+    wanted: BTreeSet<Instance>,
+    ready: BTreeSet<Instance>,
+    plan: Plan,
+}
+
+impl<'a> Rollout<'a> {
+    pub(super) fn new(input: &'a Input<'a>, target: &'a BTreeMap<NodeNumber, Shape>) -> Self {
+        let mut current = BTreeMap::new();
+        let mut ready = BTreeSet::new();
+        for (number, node) in input.nodes.iter().filter(|(_, node)| node.may_run()) {
+            for instance in instances(input.service_type, *number, &node.level) {
+                if node.phase(&instance.role, instance.release).is_some_and(Phase::is_ready) && node.live() {
+                    ready.insert(instance.clone());
+                }
+                let duty = duty_of(node, &instance);
+                current.insert(instance, duty);
+            }
+        }
+        let mut wanted = BTreeSet::new();
+        for (number, shape) in target {
+            if !input.nodes.get(number).is_some_and(Node::may_run) {
+                continue;
+            }
+            for role in &shape.roles {
+                let carries = input.service_type.role(role).is_some_and(|r| r.carries_releases);
+                let release = carries.then_some(input.spec.active);
+                wanted.insert(Instance { role: role.clone(), node: *number, release });
+            }
+        }
+        Self { input, target, current, wanted, ready, plan: Plan::default() }
+    }
+
+    pub(super) fn run(mut self) -> Plan {
+        let serving = self.serving();
+        self.plan.serving = serving;
+        let (serve, drain) = self.keep(serving);
+        let stop = self.stop(&drain);
+        self.plan.letting_go = drain.difference(&stop).cloned().collect();
+        let duties = self.duties(&serve, &drain, &stop);
+        self.expose(&duties);
+        self.levels(&duties, serving);
+        self.wishes();
+        self.plan
+    }
+
+    fn wait(&mut self, kind: &str, text: String) {
+        self.plan.waiting.push(Waiting { kind: kind.to_owned(), text });
+    }
+
+    fn roles(&self) -> &'static [RoleDeclaration] {
+        self.input.service_type.roles()
+    }
+
+    /// Users of a role, by declaration.
+    fn users_of(&self, role: &str) -> impl Iterator<Item = &'static RoleDeclaration> + use<'_> {
+        let role = role.to_owned();
+        self.roles().iter().filter(move |user| user.uses.contains(&role.as_str()))
+    }
+
+    /// Levels of all instances of roles that use `role`, on nodes that may run them.
+    fn user_levels(&self, role: &str) -> Vec<(NodeNumber, &'static RoleDeclaration, &'a RoleLevel)> {
+        let mut found = Vec::new();
+        for user in self.users_of(role) {
+            for (number, node) in self.input.nodes.iter().filter(|(_, n)| n.may_run()) {
+                if let Some(level) = node.level.roles.get(user.name) {
+                    found.push((*number, user, level));
+                }
+            }
+        }
+        found
+    }
+
+    fn has_users(&self, role: &str) -> bool {
+        self.users_of(role).next().is_some()
+    }
+
+    /// The release that people are led to from now on: the active one as soon as all that it
+    /// needs is ready, and never back from it; until then the one they are led to now.
+    fn serving(&mut self) -> Option<ReleaseNumber> {
+        let active = self.input.spec.active;
+        let mut led: BTreeMap<ReleaseNumber, usize> = BTreeMap::new();
+        for node in self.input.nodes.values().filter(|n| n.may_run()) {
+            for level in node.level.roles.values() {
+                if let Some(release) = level.serve {
+                    *led.entry(release).or_default() += 1;
+                }
+            }
+        }
+        if led.contains_key(&active) {
+            return Some(active);
+        }
+        let now = led.into_iter().max_by_key(|(release, users)| (*users, *release)).map(|(r, _)| r);
+        let carrying: Vec<&RoleDeclaration> =
+            self.roles().iter().filter(|r| r.carries_releases && self.input.spec.wanted(r.name) > 0).collect();
+        if carrying.is_empty() {
+            return self.input.spec.wanted_any().then_some(active).or(now);
+        }
+        for role in carrying {
+            // One that drains already is no help to those who would be led to it.
+            let serves = |i: &&Instance| self.current.get(i) == Some(&Duty::Serve) || self.wanted.contains(i);
+            let count = |release| {
+                let of_release = |i: &&Instance| i.role == role.name && i.release == Some(release);
+                self.ready.iter().filter(of_release).filter(serves).count()
+            };
+            let fresh = count(active);
+            let missing = self
+                .wanted
+                .iter()
+                .find(|i| i.role == role.name && !self.ready.contains(i) && self.input.nodes.get(&i.node).is_some_and(Node::live))
+                .cloned();
+            match now {
+                // The first release is shown as soon as anything of it answers.
+                None if fresh > 0 => {}
+                None => return None,
+                Some(old) => {
+                    let enough = fresh >= count(old).min(self.input.spec.wanted(role.name) as usize);
+                    if let Some(instance) = missing {
+                        self.wait("release_starting", format!("{instance} is not ready yet; release {old} goes on serving"));
+                        return now;
+                    }
+                    if !enough || fresh == 0 {
+                        self.wait("release_starting", format!("too few {} of release {active} are ready; release {old} goes on serving", role.name));
+                        return now;
+                    }
+                }
+            }
+        }
+        Some(active)
+    }
+
+    /// Sorts what runs now, and what should, into those that serve and those that drain.
+    fn keep(&mut self, serving: Option<ReleaseNumber>) -> (BTreeSet<Instance>, BTreeSet<Instance>) {
+        // Before anybody is led anywhere, the active release is the one that counts.
+        let serving = serving.or(Some(self.input.spec.active));
+        let mut serve: BTreeSet<Instance> = BTreeSet::new();
+        let mut drain: BTreeSet<Instance> = BTreeSet::new();
+        for role in self.roles() {
+            let mut spare: Vec<Instance> = Vec::new();
+            let mut ready_now = 0usize;
+            for (instance, duty) in self.current.iter().filter(|(i, _)| i.role == role.name) {
+                let shown = !role.carries_releases || instance.release == serving;
+                if self.wanted.contains(instance) {
+                    serve.insert(instance.clone());
+                    ready_now += usize::from(shown && self.ready.contains(instance));
+                } else if *duty == Duty::Drain {
+                    drain.insert(instance.clone());
+                } else {
+                    spare.push(instance.clone());
+                    ready_now += usize::from(shown && self.ready.contains(instance));
+                }
+            }
+            let need = self.input.spec.wanted(role.name) as usize;
+            let users = self.user_levels(role.name);
+            // The newest go first: those are the ones with the least in their caches.
+            for instance in spare.into_iter().rev() {
+                match self.may_let_go(role, &instance, serving, need, ready_now, &users) {
+                    Ok(()) => {
+                        let shown = !role.carries_releases || instance.release == serving;
+                        ready_now -= usize::from(shown && self.ready.contains(&instance));
+                        drain.insert(instance);
+                    }
+                    Err(reason) => {
+                        self.wait("let_go", format!("{instance} stays: {reason}"));
+                        serve.insert(instance);
+                    }
+                }
+            }
+        }
+        (serve, drain)
+    }
+
+    fn may_let_go(
+        &self,
+        role: &RoleDeclaration,
+        instance: &Instance,
+        serving: Option<ReleaseNumber>,
+        need: usize,
+        ready_now: usize,
+        users: &[(NodeNumber, &'static RoleDeclaration, &RoleLevel)],
+    ) -> Result<(), String> {
+        let leads_nowhere_else = self.users_of(role.name).all(|user| self.input.spec.wanted(user.name) == 0);
+        if self.has_users(role.name) && leads_nowhere_else && !users.is_empty() {
+            return Err("its users are still there".to_owned());
+        }
+        if !role.carries_releases || instance.release == serving {
+            let in_target = self.target.get(&instance.node).is_some_and(|s| s.roles.contains(role.name));
+            if role.carries_releases && in_target && instance.release != Some(self.input.spec.active) {
+                return Err(format!("release {} is not served yet", self.input.spec.active));
+            }
+            if self.ready.contains(instance) && ready_now <= need && need > 0 {
+                return Err(format!("only {ready_now} of {need} {} are ready", role.name));
+            }
+            return Ok(());
+        }
+        // Another release than the one that levels lead to: gone as soon as nobody is led there.
+        for (number, user, level) in users {
+            let shown = self.input.nodes.get(number).and_then(|n| n.roles.get(user.name)).and_then(|s| s.serving);
+            if level.serve == instance.release || shown == instance.release {
+                return Err(format!("{} on node {number} still leads people to it", user.name));
+            }
+        }
+        Ok(())
+    }
+
+    /// Those of the draining ones that can stop now.
+    fn stop(&mut self, drain: &BTreeSet<Instance>) -> BTreeSet<Instance> {
+        let mut stop = BTreeSet::new();
+        for instance in drain {
+            match self.released(instance) {
+                Ok(()) => {
+                    stop.insert(instance.clone());
+                }
+                Err(reason) => self.wait("draining", format!("{instance} drains: {reason}")),
+            }
+        }
+        if stop.is_empty() {
+            return stop;
+        }
+        let facts = self
+            .input
+            .nodes
+            .iter()
+            .flat_map(|(number, node)| node.roles.iter().map(|(role, s)| ((*number, role.clone()), s.facts.clone())))
+            .collect();
+        let disruption = Disruption { instances: &stop, ready: &self.ready, facts: &facts };
+        if let Err(reason) = self.input.service_type.may_disrupt(&disruption) {
+            self.wait("may_not_disrupt", reason);
+            stop.clear();
+        }
+        stop
+    }
+
+    /// Whether nobody holds on to a draining instance any more.
+    fn released(&self, instance: &Instance) -> Result<(), String> {
+        let node = self.input.nodes.get(&instance.node);
+        if !node.is_some_and(|n| n.live() && duty_of(n, instance) == Duty::Drain) {
+            return Err("its node has not been told yet".to_owned());
+        }
+        if self.input.overdue.contains(instance) {
+            return Ok(());
+        }
+        let role = self.input.service_type.role(&instance.role);
+        for (number, user, level) in self.user_levels(&instance.role) {
+            let Some(user_node) = self.input.nodes.get(&number) else { continue };
+            if level.providers.iter().any(|p| p.instance() == *instance) || !user_node.confirmed_roles.contains(user.name) {
+                return Err(format!("{} on node {number} has not let go yet", user.name));
+            }
+            let held = user_node.roles.get(user.name).and_then(|s| s.using.iter().find(|u| u.instance == *instance));
+            if let Some(held) = held {
+                return Err(format!("{} on node {number} has {} requests in flight to it", user.name, held.in_flight));
+            }
+        }
+        if role.is_some_and(|r| r.exposed) {
+            if self.input.exposure.upstreams.contains_key(&instance.node)
+                || self.input.edge.applied < self.input.exposure.version
+            {
+                return Err("the edge has not let go yet".to_owned());
+            }
+            if self.input.edge.using.contains(&instance.node) {
+                return Err("the edge has requests in flight to it".to_owned());
+            }
+        }
+        match node.and_then(|n| n.phase(&instance.role, instance.release)) {
+            Some(Phase::Drained | Phase::Failed(_)) => Ok(()),
+            // One that never became ready has nothing in flight either.
+            Some(Phase::Starting) => Ok(()),
+            _ => Err("it still finishes requests".to_owned()),
+        }
+    }
+
+    /// What each node's level should hold: current ones that stay, and new ones that may start.
+    fn duties(&mut self, serve: &BTreeSet<Instance>, drain: &BTreeSet<Instance>, stop: &BTreeSet<Instance>) -> BTreeMap<Instance, Duty> {
+        let mut duties: BTreeMap<Instance, Duty> = BTreeMap::new();
+        duties.extend(serve.iter().map(|i| (i.clone(), Duty::Serve)));
+        duties.extend(drain.difference(stop).map(|i| (i.clone(), Duty::Drain)));
+        let new: Vec<Instance> = self.wanted.iter().filter(|i| !self.current.contains_key(i)).cloned().collect();
+        for instance in new {
+            match self.may_start(&instance, &duties) {
+                Ok(()) => {
+                    duties.insert(instance, Duty::Serve);
+                }
+                Err(reason) => self.wait("start", format!("{instance} waits: {reason}")),
+            }
+        }
+        duties
+    }
+
+    fn may_start(&self, instance: &Instance, duties: &BTreeMap<Instance, Duty>) -> Result<(), String> {
+        let role = self.input.service_type.role(&instance.role);
+        if let Some(release) = instance.release {
+            let slot = release.0 % crate::service_type::RELEASE_RING;
+            let taken = self.current.keys().find(|other| {
+                other.role == instance.role && other.release != instance.release
+                    && other.release.is_some_and(|r| r.0 % crate::service_type::RELEASE_RING == slot)
+            });
+            if let Some(other) = taken {
+                return Err(format!("{other} holds its place until it has gone"));
+            }
+        }
+        for provider in role.map_or(&[][..], |r| r.uses) {
+            let any = duties.iter().any(|(i, duty)| i.role == *provider && *duty == Duty::Serve && self.ready.contains(i));
+            if !any {
+                return Err(format!("no {provider} is ready yet"));
+            }
+        }
+        Ok(())
+    }
+
+    fn expose(&mut self, duties: &BTreeMap<Instance, Duty>) {
+        for role in self.roles().iter().filter(|r| r.exposed) {
+            for (instance, duty) in duties.iter().filter(|(i, _)| i.role == role.name) {
+                // One that was exposed and stumbles stays: the edge tries others by itself.
+                let known = self.input.exposure.upstreams.contains_key(&instance.node) && self.current.contains_key(instance);
+                if *duty == Duty::Serve && (self.ready.contains(instance) || known) {
+                    if let Some(node) = self.input.nodes.get(&instance.node) {
+                        let address = SocketAddr::from((node.record.address, role.port_of(instance.release)));
+                        self.plan.exposed.insert(instance.node, address);
+                    }
+                }
+            }
+        }
+    }
+
+    fn levels(&mut self, duties: &BTreeMap<Instance, Duty>, serving: Option<ReleaseNumber>) {
+        let mut by_node: BTreeMap<NodeNumber, Vec<(&Instance, Duty)>> = BTreeMap::new();
+        for (instance, duty) in duties {
+            by_node.entry(instance.node).or_default().push((instance, *duty));
+        }
+        let mut offers: BTreeMap<&str, Vec<Offer>> = BTreeMap::new();
+        for role in self.roles() {
+            offers.insert(role.name, self.offers(role, duties));
+        }
+        let live: Vec<(NodeNumber, &Node)> =
+            self.input.nodes.iter().filter(|(_, n)| n.live()).map(|(k, n)| (*k, n)).collect();
+        for (number, node) in live {
+            let mut level = LevelBody::default();
+            for (instance, duty) in by_node.get(&number).into_iter().flatten() {
+                self.add_to_level(&mut level, node, instance, *duty, serving, &offers);
+            }
+            self.plan.levels.insert(number, level);
+        }
+    }
+
+    /// Instances of a role that serve, with whether they are ready.
+    fn offers(&self, role: &RoleDeclaration, duties: &BTreeMap<Instance, Duty>) -> Vec<Offer> {
+        if !self.has_users(role.name) {
+            return Vec::new();
+        }
+        duties
+            .iter()
+            .filter(|(i, duty)| i.role == role.name && **duty == Duty::Serve)
+            .filter_map(|(i, _)| {
+                let node = self.input.nodes.get(&i.node)?;
+                let release = self.release_for(i.release, None)?;
+                let capacity = self.decision(node, role, release, |d| self.input.service_type.capacity(d))?;
+                Some(Offer {
+                    ready: self.ready.contains(i),
+                    provider: Provider {
+                        role: i.role.clone(),
+                        node: i.node,
+                        release: i.release,
+                        address: node.record.address,
+                        port: role.port_of(i.release),
+                        capacity,
+                    },
+                })
+            })
+            .collect()
+    }
+
+    fn add_to_level(
+        &self,
+        level: &mut LevelBody,
+        node: &Node,
+        instance: &Instance,
+        duty: Duty,
+        serving: Option<ReleaseNumber>,
+        offers: &BTreeMap<&str, Vec<Offer>>,
+    ) {
+        let Some(role) = self.input.service_type.role(&instance.role) else { return };
+        let before = node.level.roles.get(role.name);
+        let entry = level.roles.entry(instance.role.clone()).or_insert_with(|| RoleLevel {
+            duty: Duty::Drain,
+            config: serde_json::Value::Null,
+            releases: BTreeMap::new(),
+            serve: None,
+            providers: Vec::new(),
+        });
+        // A role drains as a whole when all its instances do.
+        entry.duty = entry.duty.min(duty);
+        if let Some(number) = instance.release {
+            // What runs keeps what it was started with: a release is immutable on a node, too.
+            let known = before.and_then(|b| b.releases.get(&number));
+            let made = || {
+                let release = self.release_for(Some(number), None)?;
+                Some(ReleaseLevel {
+                    duty,
+                    port: role.port_of(Some(number)),
+                    code: release.code.clone(),
+                    config: self.decision(node, role, release, |d| self.input.service_type.decide(d))?,
+                })
+            };
+            if let Some(release) = known.cloned().or_else(made) {
+                entry.releases.insert(number, ReleaseLevel { duty, ..release });
+            }
+        } else if let Some(release) = self.release_for(None, serving) {
+            if let Some(config) = self.decision(node, role, release, |d| self.input.service_type.decide(d)) {
+                entry.config = config;
+            }
+        }
+        if !role.uses.is_empty() {
+            let before: BTreeSet<Instance> = before.map(|b| b.providers.iter().map(Provider::instance).collect()).unwrap_or_default();
+            entry.serve = serving;
+            entry.providers = role
+                .uses
+                .iter()
+                .flat_map(|used| offers.get(used).into_iter().flatten())
+                // One that is in use and stumbles stays: its users' own checks are quicker.
+                .filter(|offer| offer.ready || before.contains(&offer.provider.instance()))
+                .map(|offer| offer.provider.clone())
+                .collect();
+            entry.providers.sort();
+            if !role.carries_releases {
+                self.add_release_facts(entry, duty, serving);
+            }
+        }
+    }
+
+    /// A user learns code and settings of every release that it may have to lead people to.
+    fn add_release_facts(&self, entry: &mut RoleLevel, duty: Duty, serving: Option<ReleaseNumber>) {
+        let mut numbers: BTreeSet<ReleaseNumber> = entry.providers.iter().filter_map(|p| p.release).collect();
+        numbers.extend(serving);
+        numbers.insert(self.input.spec.active);
+        for number in numbers {
+            if let Some(release) = self.input.spec.release(number) {
+                entry.releases.insert(
+                    number,
+                    ReleaseLevel {
+                        duty,
+                        port: 0,
+                        code: release.code.clone(),
+                        config: serde_json::Value::Object(release.settings.clone()),
+                    },
+                );
+            }
+        }
+    }
+
+    /// The release an instance is of; for one without, the one that is served, or will be.
+    fn release_for(&self, own: Option<ReleaseNumber>, serving: Option<ReleaseNumber>) -> Option<&'a Release> {
+        let spec = self.input.spec;
+        own.map_or_else(
+            || serving.and_then(|s| spec.release(s)).or_else(|| spec.release(spec.active)),
+            |own| spec.release(own),
+        )
+    }
+
+    fn decision<T>(&self, node: &Node, role: &RoleDeclaration, release: &Release, ask: impl FnOnce(&Decision<'_>) -> T) -> Option<T> {
+        let number = node.record.number;
+        let instance_type = self.input.instance_types.iter().find(|t| t.name == node.record.instance_type)?;
+        let mut roles: BTreeSet<RoleName> = node.level.roles.keys().cloned().collect();
+        roles.extend(self.target.get(&number).into_iter().flat_map(|s| s.roles.iter().cloned()));
+        let memory_mib = memory_of_role(self.input.service_type, role.name, &roles, instance_type);
+        let node_name = crate::node_name(self.input.spec, number);
+        Some(ask(&Decision { role: role.name, node: number, node_name: &node_name, instance_type, memory_mib, release }))
+    }
+
+    fn wishes(&mut self) {
+        for (number, shape) in self.target {
+            let wish = NodeWish::Present { cloud: shape.cloud.clone(), instance_type: shape.instance_type.clone() };
+            self.plan.nodes.insert(*number, wish);
+        }
+        for (number, node) in self.input.nodes {
+            if self.target.contains_key(number) || node.record.state == NodeState::Releasing {
+                continue;
+            }
+            let empty = node.level.roles.is_empty()
+                && node.confirmed
+                && self.plan.levels.get(number).is_some_and(|level| level.roles.is_empty());
+            // A node whose agent never spoke runs nothing of ours; a dead or lost one is replaced.
+            if !node.may_run() || empty {
+                self.plan.nodes.insert(*number, NodeWish::Gone);
+            } else {
+                let wish = NodeWish::Present {
+                    cloud: node.record.cloud.clone(),
+                    instance_type: node.record.instance_type.clone(),
+                };
+                self.plan.nodes.insert(*number, wish);
+            }
+        }
+    }
+}
+
+struct Offer {
+    ready: bool,
+    provider: Provider,
+}
+
+fn duty_of(node: &Node, instance: &Instance) -> Duty {
+    let Some(level) = node.level.roles.get(&instance.role) else { return Duty::Serve };
+    match instance.release {
+        Some(release) => level.releases.get(&release).map_or(Duty::Serve, |r| r.duty),
+        None => level.duty,
+    }
+}

@@ -1,0 +1,142 @@
+//! What a service type states about itself: the pure half that a manager asks (declaration,
+//! decisions, disruption, settings, commands). The half that runs daemons on a node is
+//! `role_agent`. No type is named here; the registry lists them.
+
+use conpaas_model::ids::{NodeNumber, ReleaseNumber};
+use conpaas_model::instance::InstanceType;
+use conpaas_model::level::Instance;
+use conpaas_model::spec::{Release, RoleName, Settings};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// When a node of a role may be replaced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fencing {
+    /// As soon as several signals say it is dead (it holds nothing).
+    OnSuspicion,
+    /// Only after the cloud has confirmed its destruction.
+    AfterDestruction,
+}
+
+/// A role as its service type declares it.
+#[derive(Clone, Debug)]
+pub struct RoleDeclaration {
+    pub name: &'static str,
+    /// One line for people.
+    pub title: &'static str,
+    /// Roles this one sends work to. The graph has no cycles.
+    pub uses: &'static [&'static str],
+    /// Runs one instance per release side by side during a switch; others have one instance.
+    pub carries_releases: bool,
+    /// First port; a role that carries releases takes `port + release % RELEASE_RING`.
+    pub port: u16,
+    /// The edge leads people to this role.
+    pub exposed: bool,
+    /// Fewest nodes while the service runs.
+    pub min: u32,
+    /// Most nodes.
+    pub max: u32,
+    /// Nodes of a service that was just added.
+    pub default_count: u32,
+    /// May share a machine with the other packable roles while each of them has one node.
+    pub packable: bool,
+    pub fencing: Fencing,
+    /// Share of a machine's memory for role processes that this role gets, relative to the
+    /// other roles on the same machine.
+    pub memory_weight: u32,
+}
+
+/// How many releases of a role can be side by side on a node.
+pub const RELEASE_RING: u64 = 8;
+
+impl RoleDeclaration {
+    /// The port an instance of this role listens on.
+    pub fn port_of(&self, release: Option<ReleaseNumber>) -> u16 {
+        let slot = release.filter(|_| self.carries_releases).map_or(0, |r| r.0 % RELEASE_RING);
+        // RELEASE_RING is far below u16's range.
+        self.port.saturating_add(slot as u16)
+    }
+}
+
+/// A command of a service type.
+#[derive(Clone, Debug)]
+pub struct CommandDeclaration {
+    pub name: &'static str,
+    pub title: &'static str,
+    pub kind: CommandKind,
+    /// Asked of every ready node with this role; answers come back by node name.
+    pub role: &'static str,
+    /// JSON Schema of the arguments.
+    pub arguments: fn() -> serde_json::Value,
+}
+
+/// What a command may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CommandKind {
+    /// Reads only.
+    Query,
+    Change,
+}
+
+/// What a type knows when it decides a role's configuration on one node.
+pub struct Decision<'a> {
+    pub role: &'a str,
+    pub node: NodeNumber,
+    pub node_name: &'a str,
+    pub instance_type: &'a InstanceType,
+    /// MiB this role may use on this node (all its releases together, half of it each while
+    /// two releases are side by side).
+    pub memory_mib: u64,
+    /// The release an instance is of; for roles without releases, the one to be served.
+    pub release: &'a Release,
+}
+
+/// A set of instances that are about to be stopped or replaced.
+pub struct Disruption<'a> {
+    pub instances: &'a BTreeSet<Instance>,
+    /// Instances that are ready to take work; those above that have drained are not among them.
+    pub ready: &'a BTreeSet<Instance>,
+    /// Facts that agents observed, by node and role.
+    pub facts: &'a BTreeMap<(NodeNumber, RoleName), serde_json::Map<String, serde_json::Value>>,
+}
+
+/// The pure half of a service type.
+pub trait ServiceType: Send + Sync {
+    fn name(&self) -> &'static str;
+    /// One line for people.
+    fn title(&self) -> &'static str;
+    /// Not offered to people (the system's own).
+    fn internal(&self) -> bool {
+        false
+    }
+    /// Roles in the order in which they are shown; names are unique.
+    fn roles(&self) -> &'static [RoleDeclaration];
+    /// Debian packages the machine image must hold.
+    fn packages(&self) -> &'static [&'static str];
+    /// JSON Schema of the settings, with defaults, units and ranges.
+    fn settings_schema(&self) -> serde_json::Value;
+    fn commands(&self) -> &'static [CommandDeclaration] {
+        &[]
+    }
+    /// Whether people upload code for it.
+    fn takes_code(&self) -> bool;
+    /// The configuration of a role (its own schema). For a role that carries releases it is
+    /// asked once per release, otherwise once per node.
+    fn decide(&self, decision: &Decision<'_>) -> serde_json::Value;
+    /// How much work one instance can take side by side; 0 when it does not matter.
+    fn capacity(&self, _decision: &Decision<'_>) -> u32 {
+        0
+    }
+    /// Whether these instances may be stopped now; the reason is shown to people.
+    fn may_disrupt(&self, _disruption: &Disruption<'_>) -> Result<(), String> {
+        Ok(())
+    }
+    /// Checks beyond the schema, over the settings as they would be.
+    fn check_settings(&self, _settings: &Settings) -> Result<(), String> {
+        Ok(())
+    }
+
+    /// A role's declaration by name.
+    fn role(&self, name: &str) -> Option<&'static RoleDeclaration> {
+        self.roles().iter().find(|role| role.name == name)
+    }
+}

@@ -1,0 +1,232 @@
+//! The planner, its linter and the manager core in a world of agents, machines and an edge that
+//! take their time: named walks, and random ones by property.
+
+mod world;
+
+use conpaas_model::ids::NodeNumber;
+use conpaas_model::spec::RunWish;
+use proptest::prelude::*;
+use proptest::strategy::ValueTree;
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use world::World;
+use world::types::{Chain, Site};
+
+fn site() -> World {
+    let mut world = World::new(&Site);
+    world.settle();
+    world
+}
+
+fn roles(world: &World) -> Vec<String> {
+    let mut all: Vec<String> = world
+        .agents
+        .values()
+        .map(|a| {
+            let mut roles: Vec<&str> = a.running.keys().map(|i| i.role.as_str()).collect();
+            roles.dedup();
+            roles.join("+")
+        })
+        .collect();
+    all.sort();
+    all
+}
+
+#[test]
+fn a_service_starts_on_one_machine_that_holds_all_roles() {
+    let mut world = site();
+    assert_eq!(roles(&world), ["file+front+page"]);
+    world.assert_fixed_point();
+}
+
+#[test]
+fn machines_specialise_and_pack_together_again() {
+    let mut world = site();
+    world.scale("page", 4);
+    world.settle();
+    assert_eq!(roles(&world), ["file+front", "page", "page", "page", "page"]);
+    world.scale("file", 2);
+    world.scale("front", 2);
+    world.settle();
+    assert_eq!(roles(&world), ["file", "file", "front", "front", "page", "page", "page", "page"]);
+    world.assert_fixed_point();
+    world.scale("page", 1);
+    world.scale("file", 1);
+    world.scale("front", 1);
+    world.settle();
+    assert_eq!(roles(&world), ["file+front+page"]);
+    world.assert_fixed_point();
+}
+
+#[test]
+fn a_release_switch_leaves_only_the_new_one() {
+    let mut world = site();
+    world.scale("page", 3);
+    world.settle();
+    world.activate();
+    world.settle();
+    let releases: std::collections::BTreeSet<_> =
+        world.agents.values().flat_map(|a| a.running.keys().filter_map(|i| i.release)).collect();
+    assert_eq!(releases.into_iter().map(|r| r.0).collect::<Vec<_>>(), [2]);
+    world.assert_fixed_point();
+}
+
+#[test]
+fn many_releases_in_a_row_share_the_ring() {
+    let mut world = site();
+    for _ in 0..20 {
+        world.activate();
+        world.settle();
+    }
+    world.assert_fixed_point();
+}
+
+#[test]
+fn stop_ends_with_no_node_and_start_brings_all_back() {
+    let mut world = site();
+    world.scale("page", 3);
+    world.settle();
+    world.change(|s| s.run = RunWish::Stopped);
+    world.settle();
+    assert!(world.records.is_empty());
+    world.change(|s| s.run = RunWish::Running);
+    world.settle();
+    assert_eq!(roles(&world).len(), 4);
+}
+
+#[test]
+fn a_dead_node_is_replaced_by_one_with_a_new_number() {
+    let mut world = site();
+    world.scale("page", 3);
+    world.settle();
+    let highest = world.next_node;
+    world.kill(2);
+    world.settle();
+    assert_eq!(roles(&world), ["file+front", "page", "page", "page"]);
+    assert!(world.records.contains_key(&highest));
+    assert!(!world.records.contains_key(&NodeNumber(4)) || world.records.contains_key(&NodeNumber(5)));
+}
+
+#[test]
+fn a_manager_without_memory_changes_nothing() {
+    let mut world = site();
+    world.scale("page", 3);
+    world.settle();
+    let before = roles(&world);
+    let nodes: Vec<_> = world.records.keys().copied().collect();
+    world.takeover();
+    world.settle();
+    assert_eq!(roles(&world), before);
+    assert_eq!(world.records.keys().copied().collect::<Vec<_>>(), nodes);
+}
+
+#[test]
+fn a_second_type_of_another_shape_walks_the_same_way() {
+    let mut world = World::new(&Chain);
+    world.settle();
+    assert_eq!(roles(&world), ["asker", "helper"]);
+    world.scale("helper", 3);
+    world.settle();
+    world.scale("helper", 1);
+    world.settle();
+    assert_eq!(roles(&world), ["asker", "helper"]);
+    world.change(|s| s.run = RunWish::Stopped);
+    world.settle();
+    assert!(world.records.is_empty());
+}
+
+static MET: Mutex<BTreeMap<&'static str, usize>> = Mutex::new(BTreeMap::new());
+
+#[derive(Clone, Debug)]
+enum Action {
+    Director,
+    Boot(usize),
+    Step(usize),
+    Report(usize),
+    Edge,
+    Tick,
+    Kill(usize),
+    Scale(usize, u32),
+    Activate,
+    Stop,
+    Start,
+    Takeover,
+    Quota(usize),
+}
+
+fn action() -> impl Strategy<Value = Action> {
+    prop_oneof![
+        6 => Just(Action::Director),
+        6 => any::<u8>().prop_map(|p| Action::Boot(p.into())),
+        12 => any::<u8>().prop_map(|p| Action::Step(p.into())),
+        10 => any::<u8>().prop_map(|p| Action::Report(p.into())),
+        4 => Just(Action::Edge),
+        3 => Just(Action::Tick),
+        1 => any::<u8>().prop_map(|p| Action::Kill(p.into())),
+        2 => (any::<u8>(), 1..5u32).prop_map(|(r, c)| Action::Scale(r.into(), c)),
+        1 => Just(Action::Activate),
+        1 => Just(Action::Stop),
+        1 => Just(Action::Start),
+        1 => Just(Action::Takeover),
+        1 => (1..12usize).prop_map(Action::Quota),
+    ]
+}
+
+fn walk(mut world: World, actions: Vec<Action>) {
+    let roles: Vec<&str> = world.service_type.roles().iter().map(|r| r.name).collect();
+    for action in actions {
+        match action {
+            Action::Director => world.director(),
+            Action::Boot(pick) => world.boot(pick),
+            Action::Step(pick) => world.step(pick / 2, pick % 2 == 1),
+            Action::Report(pick) => world.report_some(pick),
+            Action::Edge => world.edge(),
+            Action::Tick => {
+                world.now += std::time::Duration::from_millis(500);
+                world.feed(conpaas_core::manager::Event::Tick);
+            }
+            Action::Kill(pick) => world.kill(pick),
+            Action::Scale(role, count) => world.scale(roles[role % roles.len()], count),
+            Action::Activate => world.activate(),
+            Action::Stop => world.change(|s| s.run = RunWish::Stopped),
+            Action::Start => world.change(|s| s.run = RunWish::Running),
+            Action::Takeover => world.takeover(),
+            Action::Quota(quota) => world.quota = quota,
+        }
+        if world.agents.values().any(|a| a.running.keys().map(|i| &i.role).collect::<std::collections::BTreeSet<_>>().len() > 1) {
+            *world.met.entry("packed node").or_default() += 1;
+        }
+    }
+    world.quota = 1000;
+    world.settle();
+    world.assert_fixed_point();
+    let mut met = MET.lock().unwrap();
+    for (what, count) in world.met {
+        *met.entry(what).or_default() += count;
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn whatever_happens_no_request_of_ours_fails_and_it_ends(actions in prop::collection::vec(action(), 1..150)) {
+        walk(World::new(&Site), actions.clone());
+        walk(World::new(&Chain), actions);
+    }
+}
+
+#[test]
+fn zz_the_generators_met_what_they_should() {
+    // Runs in the same process after the walks when the harness goes by name; alone it walks itself.
+    let mut runner = proptest::test_runner::TestRunner::deterministic();
+    for _ in 0..60 {
+        let actions = prop::collection::vec(action(), 60..150).new_tree(&mut runner).unwrap().current();
+        walk(World::new(&Site), actions);
+    }
+    let met = MET.lock().unwrap();
+    println!("met: {met:?}");
+    for what in ["dead node", "draining instance", "half-born node", "full quota", "packed node", "second wish in the middle of the first", "manager without memory"] {
+        assert!(met.get(what).copied().unwrap_or(0) > 0, "never met: {what}");
+    }
+}

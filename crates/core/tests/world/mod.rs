@@ -1,0 +1,400 @@
+//! A small world around a manager: agents that take their time, machines that boot and die, an
+//! edge that acknowledges late, a user who changes their mind. What a request would meet is
+//! checked after every event.
+
+pub mod types;
+
+use conpaas_core::manager::{Effect, Event, ManagerCore};
+use conpaas_core::service_type::ServiceType;
+use conpaas_model::ids::*;
+use conpaas_model::instance::default_instance_types;
+use conpaas_model::level::{Duty, Instance, Level, LevelVersion};
+use conpaas_model::protocol::{NodeWish, ServiceLevel, ServiceReport};
+use conpaas_model::spec::*;
+use conpaas_model::status::*;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+#[derive(Clone, Default)]
+pub struct Agent {
+    pub level: Option<Level>,
+    pub applied: Option<LevelVersion>,
+    /// What really runs, with how far it is.
+    pub running: BTreeMap<Instance, Phase>,
+    /// Tables of user roles: whom they really use now, and the release people see.
+    pub tables: BTreeMap<String, (BTreeSet<Instance>, Option<ReleaseNumber>)>,
+    pub sequence: u64,
+}
+
+pub struct World {
+    pub service_type: &'static dyn ServiceType,
+    pub spec: ServiceSpec,
+    pub manager: ManagerCore,
+    pub epoch: Epoch,
+    pub now: Duration,
+    pub records: BTreeMap<NodeNumber, NodeRecord>,
+    pub agents: BTreeMap<NodeNumber, Agent>,
+    pub next_node: NodeNumber,
+    pub report: Option<ServiceReport>,
+    pub edge: EdgeStatus,
+    /// Nodes the edge really leads people to.
+    pub led: BTreeSet<NodeNumber>,
+    /// Nodes whose machine was killed by the world, not by us.
+    pub killed: BTreeSet<NodeNumber>,
+    pub met: BTreeMap<&'static str, usize>,
+    pub quota: usize,
+}
+
+impl World {
+    pub fn new(service_type: &'static dyn ServiceType) -> Self {
+        let roles = service_type
+            .roles()
+            .iter()
+            .map(|r| {
+                let pool = Pool { cloud: "memory".into(), instance_type: "small".into(), count: 1 };
+                (r.name.to_owned(), RoleWish { pools: vec![pool], owner: CountOwner::Default })
+            })
+            .collect();
+        let spec = ServiceSpec {
+            service: ServiceId::from_suffix("1").unwrap(),
+            application: ApplicationId::from_suffix("1").unwrap(),
+            display: "shop/web".into(),
+            service_type: service_type.name().into(),
+            generation: Generation(1),
+            run: RunWish::Running,
+            roles,
+            active: ReleaseNumber(1),
+            releases: vec![Release { number: ReleaseNumber(1), code: None, settings: Settings::new() }],
+            drain_seconds: 30,
+        };
+        let mut world = Self {
+            service_type,
+            spec,
+            manager: ManagerCore::new(service_type),
+            epoch: Epoch(1),
+            now: Duration::ZERO,
+            records: BTreeMap::new(),
+            agents: BTreeMap::new(),
+            next_node: NodeNumber(1),
+            report: None,
+            edge: EdgeStatus::default(),
+            led: BTreeSet::new(),
+            killed: BTreeSet::new(),
+            met: BTreeMap::new(),
+            quota: 1000,
+        };
+        world.tell();
+        world
+    }
+
+    fn meet(&mut self, what: &'static str) {
+        *self.met.entry(what).or_default() += 1;
+    }
+
+    fn carries(&self, role: &str) -> bool {
+        self.service_type.role(role).is_some_and(|r| r.carries_releases)
+    }
+
+    /// The Director's word to the manager.
+    pub fn tell(&mut self) {
+        let level = ServiceLevel {
+            spec: self.spec.clone(),
+            nodes: self.records.values().cloned().collect(),
+            machines: BTreeMap::new(),
+            next_node: self.next_node,
+            edge: self.edge.clone(),
+        };
+        let event = Event::Level { level: Box::new(level), epoch: self.epoch, instance_types: default_instance_types() };
+        self.feed(event);
+    }
+
+    pub fn feed(&mut self, event: Event) {
+        for effect in self.manager.handle(self.now, event) {
+            match effect {
+                Effect::SendLevel { node, level } => {
+                    let agent = self.agents.get_mut(&node).expect("level to a node without agent");
+                    let seen = agent.level.as_ref().map(|l| l.version).unwrap_or_default();
+                    assert!(level.version > seen, "level {:?} after {:?}", level.version, seen);
+                    agent.level = Some(*level);
+                }
+                Effect::Report(report) => {
+                    if let Some(failed) = &report.status.failed {
+                        assert!(!failed.contains("own check"), "{failed}");
+                    }
+                    self.report = Some(*report);
+                }
+            }
+        }
+        self.check();
+    }
+
+    /// What people would meet: every proxy the edge leads to answers, and everyone in a
+    /// proxy's table runs, unless the world itself killed it.
+    pub fn check(&self) {
+        for node in &self.led {
+            if self.killed.contains(node) {
+                continue;
+            }
+            let agent = self.agents.get(node).unwrap_or_else(|| panic!("edge leads to node {node}, which is gone"));
+            let answers = agent.running.keys().any(|i| self.service_type.role(&i.role).unwrap().exposed);
+            assert!(answers, "edge leads to node {node}, where nothing answers");
+            for (role, (table, serving)) in &agent.tables {
+                if agent.running.keys().all(|i| i.role != *role) {
+                    continue;
+                }
+                for used in table {
+                    let runs = self.agents.get(&used.node).is_some_and(|a| a.running.contains_key(used));
+                    assert!(runs || self.killed.contains(&used.node), "{role} on node {node} uses {used}, which does not run");
+                }
+                if let Some(serving) = serving {
+                    for provider in self.service_type.role(role).unwrap().uses {
+                        if self.carries(provider) && self.killed.is_empty() && !table.is_empty() {
+                            assert!(
+                                table.iter().any(|i| i.role == *provider && i.release == Some(*serving)),
+                                "{role} on node {node} leads to {serving} without {provider}"
+                            );
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// The Director takes the manager's wishes and the clouds go on.
+    pub fn director(&mut self) {
+        let Some(report) = self.report.clone() else { return };
+        for (number, wish) in &report.nodes {
+            match wish {
+                NodeWish::Present { cloud, instance_type } if !self.records.contains_key(number) && *number >= self.next_node => {
+                    if self.records.len() >= self.quota {
+                        self.meet("full quota");
+                        continue;
+                    }
+                    self.next_node = number.next();
+                    let address = Ipv4Addr::from(u32::from(Ipv4Addr::new(100, 64, 0, 10)) + number.0 as u32);
+                    self.records.insert(
+                        *number,
+                        NodeRecord { number: *number, state: NodeState::Requested, cloud: cloud.clone(), instance_type: instance_type.clone(), address, trouble: None },
+                    );
+                }
+                NodeWish::Gone => {
+                    if self.records.remove(number).is_some() {
+                        let agent = self.agents.remove(number).unwrap_or_default();
+                        if !self.killed.contains(number) {
+                            assert!(agent.running.is_empty(), "node {number} was released while {:?} ran", agent.running);
+                        }
+                        self.led.remove(number);
+                    }
+                }
+                NodeWish::Present { .. } => {}
+            }
+        }
+        self.tell();
+    }
+
+    pub fn boot(&mut self, pick: usize) {
+        let waiting: Vec<NodeNumber> =
+            self.records.values().filter(|r| r.state != NodeState::Up && r.state != NodeState::Dead).map(|r| r.number).collect();
+        if waiting.is_empty() {
+            return;
+        }
+        let number = waiting[pick % waiting.len()];
+        let record = self.records.get_mut(&number).unwrap();
+        if record.state == NodeState::Requested {
+            record.state = NodeState::Booting;
+            self.meet("half-born node");
+            return self.tell();
+        }
+        record.state = NodeState::Up;
+        self.agents.insert(number, Agent::default());
+        self.tell();
+        self.feed(Event::AgentConnected { node: number });
+        self.report_of(number);
+    }
+
+    /// An agent takes one small step towards its level.
+    pub fn step(&mut self, pick: usize, whole: bool) {
+        let numbers: Vec<NodeNumber> = self.agents.keys().copied().filter(|n| !self.killed.contains(n)).collect();
+        if numbers.is_empty() {
+            return;
+        }
+        let number = numbers[pick % numbers.len()];
+        let service_type = self.service_type;
+        let agent = self.agents.get_mut(&number).unwrap();
+        let Some(level) = agent.level.clone() else { return };
+        let wanted: BTreeSet<Instance> =
+            conpaas_core::plan::instances(service_type, number, &level.body).collect();
+        // First users follow their tables, then one instance goes one phase on.
+        for (role, role_level) in &level.body.roles {
+            if service_type.role(role).is_some_and(|r| !r.uses.is_empty()) {
+                let table: BTreeSet<Instance> = role_level.providers.iter().map(|p| p.instance()).collect();
+                agent.tables.insert(role.clone(), (table, role_level.serve));
+            }
+        }
+        agent.running.retain(|i, _| wanted.contains(i));
+        agent.tables.retain(|role, _| level.body.roles.contains_key(role));
+        agent.applied = Some(level.version);
+        for instance in &wanted {
+            let role = &level.body.roles[&instance.role];
+            let duty = instance.release.map_or(role.duty, |r| role.releases[&r].duty);
+            let phase = agent.running.get(instance).cloned();
+            let next = match (phase, duty) {
+                (None, _) => Phase::Starting,
+                (Some(Phase::Starting | Phase::Draining | Phase::Drained), Duty::Serve) => Phase::Ready,
+                (Some(Phase::Ready | Phase::Starting), Duty::Drain) => Phase::Draining,
+                (Some(Phase::Draining), Duty::Drain) => Phase::Drained,
+                (Some(phase), _) => phase,
+            };
+            let moved = agent.running.get(instance) != Some(&next);
+            agent.running.insert(instance.clone(), next);
+            if moved && !whole {
+                break;
+            }
+        }
+        self.check();
+    }
+
+    pub fn report_of(&mut self, number: NodeNumber) {
+        if self.killed.contains(&number) {
+            return;
+        }
+        let Some(agent) = self.agents.get_mut(&number) else { return };
+        agent.sequence += 1;
+        let mut roles: BTreeMap<String, RoleStatus> = BTreeMap::new();
+        for (instance, phase) in &agent.running {
+            let status = roles.entry(instance.role.clone()).or_default();
+            match instance.release {
+                Some(release) => {
+                    status.releases.insert(release, phase.clone());
+                }
+                None => status.own = Some(phase.clone()),
+            }
+        }
+        for (role, (table, serving)) in &agent.tables {
+            if let Some(status) = roles.get_mut(role) {
+                status.using = table.iter().map(|i| InUse { instance: i.clone(), in_flight: 0 }).collect();
+                status.serving = *serving;
+            }
+        }
+        let applied_roles = agent
+            .level
+            .iter()
+            .filter(|l| Some(l.version) == agent.applied)
+            .flat_map(|l| l.body.roles.keys().map(|r| (r.clone(), l.version)))
+            .collect();
+        let report = AgentReport {
+            boot: "1".into(),
+            sequence: agent.sequence,
+            version: String::new(),
+            level: agent.level.clone(),
+            applied: agent.applied,
+            applied_roles,
+            roles,
+            node: NodeHealth::default(),
+        };
+        let any_draining = agent.running.values().any(|p| matches!(p, Phase::Draining));
+        if any_draining {
+            self.meet("draining instance");
+        }
+        self.feed(Event::AgentReport { node: number, report: Box::new(report) });
+    }
+
+    pub fn report_some(&mut self, pick: usize) {
+        let numbers: Vec<NodeNumber> = self.agents.keys().copied().collect();
+        if !numbers.is_empty() {
+            self.report_of(numbers[pick % numbers.len()]);
+        }
+    }
+
+    pub fn edge(&mut self) {
+        let Some(report) = &self.report else { return };
+        self.led = report.exposure.upstreams.keys().copied().collect();
+        self.edge = EdgeStatus { applied: report.exposure.version, using: BTreeSet::new() };
+        self.tell();
+    }
+
+    pub fn kill(&mut self, pick: usize) {
+        let up: Vec<NodeNumber> = self.records.values().filter(|r| r.state == NodeState::Up).map(|r| r.number).collect();
+        if up.is_empty() {
+            return;
+        }
+        let number = up[pick % up.len()];
+        self.meet("dead node");
+        self.killed.insert(number);
+        self.records.get_mut(&number).unwrap().state = NodeState::Dead;
+        self.feed(Event::AgentLost { node: number });
+        self.tell();
+    }
+
+    pub fn change(&mut self, change: impl FnOnce(&mut ServiceSpec)) {
+        if self.report.as_ref().is_some_and(|r| !r.status.reached) {
+            self.meet("second wish in the middle of the first");
+        }
+        change(&mut self.spec);
+        self.spec.generation = self.spec.generation.next();
+        self.tell();
+    }
+
+    pub fn scale(&mut self, role: &str, count: u32) {
+        self.change(|spec| spec.roles.get_mut(role).unwrap().pools[0].count = count);
+    }
+
+    pub fn activate(&mut self) {
+        self.change(|spec| {
+            let next = spec.releases.iter().map(|r| r.number).max().unwrap().next();
+            spec.releases.push(Release { number: next, code: None, settings: Settings::new() });
+            spec.active = next;
+        });
+    }
+
+    /// The manager's machine dies and another takes over without memory.
+    pub fn takeover(&mut self) {
+        self.meet("manager without memory");
+        self.manager = ManagerCore::new(self.service_type);
+        self.epoch = self.epoch.next();
+        self.tell();
+        for number in self.agents.keys().copied().collect::<Vec<_>>() {
+            if !self.killed.contains(&number) {
+                self.feed(Event::AgentConnected { node: number });
+                self.report_of(number);
+            }
+        }
+    }
+
+    /// Everything goes on until nothing changes any more; then the wish must be reality.
+    pub fn settle(&mut self) {
+        for _ in 0..400 {
+            self.now += Duration::from_millis(500);
+            self.feed(Event::Tick);
+            self.director();
+            for pick in 0..self.records.len() {
+                self.boot(pick);
+            }
+            for pick in 0..self.agents.len() {
+                self.step(pick, true);
+                self.report_some(pick);
+            }
+            self.edge();
+            let done = self.report.as_ref().is_some_and(|r| r.status.reached && r.status.generation == self.spec.generation);
+            if done && self.killed.iter().all(|n| !self.records.contains_key(n)) {
+                return;
+            }
+        }
+        panic!("never settled: {:#?}", self.report.as_ref().map(|r| (&r.status.steps, &r.status.waiting, &r.nodes)));
+    }
+
+    /// Nothing is sent and nothing is wished anew once all is done.
+    pub fn assert_fixed_point(&mut self) {
+        let before = self.report.clone();
+        let levels: Vec<_> = self.agents.values().map(|a| a.level.clone()).collect();
+        for pick in 0..self.agents.len() {
+            self.step(pick, true);
+            self.report_some(pick);
+        }
+        self.feed(Event::Tick);
+        self.tell();
+        assert_eq!(levels, self.agents.values().map(|a| a.level.clone()).collect::<Vec<_>>());
+        assert_eq!(before, self.report);
+    }
+}

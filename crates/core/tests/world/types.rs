@@ -1,0 +1,91 @@
+//! Two service types of different shape, for the world.
+
+use conpaas_core::service_type::*;
+use serde_json::{Value, json};
+
+pub struct Site;
+
+const fn role(name: &'static str, uses: &'static [&'static str], carries: bool, exposed: bool, port: u16) -> RoleDeclaration {
+    RoleDeclaration {
+        name,
+        title: "",
+        uses,
+        carries_releases: carries,
+        port,
+        exposed,
+        min: 1,
+        max: 100_000,
+        default_count: 1,
+        packable: true,
+        fencing: Fencing::OnSuspicion,
+        memory_weight: 1,
+    }
+}
+
+static SITE: [RoleDeclaration; 3] = [
+    role("front", &["page", "file"], false, true, 8080),
+    role("file", &[], true, false, 8200),
+    role("page", &[], true, false, 9000),
+];
+
+impl ServiceType for Site {
+    fn name(&self) -> &'static str {
+        "site"
+    }
+    fn title(&self) -> &'static str {
+        "a site"
+    }
+    fn roles(&self) -> &'static [RoleDeclaration] {
+        &SITE
+    }
+    fn packages(&self) -> &'static [&'static str] {
+        &[]
+    }
+    fn settings_schema(&self) -> Value {
+        json!({})
+    }
+    fn takes_code(&self) -> bool {
+        true
+    }
+    fn decide(&self, decision: &Decision<'_>) -> Value {
+        json!({ "memory": decision.memory_mib })
+    }
+}
+
+/// A chain of two, neither packable nor carrying releases, that keeps one helper.
+pub struct Chain;
+
+static CHAIN: [RoleDeclaration; 2] = [
+    RoleDeclaration { packable: false, ..role("asker", &["helper"], false, true, 7000) },
+    RoleDeclaration { packable: false, ..role("helper", &[], false, false, 7100) },
+];
+
+impl ServiceType for Chain {
+    fn name(&self) -> &'static str {
+        "chain"
+    }
+    fn title(&self) -> &'static str {
+        "a chain"
+    }
+    fn roles(&self) -> &'static [RoleDeclaration] {
+        &CHAIN
+    }
+    fn packages(&self) -> &'static [&'static str] {
+        &[]
+    }
+    fn settings_schema(&self) -> Value {
+        json!({})
+    }
+    fn takes_code(&self) -> bool {
+        false
+    }
+    fn decide(&self, decision: &Decision<'_>) -> Value {
+        json!({ "release": decision.release.number.0 })
+    }
+    fn may_disrupt(&self, disruption: &Disruption<'_>) -> Result<(), String> {
+        let helpers = disruption.instances.iter().filter(|i| i.role == "helper").count();
+        let left = disruption.ready.difference(disruption.instances).filter(|i| i.role == "helper").count();
+        let askers = disruption.ready.iter().any(|i| i.role == "asker");
+        if askers && helpers > 0 && left == 0 { Err("one helper must stay".to_owned()) } else { Ok(()) }
+    }
+}

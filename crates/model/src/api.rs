@@ -1,0 +1,400 @@
+//! API types: what people send to and get from the Director, whatever face they use. Times are
+//! RFC 3339 in UTC. Who may call what is the Director's business.
+
+use crate::ids::{ApplicationId, CodeId, Generation, Name, NodeNumber, OperationId, PrincipalId, ReleaseNumber, ServiceId, TokenId};
+use crate::instance::InstanceType;
+use crate::spec::{CountOwner, RoleName, RoleWish, Settings};
+use crate::status::{NodeState, NodeSummary, ServiceState, Step, Waiting};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use utoipa::ToSchema;
+
+/// Free labels people put on things.
+pub type Labels = BTreeMap<String, String>;
+
+/// A page of a collection.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Page<T> {
+    pub items: Vec<T>,
+    /// Pass as `cursor` to get the next page; absent on the last one.
+    pub next: Option<String>,
+}
+
+/// An error as the API answers it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct ErrorBody {
+    /// Stable word, for instance `not_found`.
+    pub code: String,
+    /// What is wrong and why.
+    pub message: String,
+    /// The next step, often a command to type.
+    pub hint: Option<String>,
+}
+
+#[derive(Clone, Serialize, Deserialize, ToSchema)]
+pub struct Login {
+    pub name: Name,
+    pub password: String,
+    /// What the token is called in the list, for instance the computer's name.
+    pub label: Option<String>,
+    /// Lifetime in seconds; the Director's setting caps it.
+    pub lifetime_seconds: Option<u64>,
+}
+
+/// A new token; the secret is shown this once.
+#[derive(Clone, Serialize, Deserialize, ToSchema)]
+pub struct NewToken {
+    pub id: TokenId,
+    pub secret: String,
+    pub expires_at: String,
+    pub user: User,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct TokenCreate {
+    pub label: String,
+    pub lifetime_seconds: Option<u64>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Token {
+    pub id: TokenId,
+    pub label: String,
+    pub created_at: String,
+    pub expires_at: String,
+    pub last_used_at: Option<String>,
+}
+
+/// What a principal may do at all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Rank {
+    /// Runs the installation.
+    Operator,
+    /// Runs applications on it.
+    User,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct User {
+    pub id: PrincipalId,
+    pub name: Name,
+    pub rank: Rank,
+    /// Most nodes at once over all applications.
+    pub node_quota: u32,
+    /// Nodes in use now, managers' included.
+    pub nodes: u32,
+    pub created_at: String,
+}
+
+#[derive(Clone, Serialize, Deserialize, ToSchema)]
+pub struct UserCreate {
+    pub name: Name,
+    pub password: String,
+    pub rank: Option<Rank>,
+    pub node_quota: Option<u32>,
+}
+
+#[derive(Clone, Serialize, Deserialize, ToSchema)]
+pub struct PasswordChange {
+    /// One's own present password; an operator may leave it out for another user.
+    pub current: Option<String>,
+    pub new: String,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct AppCreate {
+    pub name: Name,
+    #[serde(default)]
+    pub description: String,
+    #[serde(default)]
+    pub labels: Labels,
+}
+
+/// What may be changed of an application or a service; what is absent stays.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+pub struct Rename {
+    pub name: Option<Name>,
+    pub description: Option<String>,
+    pub labels: Option<Labels>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct App {
+    pub id: ApplicationId,
+    pub name: Name,
+    pub owner: Name,
+    pub description: String,
+    pub labels: Labels,
+    pub state: ServiceState,
+    pub reason: Option<String>,
+    pub services: Vec<Service>,
+    /// Addresses in a browser, of all exposed services.
+    pub urls: Vec<String>,
+    /// What its nodes cost now, in credits an hour.
+    pub credits_per_hour: f64,
+    pub created_at: String,
+    pub generation: Generation,
+    /// What the caller may do now, for instance `start`.
+    pub allowed: Vec<String>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct ServiceCreate {
+    pub service_type: String,
+    /// The type's name when absent.
+    pub name: Option<Name>,
+    #[serde(default)]
+    pub description: String,
+    #[serde(default)]
+    pub labels: Labels,
+    /// A manager on a machine of its own, rather than the application's common one.
+    #[serde(default)]
+    pub own_manager: bool,
+    /// Start it when the application is running.
+    #[serde(default)]
+    pub start: bool,
+    #[serde(default)]
+    #[schema(value_type = Object)]
+    pub settings: Settings,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Service {
+    pub id: ServiceId,
+    pub name: Name,
+    pub application: Name,
+    pub service_type: String,
+    pub description: String,
+    pub labels: Labels,
+    pub state: ServiceState,
+    pub reason: Option<String>,
+    pub roles: BTreeMap<RoleName, RoleWish>,
+    pub generation: Generation,
+    /// The generation that what is observed has reached.
+    pub reached: Generation,
+    pub active_release: ReleaseNumber,
+    pub serving_release: Option<ReleaseNumber>,
+    #[schema(value_type = Object)]
+    pub settings: Settings,
+    pub url: Option<String>,
+    pub waiting: Vec<Waiting>,
+    pub operation: Option<OperationId>,
+    pub nodes: Vec<NodeSummary>,
+    pub own_manager: bool,
+    pub created_at: String,
+    pub allowed: Vec<String>,
+}
+
+/// New counts by role: `"4"` sets, `"+1"` and `"-2"` change the default pool.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Scale {
+    pub roles: BTreeMap<RoleName, String>,
+    /// Instance type of nodes to come, when it should change.
+    pub instance_type: Option<String>,
+    pub owner: Option<CountOwner>,
+}
+
+/// Settings to set; `null` puts one back to its default.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct SettingsChange {
+    #[schema(value_type = Object)]
+    pub settings: Settings,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct ReleaseInfo {
+    pub number: ReleaseNumber,
+    pub code: Option<CodeId>,
+    #[schema(value_type = Object)]
+    pub settings: Settings,
+    pub active: bool,
+    pub created_at: String,
+    pub actor: String,
+    /// Why it was made, for instance `code activated`.
+    pub reason: String,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Rollback {
+    /// The release whose code and settings to take; the one before the active one if absent.
+    pub release: Option<ReleaseNumber>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Code {
+    pub id: CodeId,
+    pub filename: String,
+    pub description: String,
+    pub size: u64,
+    pub files: u64,
+    pub sha256: String,
+    pub active: bool,
+    pub created_at: String,
+    pub actor: String,
+}
+
+/// What a change answers: the operation to follow, and what it changes.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Accepted {
+    /// Absent when nothing had to be done.
+    pub operation: Option<Operation>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// Still going on.
+    Running,
+    Done,
+    Failed,
+    Cancelled,
+    /// Another change took its place before it was reached.
+    Superseded,
+}
+
+/// A change under way: observer of a generation of one service (or of all of an application's).
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Operation {
+    pub id: OperationId,
+    /// For instance `scale`.
+    pub kind: String,
+    pub application: Name,
+    /// Absent for a change of the whole application.
+    pub service: Option<Name>,
+    /// By service name: the generation that has to be reached.
+    pub targets: BTreeMap<String, Generation>,
+    pub actor: String,
+    pub outcome: Outcome,
+    pub reason: Option<String>,
+    pub steps: Vec<Step>,
+    pub waiting: Vec<Waiting>,
+    pub created_at: String,
+    pub deadline: String,
+    pub ended_at: Option<String>,
+    pub cancellable: bool,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Node {
+    pub number: NodeNumber,
+    /// For instance `web-3`.
+    pub name: String,
+    pub service: Name,
+    pub state: NodeState,
+    pub trouble: Option<String>,
+    pub cloud: String,
+    pub instance_type: String,
+    pub address: String,
+    pub machine: Option<String>,
+    pub manager: bool,
+    pub summary: Option<NodeSummary>,
+    /// Limits as the cloud reads them back, in words.
+    pub limits: Option<String>,
+    pub created_at: String,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct CommandCall {
+    #[serde(default)]
+    #[schema(value_type = Object)]
+    pub arguments: serde_json::Value,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct CommandAnswer {
+    #[schema(value_type = Object)]
+    pub result: serde_json::Value,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct LogLine {
+    pub node: String,
+    /// Role and kind of log, for instance `web-access`.
+    pub source: String,
+    pub line: String,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct RoleInfo {
+    pub name: RoleName,
+    pub title: String,
+    pub uses: Vec<RoleName>,
+    pub min: u32,
+    pub max: u32,
+    pub default_count: u32,
+    pub exposed: bool,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct CommandInfo {
+    pub name: String,
+    pub title: String,
+    /// `query` or `change`.
+    pub kind: String,
+    #[schema(value_type = Object)]
+    pub arguments: serde_json::Value,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct ServiceTypeInfo {
+    pub name: String,
+    pub title: String,
+    pub roles: Vec<RoleInfo>,
+    pub commands: Vec<CommandInfo>,
+    #[schema(value_type = Object)]
+    pub settings_schema: serde_json::Value,
+    pub takes_code: bool,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct CloudInfo {
+    pub name: String,
+    pub driver: String,
+    /// How machines are limited, in words.
+    pub limits: String,
+    pub features: Vec<String>,
+    pub instance_types: Vec<InstanceType>,
+    pub free_vcpus: f64,
+    pub free_memory_mib: u64,
+    pub free_disk_mib: u64,
+    pub machines: u32,
+}
+
+/// One thing that happened; words are made at the client from reason and facts.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Event {
+    /// Position within its application; the live stream's id.
+    pub sequence: u64,
+    pub at: String,
+    /// Stable word, for instance `node_up`.
+    pub kind: String,
+    pub service: Option<Name>,
+    pub actor: String,
+    pub reason: Option<String>,
+    #[schema(value_type = Object)]
+    pub facts: serde_json::Value,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct AuditRow {
+    pub id: u64,
+    pub at: String,
+    pub actor: String,
+    pub token: Option<TokenId>,
+    pub action: String,
+    pub target: String,
+    /// HTTP status of the answer; absent when the Director ended before it.
+    pub status: Option<u16>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct DirectorInfo {
+    pub version: String,
+    pub installation: String,
+    pub started_at: String,
+    /// How applications are reached: `NAME-OWNER.BASE:PORT`.
+    pub base_domain: String,
+    pub edge: Option<String>,
+    pub clouds: Vec<String>,
+}

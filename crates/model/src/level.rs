@@ -1,0 +1,107 @@
+//! A level: the whole wanted state of one node, sent down with (epoch, generation). An agent
+//! obeys the highest pair it has seen and refuses anything older; there are no commands to
+//! start or stop things. No secrets travel in levels.
+
+use crate::ids::{Epoch, Generation, NodeNumber, ReleaseNumber, ServiceId};
+use crate::spec::{CodeRef, RoleName};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
+/// Orders levels of one node: the manager's epoch first, then its own generation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct LevelVersion {
+    pub epoch: Epoch,
+    pub generation: Generation,
+}
+
+/// The whole wanted state of one node.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Level {
+    pub version: LevelVersion,
+    pub service: ServiceId,
+    pub service_type: String,
+    pub node: NodeNumber,
+    /// What the node is called in texts and file names, for instance `web-3`.
+    pub node_name: String,
+    pub body: LevelBody,
+}
+
+/// What a level says, without its version: compared to decide whether a new one is needed.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct LevelBody {
+    /// Roles that should run here. A role that is absent must be stopped.
+    pub roles: BTreeMap<RoleName, RoleLevel>,
+}
+
+/// Whether something should take work or only finish what it has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Duty {
+    Serve,
+    Drain,
+}
+
+/// One role on one node.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RoleLevel {
+    pub duty: Duty,
+    /// What the service type decided for this role on this node (its own schema).
+    pub config: serde_json::Value,
+    /// For roles that carry releases: the releases that should run here side by side.
+    /// Empty for roles that do not.
+    pub releases: BTreeMap<ReleaseNumber, ReleaseLevel>,
+    /// For roles that use others: the release to lead people to.
+    pub serve: Option<ReleaseNumber>,
+    /// For roles that use others: whom they may use now, sorted. One who is absent must be
+    /// let go: no new work, and gone from `using` when nothing is in flight any more.
+    pub providers: Vec<Provider>,
+}
+
+/// One release of a role on a node.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ReleaseLevel {
+    pub duty: Duty,
+    /// The port this release listens on, on the node's application address.
+    pub port: u16,
+    pub code: Option<CodeRef>,
+    /// What the service type decided for this release on this node (its own schema).
+    pub config: serde_json::Value,
+}
+
+/// Someone a role may use: one instance of another role.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Provider {
+    pub role: RoleName,
+    pub node: NodeNumber,
+    /// For roles that carry releases.
+    pub release: Option<ReleaseNumber>,
+    pub address: Ipv4Addr,
+    pub port: u16,
+    /// How much work it can take side by side, as its type decided; 0 means unstated.
+    pub capacity: u32,
+}
+
+impl Provider {
+    /// Which instance this is, without where it is.
+    pub fn instance(&self) -> Instance {
+        Instance { role: self.role.clone(), node: self.node, release: self.release }
+    }
+}
+
+/// One role on one node, of one release if the role carries releases.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Instance {
+    pub role: RoleName,
+    pub node: NodeNumber,
+    pub release: Option<ReleaseNumber>,
+}
+
+impl std::fmt::Display for Instance {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.release {
+            Some(release) => write!(f, "{} {release} on node {}", self.role, self.node),
+            None => write!(f, "{} on node {}", self.role, self.node),
+        }
+    }
+}
