@@ -1,0 +1,123 @@
+//! Calling the helper from the driver's many-threaded process.
+
+use super::channel;
+use super::helper::listen_address;
+use super::idmap::IdMap;
+use super::step::StepError;
+use crate::error::CloudError;
+use conpaas_model::ids::ApplicationId;
+use std::ffi::OsStr;
+use std::net::{Ipv4Addr, TcpListener};
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+/// A command that runs the helper, with nothing of our environment.
+pub fn helper(program: &Path, command: &str) -> Command {
+    let mut helper = Command::new(program);
+    helper
+        .arg("machine-helper")
+        .arg(command)
+        .env_clear()
+        .stdin(Stdio::null())
+        .current_dir("/");
+    helper
+}
+
+fn failure(output: &Output) -> CloudError {
+    let text = String::from_utf8_lossy(&output.stderr);
+    text.lines()
+        .rev()
+        .find_map(|line| serde_json::from_str::<StepError>(line).ok())
+        .map_or_else(
+            || CloudError::Step {
+                step: "run the machine helper".into(),
+                detail: format!("it ended with {}: {}", output.status, text.trim()),
+            },
+            CloudError::from,
+        )
+}
+
+fn json(map: &IdMap) -> Result<String, CloudError> {
+    serde_json::to_string(map).map_err(|e| CloudError::Step {
+        step: "encode the id map".into(),
+        detail: e.to_string(),
+    })
+}
+
+/// Runs a helper command that takes the id map and paths.
+pub fn run_mapped<P: AsRef<OsStr>>(
+    program: &Path,
+    command: &str,
+    map: &IdMap,
+    paths: &[P],
+) -> Result<(), CloudError> {
+    let output = helper(program, command)
+        .arg(json(map)?)
+        .args(paths)
+        .output()
+        .map_err(CloudError::io("run", program))?;
+    if output.status.success() {
+        Ok(())
+    } else {
+        Err(failure(&output))
+    }
+}
+
+/// Unpacks a tar stream into a folder; the error is tar's last words.
+pub fn unpack(program: &Path, map: &IdMap, folder: &Path, stream: Stdio) -> Result<(), CloudError> {
+    let child = helper(program, "unpack")
+        .arg(json(map)?)
+        .arg(folder)
+        .stdin(stream)
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn();
+    let output = child
+        .and_then(|c| c.wait_with_output())
+        .map_err(CloudError::io("run", program))?;
+    if output.status.success() {
+        Ok(())
+    } else {
+        Err(failure(&output))
+    }
+}
+
+/// A listener inside an application's network.
+pub fn listen(
+    program: &Path,
+    state_dir: &Path,
+    network: &ApplicationId,
+    gateway: Ipv4Addr,
+    port: u16,
+) -> Result<TcpListener, CloudError> {
+    let (ours, theirs) =
+        channel::pair().map_err(CloudError::io("make a socket pair for", program))?;
+    let child = helper(program, "listen")
+        .arg(state_dir)
+        .arg(network.as_str())
+        .arg(listen_address(gateway, port))
+        .stdin(theirs)
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(CloudError::io("run", program))?;
+    let output = child
+        .wait_with_output()
+        .map_err(CloudError::io("run", program))?;
+    if !output.status.success() {
+        return Err(failure(&output));
+    }
+    match channel::receive(ours.as_fd()) {
+        Ok((_, fds)) => match fds.into_iter().next() {
+            Some(fd) => Ok(TcpListener::from(fd)),
+            None => Err(CloudError::NoNetwork {
+                network: network.to_string(),
+            }),
+        },
+        Err(e) => Err(CloudError::Step {
+            step: "receive a listener".into(),
+            detail: e.to_string(),
+        }),
+    }
+}

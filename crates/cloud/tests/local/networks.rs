@@ -1,0 +1,167 @@
+//! Who reaches whom, checked by who answers.
+
+use super::inside;
+use super::world::{World, until};
+use conpaas_cloud::{Cloud, CloudError, Dialer};
+use std::io::Write;
+use std::net::TcpListener;
+use std::process::Command;
+
+/// A listener that answers with a name, until the process ends.
+fn answer(listener: TcpListener, name: &'static str) {
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let _ = (&stream).write_all(name.as_bytes());
+        }
+    });
+}
+
+fn host_network() -> String {
+    let mut all = String::new();
+    for args in [
+        &["-o", "link"][..],
+        &["-o", "addr"],
+        &["route", "show", "table", "all"],
+        &["rule"],
+    ] {
+        let output = Command::new("ip").args(args).output().unwrap();
+        // Counters and lifetimes aside, `ip` prints settings only.
+        let text = String::from_utf8(output.stdout).unwrap();
+        all.extend(
+            text.lines()
+                .map(|l| l.split("valid_lft").next().unwrap().to_owned() + "\n"),
+        );
+    }
+    all
+}
+
+pub async fn networks_do_not_leak(_root: bool) {
+    let before = host_network();
+    let world = World::new();
+    let (a1, a2) = (
+        world.create("first", 2).await,
+        world.create("first", 3).await,
+    );
+    let (b1, b4) = (
+        world.create("second", 2).await,
+        world.create("second", 4).await,
+    );
+    for machine in [&a1, &a2, &b1, &b4] {
+        world.is_up(machine).await;
+    }
+    assert_eq!(host_network(), before, "the host's network changed");
+    assert_eq!(a1.network_instance, a2.network_instance);
+    assert_ne!(a1.network_instance, b1.network_instance);
+    let port = 7100;
+    let director = world
+        .cloud
+        .director_listener(&a1.application, port)
+        .await
+        .unwrap()
+        .unwrap();
+    answer(director, "the director to the first");
+    let on_host = TcpListener::bind("127.0.0.1:0").unwrap();
+    let host_port = on_host.local_addr().unwrap().port();
+    answer(on_host, "the host");
+    let address = world
+        .cloud
+        .director_address(&a1.application, port)
+        .to_string();
+    for (who, target, expected) in [
+        (&a1, "100.64.7.3:7000".to_owned(), Some("I am first-3")),
+        (&b1, "100.64.7.4:7000".to_owned(), Some("I am second-4")),
+        (&a1, "100.64.7.2:7000".to_owned(), Some("I am first-2")),
+        (&b1, "100.64.7.2:7000".to_owned(), Some("I am second-2")),
+        (&a1, address.clone(), Some("the director to the first")),
+        (&b1, address.clone(), None),
+        (&a1, "100.64.7.4:7000".to_owned(), None),
+        (&b1, "100.64.7.3:7000".to_owned(), None),
+        (&a1, "100.64.0.1:22".to_owned(), None),
+        (&a1, format!("100.64.0.1:{host_port}"), None),
+        (&a1, format!("127.0.0.1:{host_port}"), None),
+    ] {
+        let said = world.asks(who, &target);
+        println!("  {} asks {target}: {said}", who.hostname);
+        match expected {
+            Some(name) => assert_eq!(said, name),
+            None => assert!(said.starts_with("nobody"), "{said}"),
+        }
+    }
+    for address in before
+        .lines()
+        .filter_map(|l| l.split(" inet ").nth(1))
+        .filter_map(|l| l.split('/').next())
+    {
+        let said = world.asks(&a1, &format!("{address}:{host_port}"));
+        println!("  {} asks the host at {address}: {said}", a1.hostname);
+        assert!(said.starts_with("nobody"), "{said}");
+    }
+    let links = world.says(&a1, &["links"]);
+    assert_eq!(
+        links.lines().filter(|l| l.contains(':')).count(),
+        2,
+        "{links}"
+    );
+    let routes = world.says(&a1, &["routes"]);
+    assert_eq!(
+        routes
+            .lines()
+            .skip(1)
+            .filter(|l| l.split('\t').nth(1) == Some("00000000"))
+            .count(),
+        0,
+        "{routes}"
+    );
+    // The two applications have machines of the same address: whoever dials gets its own.
+    for (machine, name) in [(&a1, "I am first-2"), (&b1, "I am second-2")] {
+        let access = world.cloud.network_access(&machine.application);
+        let access = serde_json::from_str(&serde_json::to_string(&access).unwrap()).unwrap();
+        let dialer = Dialer::new(access);
+        for _ in 0..100 {
+            let mut stream = dialer
+                .connect((machine.address, inside::PORT).into())
+                .await
+                .unwrap();
+            let mut said = String::new();
+            tokio::io::AsyncReadExt::read_to_string(&mut stream, &mut said)
+                .await
+                .unwrap();
+            assert_eq!(said, name);
+        }
+    }
+    // A network that lost all machines and got new ones is found again.
+    let dialer = Dialer::new(world.cloud.network_access(&a1.application));
+    dialer
+        .connect((a1.address, inside::PORT).into())
+        .await
+        .unwrap();
+    for machine in [&a1, &a2] {
+        world.cloud.destroy(&machine.id).await.unwrap();
+    }
+    let error = dialer
+        .connect((a1.address, inside::PORT).into())
+        .await
+        .unwrap_err();
+    println!("  {error}");
+    assert_eq!(error.kind(), std::io::ErrorKind::NotConnected);
+    assert!(matches!(
+        world.cloud.director_listener(&a1.application, port).await,
+        Err(CloudError::NoNetwork { .. })
+    ));
+    let back = world.create("first", 2).await;
+    assert_ne!(back.network_instance, a1.network_instance);
+    until("the new network is found", async || {
+        dialer
+            .connect((back.address, inside::PORT).into())
+            .await
+            .is_ok()
+    })
+    .await;
+    drop(dialer);
+    world.destroy_all().await;
+    until("all helpers are gone", async || {
+        world.processes().is_empty()
+    })
+    .await;
+    assert_eq!(host_network(), before, "the host's network changed");
+}
