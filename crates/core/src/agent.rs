@@ -17,7 +17,10 @@ pub enum Event {
     /// Role processes were found that an earlier agent of this machine started.
     Found(BTreeSet<RoleName>),
     /// A role was brought to what this version wants of it.
-    Applied { role: RoleName, version: LevelVersion },
+    Applied {
+        role: RoleName,
+        version: LevelVersion,
+    },
     /// What is the case in a role.
     Observed { role: RoleName, status: RoleStatus },
     /// Nothing is left of a role that was to be stopped.
@@ -31,13 +34,23 @@ pub enum Effect {
     /// fall for an older one.
     Keep(Level),
     /// Bring a role to this, until told otherwise.
-    Run { role: RoleName, version: LevelVersion, level: RoleLevel },
+    Run {
+        role: RoleName,
+        version: LevelVersion,
+        level: RoleLevel,
+    },
     /// Stop a role, until it is reported stopped or told otherwise.
     Stop { role: RoleName },
     /// Tell whoever offered a level that a newer one is obeyed.
-    Refuse { refused: LevelVersion, seen: LevelVersion },
+    Refuse {
+        refused: LevelVersion,
+        seen: LevelVersion,
+    },
     /// The level is for another node: its sender is confused; nothing was changed.
-    NotMine { service: ServiceId, node: NodeNumber },
+    NotMine {
+        service: ServiceId,
+        node: NodeNumber,
+    },
     /// What is reported has changed.
     Report,
 }
@@ -109,7 +122,10 @@ impl AgentCore {
                     .into_iter()
                     .filter(|role| !wanted.is_some_and(|wanted| wanted.contains_key(role)))
                     .collect();
-                surplus.into_iter().filter_map(|role| self.stop(role)).collect()
+                surplus
+                    .into_iter()
+                    .filter_map(|role| self.stop(role))
+                    .collect()
             }
             Event::Applied { role, version } => {
                 // A late word about a level gone by is none about this one.
@@ -123,7 +139,10 @@ impl AgentCore {
             }
             Event::Observed { role, status } => {
                 let known = self.stopping.contains(&role)
-                    || self.level.as_ref().is_some_and(|l| l.body.roles.contains_key(&role));
+                    || self
+                        .level
+                        .as_ref()
+                        .is_some_and(|l| l.body.roles.contains_key(&role));
                 if !known || self.statuses.get(&role) == Some(&status) {
                     return Vec::new();
                 }
@@ -163,7 +182,10 @@ impl AgentCore {
 
     fn offered(&mut self, level: Level) -> Vec<Effect> {
         if !self.is_mine(&level) {
-            return vec![Effect::NotMine { service: level.service, node: level.node }];
+            return vec![Effect::NotMine {
+                service: level.service,
+                node: level.node,
+            }];
         }
         if let Some(held) = &self.level {
             // The same version with other words is no newer word: two managers of one epoch
@@ -172,7 +194,10 @@ impl AgentCore {
                 return Vec::new();
             }
             if level.version <= held.version {
-                return vec![Effect::Refuse { refused: level.version, seen: held.version }];
+                return vec![Effect::Refuse {
+                    refused: level.version,
+                    seen: held.version,
+                }];
             }
         }
         let mut effects = vec![Effect::Keep(level.clone())];
@@ -182,14 +207,23 @@ impl AgentCore {
 
     fn obey(&mut self, level: Level) -> Vec<Effect> {
         let mut effects = Vec::new();
-        let before = self.level.take().map(|level| level.body.roles).unwrap_or_default();
-        let gone: Vec<RoleName> =
-            before.into_keys().filter(|role| !level.body.roles.contains_key(role)).collect();
+        let before = self
+            .level
+            .take()
+            .map(|level| level.body.roles)
+            .unwrap_or_default();
+        let gone: Vec<RoleName> = before
+            .into_keys()
+            .filter(|role| !level.body.roles.contains_key(role))
+            .collect();
         for (role, wanted) in &level.body.roles {
             self.stopping.remove(role);
             self.statuses
                 .entry(role.clone())
-                .or_insert_with(|| RoleStatus { own: Some(Phase::Starting), ..Default::default() });
+                .or_insert_with(|| RoleStatus {
+                    own: Some(Phase::Starting),
+                    ..Default::default()
+                });
             effects.push(Effect::Run {
                 role: role.clone(),
                 version: level.version,
@@ -204,7 +238,9 @@ impl AgentCore {
     }
 
     fn stop(&mut self, role: RoleName) -> Option<Effect> {
-        self.stopping.insert(role.clone()).then_some(Effect::Stop { role })
+        self.stopping
+            .insert(role.clone())
+            .then_some(Effect::Stop { role })
     }
 
     /// Notes when a level is carried out completely.
@@ -232,7 +268,14 @@ pub struct RestartPacer {
 impl RestartPacer {
     /// Pauses from `first` to `cap`; whatever lasts for `well` has not failed.
     pub const fn new(first: Duration, cap: Duration, well: Duration) -> Self {
-        Self { first, cap, well, failures: 0, started: None, not_before: Duration::ZERO }
+        Self {
+            first,
+            cap,
+            well,
+            failures: 0,
+            started: None,
+            not_before: Duration::ZERO,
+        }
     }
 
     /// It starts now.
@@ -242,13 +285,18 @@ impl RestartPacer {
 
     /// It has failed now; counted once per start.
     pub fn failed(&mut self, now: Duration) {
-        let Some(started) = self.started.take() else { return };
+        let Some(started) = self.started.take() else {
+            return;
+        };
         if now.saturating_sub(started) >= self.well {
             self.failures = 0;
         }
         let pause = match self.failures {
             0 => Duration::ZERO,
-            n => self.first.saturating_mul(1u32.checked_shl(n - 1).unwrap_or(u32::MAX)).min(self.cap),
+            n => self
+                .first
+                .saturating_mul(1u32.checked_shl(n - 1).unwrap_or(u32::MAX))
+                .min(self.cap),
         };
         self.failures = self.failures.saturating_add(1);
         self.not_before = now.saturating_add(pause);
@@ -295,7 +343,11 @@ pub fn unobservable(level: &RoleLevel, reason: &str) -> RoleStatus {
     let failed = || Phase::Failed(reason.to_owned());
     RoleStatus {
         own: Some(failed()),
-        releases: level.releases.keys().map(|number| (*number, failed())).collect(),
+        releases: level
+            .releases
+            .keys()
+            .map(|number| (*number, failed()))
+            .collect(),
         ..RoleStatus::default()
     }
 }
@@ -315,7 +367,10 @@ mod tests {
     }
 
     fn version(epoch: u64, generation: u64) -> LevelVersion {
-        LevelVersion { epoch: Epoch(epoch), generation: Generation(generation) }
+        LevelVersion {
+            epoch: Epoch(epoch),
+            generation: Generation(generation),
+        }
     }
 
     fn role() -> RoleLevel {
@@ -335,7 +390,12 @@ mod tests {
             service_type: "t".into(),
             node: NodeNumber(1),
             node_name: "t-1".into(),
-            body: LevelBody { roles: roles.iter().map(|name| (name.to_string(), role())).collect() },
+            body: LevelBody {
+                roles: roles
+                    .iter()
+                    .map(|name| (name.to_string(), role()))
+                    .collect(),
+            },
         }
     }
 
@@ -353,7 +413,10 @@ mod tests {
             let effects = core.handle(Event::Offered(level(epoch, generation, &["b"])));
             assert_eq!(
                 effects,
-                [Effect::Refuse { refused: version(epoch, generation), seen: version(2, 5) }]
+                [Effect::Refuse {
+                    refused: version(epoch, generation),
+                    seen: version(2, 5)
+                }]
             );
         }
         assert!(!refused(&core.handle(Event::Offered(level(3, 1, &["a"])))));
@@ -371,8 +434,14 @@ mod tests {
     #[test]
     fn levels_of_other_nodes_change_nothing() {
         let mut core = core();
-        let other = Level { node: NodeNumber(2), ..level(9, 9, &["a"]) };
-        assert!(matches!(core.handle(Event::Offered(other))[..], [Effect::NotMine { .. }]));
+        let other = Level {
+            node: NodeNumber(2),
+            ..level(9, 9, &["a"])
+        };
+        assert!(matches!(
+            core.handle(Event::Offered(other))[..],
+            [Effect::NotMine { .. }]
+        ));
         assert_eq!(core.seen(), None);
     }
 
@@ -380,19 +449,28 @@ mod tests {
     fn a_level_is_applied_when_all_roles_are_and_none_is_left_over() {
         let mut core = core();
         core.handle(Event::Offered(level(1, 1, &["a", "b"])));
-        let applied = |role: &str, v| Event::Applied { role: role.into(), version: v };
+        let applied = |role: &str, v| Event::Applied {
+            role: role.into(),
+            version: v,
+        };
         assert_eq!(core.handle(applied("a", version(1, 1))), [Effect::Report]);
         let report = core.report(NodeHealth::default());
         assert_eq!((report.applied, report.applied_roles.len()), (None, 1));
         assert_eq!(core.handle(applied("b", version(1, 1))), [Effect::Report]);
-        assert_eq!(core.report(NodeHealth::default()).applied, Some(version(1, 1)));
+        assert_eq!(
+            core.report(NodeHealth::default()).applied,
+            Some(version(1, 1))
+        );
 
         let effects = core.handle(Event::Offered(level(1, 2, &["a"])));
         assert!(effects.contains(&Effect::Stop { role: "b".into() }));
         // A late word about the version before does not count.
         core.handle(applied("a", version(1, 1)));
         core.handle(Event::Stopped { role: "b".into() });
-        assert_eq!(core.report(NodeHealth::default()).applied, Some(version(1, 1)));
+        assert_eq!(
+            core.report(NodeHealth::default()).applied,
+            Some(version(1, 1))
+        );
         core.handle(applied("a", version(1, 2)));
         let report = core.report(NodeHealth::default());
         assert_eq!(report.applied, Some(version(1, 2)));
@@ -408,25 +486,41 @@ mod tests {
         let effects = core.handle(Event::Offered(level(1, 3, &["a"])));
         assert!(effects.iter().any(|e| matches!(e, Effect::Run { .. })));
         assert!(core.handle(Event::Stopped { role: "a".into() }).is_empty());
-        core.handle(Event::Applied { role: "a".into(), version: version(1, 3) });
-        assert_eq!(core.report(NodeHealth::default()).applied, Some(version(1, 3)));
+        core.handle(Event::Applied {
+            role: "a".into(),
+            version: version(1, 3),
+        });
+        assert_eq!(
+            core.report(NodeHealth::default()).applied,
+            Some(version(1, 3))
+        );
     }
 
     #[test]
     fn an_empty_level_is_applied_at_once() {
         let mut core = core();
         core.handle(Event::Offered(level(1, 1, &[])));
-        assert_eq!(core.report(NodeHealth::default()).applied, Some(version(1, 1)));
+        assert_eq!(
+            core.report(NodeHealth::default()).applied,
+            Some(version(1, 1))
+        );
     }
 
     #[test]
     fn what_an_earlier_agent_left_is_taken_up_or_stopped() {
         let mut core = core();
         let effects = core.resume(level(4, 4, &["a"]));
-        assert!(!effects.iter().any(|effect| matches!(effect, Effect::Keep(_))));
+        assert!(
+            !effects
+                .iter()
+                .any(|effect| matches!(effect, Effect::Keep(_)))
+        );
         assert!(refused(&core.handle(Event::Offered(level(4, 3, &["a"])))));
         let found = ["a".to_owned(), "old".to_owned()].into();
-        assert_eq!(core.handle(Event::Found(found)), [Effect::Stop { role: "old".into() }]);
+        assert_eq!(
+            core.handle(Event::Found(found)),
+            [Effect::Stop { role: "old".into() }]
+        );
     }
 
     #[test]
@@ -455,17 +549,28 @@ mod tests {
         for number in [1, 2] {
             wanted.releases.insert(
                 ReleaseNumber(number),
-                ReleaseLevel { duty: Duty::Serve, port: 1, code: None, config: serde_json::Value::Null },
+                ReleaseLevel {
+                    duty: Duty::Serve,
+                    port: 1,
+                    code: None,
+                    config: serde_json::Value::Null,
+                },
             );
         }
         let mut status = RoleStatus::default();
         status.releases.insert(ReleaseNumber(1), Phase::Ready);
         taint(&mut status, &wanted, "broken");
         assert_eq!(status.releases[&ReleaseNumber(1)], Phase::Ready);
-        assert_eq!(status.releases[&ReleaseNumber(2)], Phase::Failed("broken".into()));
+        assert_eq!(
+            status.releases[&ReleaseNumber(2)],
+            Phase::Failed("broken".into())
+        );
         assert_eq!(status.own, None);
 
-        let mut status = RoleStatus { own: Some(Phase::Ready), ..Default::default() };
+        let mut status = RoleStatus {
+            own: Some(Phase::Ready),
+            ..Default::default()
+        };
         taint(&mut status, &role(), "broken");
         assert_eq!(status.own, Some(Phase::Ready));
         assert_eq!(status.facts["trouble"], "broken");

@@ -145,7 +145,14 @@ impl ManagerCore {
                 self.epoch = epoch;
                 self.instance_types = instance_types;
                 self.begun.get_or_insert(now);
-                self.nodes.retain(|number, _| level.nodes.iter().any(|n| n.number == *number));
+                let known: BTreeSet<NodeNumber> = level.nodes.iter().map(|n| n.number).collect();
+                self.nodes.retain(|number, _| known.contains(number));
+                for record in level.nodes.iter().filter(|n| n.state == NodeState::Up) {
+                    let memory = self.memory(record.number);
+                    if !memory.connected {
+                        memory.silent_since.get_or_insert(now);
+                    }
+                }
                 self.level = Some(*level);
             }
             Event::AgentConnected { node } => {
@@ -247,25 +254,41 @@ impl ManagerCore {
         })
     }
 
+    fn presence(&self, memory: &NodeMemory, now: Duration) -> Presence {
+        // One that never spoke to this manager may still be looking for it.
+        let bound = if memory.report.is_some() { self.patience.silence } else { self.patience.takeover };
+        if memory.connected {
+            return if memory.report.is_some() { Presence::Connected } else { Presence::Unheard };
+        }
+        match memory.silent_since {
+            Some(since) if now.saturating_sub(since) >= bound => Presence::Lost,
+            _ if memory.report.is_some() => Presence::Connected,
+            _ => Presence::Unheard,
+        }
+    }
+
     fn observed(&self, level: &ServiceLevel, now: Duration) -> BTreeMap<NodeNumber, Node> {
+        let mut nodes = self.each_observed(level, now);
+        // When many fall silent at once the fault is rather here or in the network: only a few
+        // are given up at a time, the others are left as they are.
+        let up = nodes.values().filter(|n| n.record.state == NodeState::Up).count();
+        let lost = nodes.values().filter(|n| n.record.state == NodeState::Up && n.presence == Presence::Lost).count();
+        if lost > 1 && lost * 2 > up {
+            let budget = (up / 4).max(1);
+            for node in nodes.values_mut().filter(|n| n.presence == Presence::Lost).skip(budget) {
+                node.presence = Presence::Unheard;
+            }
+        }
+        nodes
+    }
+
+    fn each_observed(&self, level: &ServiceLevel, now: Duration) -> BTreeMap<NodeNumber, Node> {
         level
             .nodes
             .iter()
             .map(|record| {
                 let memory = self.nodes.get(&record.number);
-                let presence = match memory {
-                    Some(m) if m.connected && m.report.is_some() => Presence::Connected,
-                    Some(m) if m.silent_since.is_some_and(|since| now.saturating_sub(since) >= self.patience.silence) => Presence::Lost,
-                    Some(m) if m.report.is_some() => Presence::Connected,
-                    _ if record.state == NodeState::Up && self.heard && memory.is_none() => Presence::Unheard,
-                    _ if record.state == NodeState::Up
-                        && self.begun.is_some_and(|b| now.saturating_sub(b) >= self.patience.takeover)
-                        && !self.heard =>
-                    {
-                        Presence::Lost
-                    }
-                    _ => Presence::Unheard,
-                };
+                let presence = memory.map_or(Presence::Unheard, |memory| self.presence(memory, now));
                 let report = memory.and_then(|m| m.report.as_ref());
                 let sent = memory.and_then(|m| m.sent.as_ref());
                 let known = sent.or(report.and_then(|r| r.level.as_ref()));

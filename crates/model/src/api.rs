@@ -102,6 +102,12 @@ pub struct PasswordChange {
     pub new: String,
 }
 
+/// How many nodes a user may have at once, over all applications.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct QuotaChange {
+    pub node_quota: u32,
+}
+
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct AppCreate {
     pub name: Name,

@@ -1,0 +1,151 @@
+//! Plan time: one service with 1,000 and 10,000 nodes, at rest and in the middle of a release
+//! switch, planned and linted once each (as before every plan that is carried out).
+
+use conpaas_core::plan::{self, Input, Node, Presence};
+use conpaas_core::{lint, service_type::ServiceType};
+use conpaas_model::ids::*;
+use conpaas_model::instance::default_instance_types;
+use conpaas_model::protocol::Exposure;
+use conpaas_model::spec::*;
+use conpaas_model::status::*;
+use conpaas_services::registry::Registry;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+use std::time::{Duration, Instant};
+
+pub fn run() {
+    let registry = Registry::standard();
+    let types: Vec<&'static dyn ServiceType> =
+        registry.all().map(|e| e.service_type).filter(|t| !t.internal() && t.roles().iter().any(|r| r.carries_releases)).collect();
+    for service_type in types {
+        for count in [1_000u32, 10_000] {
+            let mut world = World::new(service_type, count);
+            world.converge();
+            let rest = world.time();
+            world.spec.releases.push(Release { number: ReleaseNumber(2), code: None, settings: Settings::new() });
+            world.spec.active = ReleaseNumber(2);
+            let switch = world.time();
+            println!(
+                "plan and lint, {} with {count} nodes: at rest {:.1} ms, at a release switch {:.1} ms",
+                service_type.name(),
+                rest.as_secs_f64() * 1e3,
+                switch.as_secs_f64() * 1e3
+            );
+        }
+    }
+}
+
+struct World {
+    service_type: &'static dyn ServiceType,
+    spec: ServiceSpec,
+    nodes: BTreeMap<NodeNumber, Node>,
+    exposure: Exposure,
+}
+
+impl World {
+    fn new(service_type: &'static dyn ServiceType, count: u32) -> Self {
+        let roles = service_type
+            .roles()
+            .iter()
+            .map(|role| {
+                // Nearly all are of the role that others use and that uses nobody.
+                let many = role.uses.is_empty() && role.carries_releases && role.name == service_type.roles().last().unwrap().name;
+                let pool = Pool { cloud: "local".into(), instance_type: "small".into(), count: if many { count - 20 } else { 10 } };
+                (role.name.to_owned(), RoleWish { pools: vec![pool], owner: CountOwner::User })
+            })
+            .collect();
+        let spec = ServiceSpec {
+            service: ServiceId::from_suffix("1").unwrap(),
+            application: ApplicationId::from_suffix("1").unwrap(),
+            display: "shop/web".into(),
+            service_type: service_type.name().into(),
+            generation: Generation(1),
+            run: RunWish::Running,
+            roles,
+            active: ReleaseNumber(1),
+            releases: vec![Release { number: ReleaseNumber(1), code: None, settings: Settings::new() }],
+            drain_seconds: 30,
+        };
+        Self { service_type, spec, nodes: BTreeMap::new(), exposure: Exposure::default() }
+    }
+
+    fn plan(&self) -> (plan::Plan, Duration) {
+        let types = default_instance_types();
+        let edge = EdgeStatus { applied: self.exposure.version, using: BTreeSet::new() };
+        let overdue = BTreeSet::new();
+        let next = self.nodes.keys().last().map_or(NodeNumber(1), |n| n.next());
+        let input = Input {
+            service_type: self.service_type,
+            spec: &self.spec,
+            instance_types: &types,
+            nodes: &self.nodes,
+            next_node: next,
+            exposure: &self.exposure,
+            edge: &edge,
+            overdue: &overdue,
+        };
+        let begun = Instant::now();
+        let plan = plan::plan(&input);
+        let flaws = lint::check(&input, &plan);
+        let took = begun.elapsed();
+        assert!(flaws.is_empty(), "{flaws:?}");
+        (plan, took)
+    }
+
+    /// Nodes do at once whatever they are told, until nothing changes.
+    fn converge(&mut self) {
+        for _ in 0..20 {
+            let (plan, _) = self.plan();
+            if plan.reached {
+                return;
+            }
+            for number in plan.nodes.keys() {
+                self.nodes.entry(*number).or_insert_with(|| Node {
+                    record: NodeRecord {
+                        number: *number,
+                        state: NodeState::Up,
+                        cloud: "local".into(),
+                        instance_type: "small".into(),
+                        address: Ipv4Addr::from(u32::from(Ipv4Addr::new(100, 64, 0, 10)) + number.0 as u32),
+                        trouble: None,
+                    },
+                    presence: Presence::Connected,
+                    level: Default::default(),
+                    confirmed: true,
+                    confirmed_roles: BTreeSet::new(),
+                    roles: BTreeMap::new(),
+                });
+            }
+            for (number, level) in plan.levels {
+                let node = self.nodes.get_mut(&number).unwrap();
+                node.roles.clear();
+                for (role, role_level) in &level.roles {
+                    let carries = self.service_type.role(role).is_some_and(|r| r.carries_releases);
+                    let releases = if carries { role_level.releases.keys().map(|r| (*r, Phase::Ready)).collect() } else { BTreeMap::new() };
+                    node.roles.insert(
+                        role.clone(),
+                        RoleStatus {
+                            own: (!carries).then_some(Phase::Ready),
+                            releases,
+                            serving: role_level.serve,
+                            using: role_level.providers.iter().map(|p| InUse { instance: p.instance(), in_flight: 0 }).collect(),
+                            facts: Default::default(),
+                        },
+                    );
+                }
+                node.confirmed_roles = level.roles.keys().cloned().collect();
+                node.level = level;
+            }
+            self.exposure.upstreams = plan.exposed;
+            self.exposure.version.generation = self.exposure.version.generation.next();
+        }
+        panic!("did not converge");
+    }
+
+    /// The middle of five.
+    fn time(&self) -> Duration {
+        let mut times: Vec<Duration> = (0..5).map(|_| self.plan().1).collect();
+        times.sort();
+        times[2]
+    }
+}

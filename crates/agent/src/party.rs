@@ -1,0 +1,261 @@
+//! Who a process is towards the others: its own key, a certificate that renews itself, the roots
+//! it trusts. The agent gets its certificates from the Director, a manager by way of its node's
+//! agent; both keep them here.
+
+use async_trait::async_trait;
+use base64::Engine;
+use conpaas_model::protocol::EnrolAnswer;
+use conpaas_pki::{
+    CertificateChain, ClientCertificates, Credentials, Identity, KeyPair, PkiError, Roots,
+    client_config, server_config,
+};
+use conpaas_wire::{Backoff, ClientTls, ServerTls};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, SystemTime};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+/// How often the wall clock is looked at: a machine that slept must notice soon.
+const CLOCK_LOOK: Duration = Duration::from_secs(5);
+
+/// A certificate could not be had; it is tried again.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct EnrolError(pub String);
+
+/// Gets a certificate for a signing request.
+#[async_trait]
+pub trait Enrol: Send + Sync {
+    /// `csr` is PEM. `roots` are those trusted now. `first` is false when the key had a
+    /// certificate before.
+    async fn enrol(
+        &self,
+        csr: String,
+        roots: &Roots,
+        first: bool,
+    ) -> Result<EnrolAnswer, EnrolError>;
+}
+
+/// What a party that has a certificate speaks TLS with.
+pub struct Secured {
+    credentials: Arc<Credentials>,
+    client: RwLock<Arc<rustls::ClientConfig>>,
+    server: RwLock<Arc<rustls::ServerConfig>>,
+}
+
+impl Secured {
+    fn new(credentials: Arc<Credentials>, roots: &Roots) -> Result<Self, PkiError> {
+        Ok(Self {
+            client: RwLock::new(client_config(Some(credentials.clone()), roots)?),
+            server: RwLock::new(server_config(
+                credentials.clone(),
+                roots,
+                ClientCertificates::Required,
+            )?),
+            credentials,
+        })
+    }
+
+    fn renew(&self, chain: CertificateChain, key: &KeyPair, roots: &Roots) -> Result<(), PkiError> {
+        self.credentials.replace(chain, key)?;
+        let fresh = Self::new(self.credentials.clone(), roots)?;
+        let client = fresh
+            .client
+            .into_inner()
+            .unwrap_or_else(PoisonError::into_inner);
+        *self.client.write().unwrap_or_else(PoisonError::into_inner) = client;
+        let server = fresh
+            .server
+            .into_inner()
+            .unwrap_or_else(PoisonError::into_inner);
+        *self.server.write().unwrap_or_else(PoisonError::into_inner) = server;
+        Ok(())
+    }
+
+    /// The configuration for dialling; renewals take effect by themselves.
+    pub fn client_tls(self: &Arc<Self>) -> ClientTls {
+        let own = self.clone();
+        Arc::new(move || {
+            own.client
+                .read()
+                .unwrap_or_else(PoisonError::into_inner)
+                .clone()
+        })
+    }
+
+    /// The configuration for listening, with certificates required of clients.
+    pub fn server_tls(self: &Arc<Self>) -> ServerTls {
+        let own = self.clone();
+        Arc::new(move || {
+            own.server
+                .read()
+                .unwrap_or_else(PoisonError::into_inner)
+                .clone()
+        })
+    }
+}
+
+/// A party with its key, certificate and roots on disk.
+pub struct Party {
+    key: KeyPair,
+    chain_file: PathBuf,
+    roots_file: PathBuf,
+    roots: RwLock<Roots>,
+    had_certificate: bool,
+    secured: watch::Sender<Option<Arc<Secured>>>,
+}
+
+impl Party {
+    /// Takes key, certificate and roots from `folder` (files `NAME.key`, `NAME.chain.pem` and
+    /// `NAME.roots.pem`), makes the key when there is none, and begins with the `given` roots.
+    /// A certificate that is over, or is not `expected`'s, is not used.
+    pub fn load(
+        folder: &Path,
+        name: &str,
+        given: &Roots,
+        expected: &Identity,
+        now: SystemTime,
+    ) -> Result<Arc<Self>, PkiError> {
+        let key = KeyPair::load_or_create(&folder.join(format!("{name}.key")))?;
+        let chain_file = folder.join(format!("{name}.chain.pem"));
+        let roots_file = folder.join(format!("{name}.roots.pem"));
+        let roots = Roots::load(&roots_file).unwrap_or_else(|_| given.clone());
+        let chain = CertificateChain::load(&chain_file).ok().filter(|chain| {
+            chain
+                .key_fingerprint()
+                .is_ok_and(|print| print == key.fingerprint())
+                && chain.identity().is_ok_and(|identity| identity == *expected)
+        });
+        let had_certificate = chain.is_some();
+        let usable = chain.filter(|chain| {
+            chain
+                .validity()
+                .is_ok_and(|validity| !validity.is_over(now))
+        });
+        let secured = match usable {
+            Some(chain) => Some(Arc::new(Secured::new(
+                Credentials::new(chain, &key)?,
+                &roots,
+            )?)),
+            None => None,
+        };
+        Ok(Arc::new(Self {
+            key,
+            chain_file,
+            roots_file,
+            roots: RwLock::new(roots),
+            had_certificate,
+            secured: watch::Sender::new(secured),
+        }))
+    }
+
+    /// Waits until there is a certificate. None when the party is given up before.
+    pub async fn secured(&self) -> Option<Arc<Secured>> {
+        self.secured
+            .subscribe()
+            .wait_for(Option::is_some)
+            .await
+            .ok()?
+            .clone()
+    }
+
+    /// The roots trusted now.
+    pub fn roots(&self) -> Roots {
+        self.roots
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// Gets a certificate, and a new one whenever it is time, until shut down.
+    pub async fn keep(self: Arc<Self>, enrol: Arc<dyn Enrol>, shutdown: CancellationToken) {
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            () = self.renew_for_ever(&*enrol) => {}
+        }
+    }
+
+    async fn renew_for_ever(&self, enrol: &dyn Enrol) {
+        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(10));
+        let mut first = !self.had_certificate;
+        loop {
+            if !self.is_due(SystemTime::now()) {
+                tokio::time::sleep(CLOCK_LOOK).await;
+                continue;
+            }
+            match self.once(enrol, first).await {
+                Ok(()) => {
+                    first = false;
+                    backoff.reset();
+                    // A certificate may be due at once when its life is shorter than it is backdated.
+                    tokio::time::sleep(CLOCK_LOOK).await;
+                }
+                Err(error) => {
+                    tracing::warn!(error = %chained(&*error), "no certificate yet; it is tried again");
+                    tokio::time::sleep(backoff.next(rand::random())).await;
+                }
+            }
+        }
+    }
+
+    fn is_due(&self, now: SystemTime) -> bool {
+        match &*self.secured.borrow() {
+            None => true,
+            Some(secured) => secured
+                .credentials
+                .validity()
+                .map_or(true, |validity| validity.should_renew(now)),
+        }
+    }
+
+    async fn once(
+        &self,
+        enrol: &dyn Enrol,
+        first: bool,
+    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        let csr = csr_pem(&self.key.csr()?);
+        let answer = enrol.enrol(csr, &self.roots(), first).await?;
+        let chain = CertificateChain::from_pem(&answer.chain)?;
+        let roots = Roots::from_pem(&answer.roots)?;
+        chain.save(&self.chain_file)?;
+        roots.save(&self.roots_file)?;
+        *self.roots.write().unwrap_or_else(PoisonError::into_inner) = roots.clone();
+        let present = self.secured.borrow().clone();
+        match present {
+            Some(secured) => secured.renew(chain, &self.key, &roots)?,
+            None => {
+                let secured = Secured::new(Credentials::new(chain, &self.key)?, &roots)?;
+                self.secured.send_replace(Some(Arc::new(secured)));
+            }
+        }
+        tracing::info!(
+            lifetime_seconds = answer.lifetime_seconds,
+            "a certificate was issued"
+        );
+        Ok(())
+    }
+}
+
+fn csr_pem(der: &[u8]) -> String {
+    let text = base64::engine::general_purpose::STANDARD.encode(der);
+    let mut pem = String::from("-----BEGIN CERTIFICATE REQUEST-----\n");
+    for line in text.as_bytes().chunks(64) {
+        pem.push_str(&String::from_utf8_lossy(line));
+        pem.push('\n');
+    }
+    pem.push_str("-----END CERTIFICATE REQUEST-----\n");
+    pem
+}
+
+/// An error with its causes, in one line.
+pub(crate) fn chained(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}

@@ -1,0 +1,216 @@
+//! The command line as a whole: options for every command, the nouns, and where an unknown word
+//! goes.
+
+use crate::commands::{
+    account, app, audit, cloud, code, completion, context, director, logs, node, operation, own, service, token, user,
+};
+use crate::exit::{CliError, Exit, Outcome};
+use crate::printer::Printer;
+use crate::session::Session;
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use std::ffi::OsString;
+
+#[derive(Parser)]
+#[command(
+    name = "conpaas",
+    version,
+    about = "Run web applications on machines of their own, and scale them",
+    long_about = "Run web applications on machines of their own, and scale them.\n\n\
+        A target is APP, APP/SERVICE or APP/SERVICE/NODE, by name or id; OWNER:APP is another's.\n\
+        Data goes to standard output, everything else to standard error.",
+    after_help = "Examples:\n  \
+        conpaas nutshell up                  start ConPaaS on this computer\n  \
+        conpaas app create shop              make an application\n  \
+        conpaas service types                see what can run in it\n  \
+        conpaas app start shop               start all its services\n\n\
+        Exit codes: 0 done, 1 failed, 2 usage, 3 not logged in or not allowed, 4 not found,\n\
+        5 conflict or quota, 6 timed out or detached while the work goes on.\n\n\
+        Variables: CONPAAS_CONTEXT; CONPAAS_URL with CONPAAS_TOKEN and CONPAAS_FINGERPRINT; NO_COLOR.",
+    subcommand_required = true,
+    arg_required_else_help = true,
+    disable_help_subcommand = true,
+    max_term_width = 100
+)]
+pub struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    noun: Noun,
+}
+
+/// Options of every command.
+#[derive(Args, Clone, Debug, Default)]
+pub struct Global {
+    /// Which Director to talk to (see `conpaas context list`)
+    #[arg(long, global = true, value_name = "NAME", env = "CONPAAS_CONTEXT", hide_env_values = true)]
+    pub context: Option<String>,
+    /// Print JSON: one value, or one a line where the command follows something
+    #[arg(long, short = 'j', global = true)]
+    pub json: bool,
+    /// Say nothing but data, warnings and errors
+    #[arg(long, short = 'q', global = true)]
+    pub quiet: bool,
+}
+
+#[derive(Subcommand)]
+enum Noun {
+    /// ConPaaS on this very computer
+    #[cfg(feature = "daemons")]
+    #[command(subcommand)]
+    Nutshell(crate::nutshell::NutshellCommand),
+    Login(account::LoginArgs),
+    Logout(account::LogoutArgs),
+    Whoami(account::WhoamiArgs),
+    /// The Directors you know
+    #[command(subcommand, visible_alias = "contexts")]
+    Context(context::ContextCommand),
+    /// Applications: services that belong together
+    #[command(subcommand, visible_alias = "apps")]
+    App(app::AppCommand),
+    /// Services: the parts of an application
+    #[command(subcommand, visible_alias = "services")]
+    Service(service::ServiceCommand),
+    /// Code versions of a service
+    #[command(subcommand)]
+    Code(code::CodeCommand),
+    /// Nodes: machines in the hands of an application
+    #[command(subcommand, visible_alias = "nodes")]
+    Node(node::NodeCommand),
+    Logs(logs::LogsArgs),
+    /// Changes under way, and those that ended
+    #[command(subcommand, visible_alias = "operations")]
+    Operation(operation::OperationCommand),
+    /// Places machines come from
+    #[command(subcommand, visible_alias = "clouds")]
+    Cloud(cloud::CloudCommand),
+    /// Sizes of machines
+    #[command(subcommand, visible_alias = "instance-types")]
+    InstanceType(cloud::InstanceTypeCommand),
+    /// The Director itself
+    #[command(subcommand)]
+    Director(director::DirectorCommand),
+    /// Who may use this installation
+    #[command(subcommand, visible_alias = "users")]
+    User(user::UserCommand),
+    /// Tokens for programs that call the API
+    #[command(subcommand, visible_alias = "tokens")]
+    Token(token::TokenCommand),
+    /// Who changed what
+    #[command(subcommand)]
+    Audit(audit::AuditCommand),
+    /// The machine image
+    #[cfg(feature = "daemons")]
+    #[command(subcommand)]
+    Image(crate::commands::image::ImageCommand),
+    Completion(completion::CompletionArgs),
+    /// `TYPE COMMAND TARGET`: a service type's own commands, learned from the Director.
+    #[command(external_subcommand)]
+    Own(Vec<String>),
+}
+
+/// The parser, for completions and help.
+pub fn parser() -> clap::Command {
+    Cli::command()
+}
+
+/// Parses and runs; prints the error if there is one.
+pub fn run(arguments: Vec<OsString>) -> Exit {
+    let cli = match Cli::try_parse_from(arguments) {
+        Ok(cli) => cli,
+        Err(error) => {
+            let is_error = error.use_stderr();
+            let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+            let text = error.render();
+            let text = if plain || !is_terminal(is_error) { text.to_string() } else { text.ansi().to_string() };
+            Printer::new(false, false).parser_text(&text, is_error);
+            return if is_error { Exit::Usage } else { Exit::Done };
+        }
+    };
+    let Cli { mut global, noun } = cli;
+    if let Noun::Own(words) = &noun {
+        own::take_global(words, &mut global);
+    }
+    let context = global.context.clone().filter(|name| !name.is_empty());
+    let session = Session { printer: Printer::new(global.json, global.quiet), context };
+    match on_runtime(&session, noun) {
+        Ok(()) => Exit::Done,
+        Err(error) => {
+            session.printer.error(&error);
+            error.exit
+        }
+    }
+}
+
+fn is_terminal(error: bool) -> bool {
+    use std::io::IsTerminal;
+    if error { std::io::stderr().is_terminal() } else { std::io::stdout().is_terminal() }
+}
+
+fn on_runtime(session: &Session, noun: Noun) -> Outcome {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| CliError::failed("the program cannot start").because(&error))?;
+    let outcome = runtime.block_on(dispatch(session, noun));
+    // A thread that still waits for a terminal or a disk must not hold the program.
+    runtime.shutdown_background();
+    outcome
+}
+
+async fn dispatch(session: &Session, noun: Noun) -> Outcome {
+    match noun {
+        #[cfg(feature = "daemons")]
+        Noun::Nutshell(command) => crate::nutshell::run(session, command).await,
+        Noun::Login(args) => account::login(session, args).await,
+        Noun::Logout(_) => account::logout(session).await,
+        Noun::Whoami(_) => account::whoami(session).await,
+        Noun::Context(command) => context::run(session, command),
+        Noun::App(command) => app::run(session, command).await,
+        Noun::Service(command) => service::run(session, command).await,
+        Noun::Code(command) => code::run(session, command).await,
+        Noun::Node(command) => node::run(session, command).await,
+        Noun::Logs(args) => logs::run(session, args).await,
+        Noun::Operation(command) => operation::run(session, command).await,
+        Noun::Cloud(command) => cloud::clouds(session, command).await,
+        Noun::InstanceType(command) => cloud::instance_types(session, command).await,
+        Noun::Director(command) => director::run(session, command).await,
+        Noun::User(command) => user::run(session, command).await,
+        Noun::Token(command) => token::run(session, command).await,
+        Noun::Audit(command) => audit::run(session, command).await,
+        #[cfg(feature = "daemons")]
+        Noun::Image(command) => crate::commands::image::run(session, command),
+        Noun::Completion(args) => completion::run(session, args),
+        Noun::Own(words) => own::run(session, words).await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_parser_is_sound() {
+        parser().debug_assert();
+    }
+
+    fn leaves(command: &clap::Command, path: &str, seen: &mut impl FnMut(&str, &clap::Command)) {
+        for sub in command.get_subcommands() {
+            let path = format!("{path} {}", sub.get_name());
+            if sub.has_subcommands() {
+                leaves(sub, &path, seen);
+            } else {
+                seen(&path, sub);
+            }
+        }
+    }
+
+    #[test]
+    fn every_command_shows_an_example_of_itself() {
+        leaves(&parser(), "conpaas", &mut |path, command| {
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(help.starts_with("Example"), "{path} has no example");
+            assert!(help.contains(path), "{path} has examples of something else: {help}");
+            assert!(command.get_about().is_some(), "{path} does not say what it does");
+        });
+    }
+}

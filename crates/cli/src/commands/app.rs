@@ -1,0 +1,306 @@
+//! `conpaas app`: applications.
+
+use crate::commands::service::{table_of, urls};
+use crate::commands::{number, plain, time};
+use crate::exit::{CliError, Exit, Outcome};
+use crate::follow::{Wait, finish};
+use crate::printer::{Table, print_pairs};
+use crate::session::{Session, all};
+use crate::target::AppTarget;
+use crate::values;
+use clap::Subcommand;
+use conpaas_client::{Client, ListAppsQuery, ListEventsQuery};
+use conpaas_model::api::{App, AppCreate, Event, Rename};
+use conpaas_model::ids::Name;
+use std::time::Duration;
+
+#[derive(Subcommand)]
+pub enum AppCommand {
+    /// Make an application
+    #[command(after_help = "Examples:\n  conpaas app create shop\n  conpaas app create shop --description 'our shop' --label team=web")]
+    Create {
+        name: Name,
+        #[arg(long, default_value = "")]
+        description: String,
+        /// A label (may be given several times)
+        #[arg(long = "label", value_name = "KEY=VALUE", value_parser = values::pair)]
+        labels: Vec<(String, String)>,
+    },
+    /// List applications
+    #[command(after_help = "Examples:\n  conpaas app list\n  conpaas app list --label team=web --json")]
+    List {
+        /// Only those of one owner (for operators)
+        #[arg(long)]
+        owner: Option<String>,
+        /// Only those with this label
+        #[arg(long, value_name = "KEY=VALUE")]
+        label: Option<String>,
+        /// At most so many
+        #[arg(long, value_name = "N")]
+        limit: Option<usize>,
+    },
+    /// Show an application with its services
+    #[command(after_help = "Examples:\n  conpaas app show shop\n  conpaas app show ada:shop --json")]
+    Show { app: AppTarget },
+    /// Start all its services
+    #[command(after_help = "Examples:\n  conpaas app start shop\n  conpaas app start shop --timeout 5m")]
+    Start {
+        app: AppTarget,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Stop all its services; configuration, code and history stay
+    #[command(after_help = "Examples:\n  conpaas app stop shop\n  conpaas app stop shop --no-wait")]
+    Stop {
+        app: AppTarget,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Give it another name, description or labels
+    #[command(after_help = "Examples:\n  conpaas app rename shop store\n  conpaas app rename shop --description 'the old shop'")]
+    Rename {
+        app: AppTarget,
+        new_name: Option<Name>,
+        #[arg(long)]
+        description: Option<String>,
+        /// All its labels from now on (may be given several times)
+        #[arg(long = "label", value_name = "KEY=VALUE", value_parser = values::pair)]
+        labels: Vec<(String, String)>,
+    },
+    /// Delete it with all its services, code and history
+    #[command(after_help = "Examples:\n  conpaas app delete shop\n  conpaas app delete shop --yes")]
+    Delete {
+        app: AppTarget,
+        /// Do not ask for the name
+        #[arg(long, short)]
+        yes: bool,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Show what happened in it
+    #[command(after_help = "Examples:\n  conpaas app events shop\n  conpaas app events shop --follow --json")]
+    Events {
+        app: AppTarget,
+        /// Go on with what happens from now on
+        #[arg(long, short)]
+        follow: bool,
+        /// How many of the newest
+        #[arg(long, short = 'n', value_name = "N", default_value_t = 50)]
+        lines: usize,
+    },
+    /// Print its addresses, and open the first one in a browser
+    #[command(after_help = "Examples:\n  conpaas app open shop\n  conpaas app open shop --print")]
+    Open {
+        app: AppTarget,
+        /// Only print them
+        #[arg(long)]
+        print: bool,
+    },
+}
+
+pub async fn run(session: &Session, command: AppCommand) -> Outcome {
+    let client = session.client()?;
+    let printer = &session.printer;
+    match command {
+        AppCommand::Create { name, description, labels } => {
+            let labels = labels.into_iter().collect();
+            let app = client.create_app(&AppCreate { name, description, labels }).await?;
+            printer.either(&app, |p| {
+                p.line(app.name.as_str());
+                p.note(&format!("next, add a service: conpaas service add {} TYPE (types: conpaas service types)", app.name));
+            })
+        }
+        AppCommand::List { owner, label, limit } => list(session, &client, owner, label, limit).await,
+        AppCommand::Show { app } => show(session, &client, &app.app).await,
+        AppCommand::Start { app, wait } => {
+            let accepted = client.start_app(&app.app).await?;
+            finish(session, &client, accepted, &wait).await?;
+            if !printer.is_json() && !wait.no_wait {
+                urls(session, &client.show_app(&app.app).await?.urls);
+            }
+            Ok(())
+        }
+        AppCommand::Stop { app, wait } => {
+            let accepted = client.stop_app(&app.app).await?;
+            finish(session, &client, accepted, &wait).await
+        }
+        AppCommand::Rename { app, new_name, description, labels } => {
+            let labels = if labels.is_empty() { None } else { Some(labels.into_iter().collect()) };
+            if new_name.is_none() && description.is_none() && labels.is_none() {
+                return Err(CliError::usage("nothing is to be changed").hint(format!("conpaas app rename {} NEW-NAME", app.app)));
+            }
+            let app = client.update_app(&app.app, &Rename { name: new_name, description, labels }).await?;
+            printer.either(&app, |p| p.line(app.name.as_str()))
+        }
+        AppCommand::Delete { app, yes, wait } => {
+            let found = client.show_app(&app.app).await?;
+            let what = format!("{} is about to be deleted with its {} services, their code and history", found.name, found.services.len());
+            session.confirm(yes, &what, found.name.as_str())?;
+            let accepted = client.delete_app(&app.app).await?;
+            finish(session, &client, accepted, &wait).await
+        }
+        AppCommand::Events { app, follow, lines } => events(session, &client, &app.app, follow, lines).await,
+        AppCommand::Open { app, print } => open(session, &client, &app.app, print).await,
+    }
+}
+
+async fn list(
+    session: &Session,
+    client: &Client,
+    owner: Option<String>,
+    label: Option<String>,
+    limit: Option<usize>,
+) -> Outcome {
+    let query = ListAppsQuery { owner, label, ..Default::default() };
+    let apps = all(limit, async |cursor| client.list_apps(&ListAppsQuery { cursor, ..query.clone() }).await).await?;
+    session.printer.either(&apps, |printer| {
+        let mut table = Table::new(["NAME", "OWNER", "STATE", "SERVICES", "CREDITS/H", "URL"]);
+        for app in &apps {
+            let services: Vec<&str> = app.services.iter().map(|service| service.name.as_str()).collect();
+            table.row([
+                app.name.to_string(),
+                app.owner.to_string(),
+                app.state.to_string(),
+                services.join(","),
+                number(app.credits_per_hour),
+                app.urls.first().cloned().unwrap_or_default(),
+            ]);
+        }
+        table.print(printer);
+        if apps.is_empty() {
+            printer.note("no applications yet; make one: conpaas app create NAME");
+        }
+    })
+}
+
+async fn show(session: &Session, client: &Client, app: &str) -> Outcome {
+    let app: App = client.show_app(app).await?;
+    session.printer.either(&app, |printer| {
+        let labels: Vec<String> = app.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        print_pairs(
+            printer,
+            &[
+                ("name", app.name.to_string()),
+                ("id", app.id.to_string()),
+                ("owner", app.owner.to_string()),
+                ("description", app.description.clone()),
+                ("labels", labels.join(" ")),
+                ("state", app.state.to_string()),
+                ("reason", app.reason.clone().unwrap_or_default()),
+                ("urls", app.urls.join(" ")),
+                ("credits an hour", number(app.credits_per_hour)),
+                ("created", time(&app.created_at)),
+            ],
+        );
+        if !app.services.is_empty() {
+            printer.line("");
+            table_of(&app.services).print(printer);
+        }
+    })
+}
+
+async fn events(session: &Session, client: &Client, app: &str, follow: bool, lines: usize) -> Outcome {
+    // Events come oldest first: the newest are at the end of the last page.
+    let mut after = None;
+    let mut known: Vec<Event> = Vec::new();
+    loop {
+        let page = client.list_events(app, &ListEventsQuery { after, ..Default::default() }).await?;
+        let last = page.items.last().map(|event| event.sequence);
+        known.extend(page.items);
+        known.drain(..known.len().saturating_sub(lines));
+        if page.next.is_none() || last.is_none() {
+            after = last.or(after);
+            break;
+        }
+        after = last;
+    }
+    if !follow {
+        return session.printer.either(&known, |_| known.iter().for_each(|event| session.printer.line(&words(event))));
+    }
+    let print = |event: &Event| session.printer.either(event, |p| p.line(&words(event)));
+    known.iter().try_for_each(print)?;
+    let mut last = after.unwrap_or(0);
+    loop {
+        let broke = match client.stream_events(app, Some(&last.to_string())).await {
+            Ok(mut stream) => loop {
+                let next = tokio::select! {
+                    next = stream.next() => next,
+                    _ = tokio::signal::ctrl_c() => return Ok(()),
+                };
+                match next {
+                    Ok(Some((_, event))) if event.sequence > last => {
+                        last = event.sequence;
+                        print(&event)?;
+                    }
+                    Ok(Some(_)) => {}
+                    Ok(None) => break None,
+                    Err(error) => break Some(error),
+                }
+            },
+            Err(error) => Some(error),
+        };
+        if let Some(error) = broke
+            && !error.is_transient()
+        {
+            return Err(error.into());
+        }
+        tokio::select! {
+            () = tokio::time::sleep(Duration::from_secs(1)) => {}
+            _ = tokio::signal::ctrl_c() => return Ok(()),
+        }
+    }
+}
+
+/// An event in words: they are made here, from what the Director states.
+fn words(event: &Event) -> String {
+    let mut text = format!("{}  ", time(&event.at));
+    if let Some(service) = &event.service {
+        text.push_str(&format!("{service}: "));
+    }
+    text.push_str(&event.kind.replace('_', " "));
+    if let Some(facts) = event.facts.as_object() {
+        for (key, value) in facts.iter().filter(|(_, value)| !value.is_null()) {
+            text.push_str(&format!(" {key}={}", plain(value)));
+        }
+    }
+    if let Some(reason) = &event.reason {
+        text.push_str(&format!(": {reason}"));
+    }
+    text.push_str(&format!(" (by {})", event.actor));
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+async fn open(session: &Session, client: &Client, app: &str, print: bool) -> Outcome {
+    let app = client.show_app(app).await?;
+    let Some(first) = app.urls.first() else {
+        return Err(CliError::new(Exit::NotFound, format!("{} has no address in a browser", app.name))
+            .hint(format!("add a service that is reached from outside: conpaas service add {} TYPE", app.name)));
+    };
+    session.printer.either(&app.urls, |_| urls(session, &app.urls))?;
+    let desktop = std::env::var_os("DISPLAY").is_some() || std::env::var_os("WAYLAND_DISPLAY").is_some();
+    if print || session.printer.is_json() || (cfg!(target_os = "linux") && !desktop) {
+        return Ok(());
+    }
+    let opener = if cfg!(target_os = "macos") { "open" } else { "xdg-open" };
+    let quiet = std::process::Stdio::null;
+    let started = std::process::Command::new(opener).arg(first).stdin(quiet()).stdout(quiet()).stderr(quiet()).spawn();
+    if let Err(error) = started {
+        session.printer.warn(&format!("no browser could be opened ({opener}: {error})"));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_are_told_in_words() {
+        let event: Event = serde_json::from_value(serde_json::json!({
+            "sequence": 3, "at": "2026-01-02T03:04:05.123Z", "kind": "node_up", "service": "web",
+            "actor": "ada", "reason": "scaled", "facts": {"node": "web-2", "none": null},
+        }))
+        .unwrap();
+        assert_eq!(words(&event), "2026-01-02 03:04:05  web: node up node=web-2: scaled (by ada)");
+    }
+}

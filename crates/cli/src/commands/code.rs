@@ -1,0 +1,291 @@
+//! `conpaas code`: code versions of a service.
+
+use crate::commands::time;
+use crate::exit::{CliError, Exit, Outcome};
+use crate::follow::{Wait, finish};
+use crate::pack;
+use crate::printer::{Printer, Table};
+use crate::session::{Session, all};
+use crate::target::ServiceTarget;
+use crate::values::size;
+use bytes::Bytes;
+use clap::Subcommand;
+use conpaas_client::{Client, ListCodeQuery, ListReleasesQuery, Upload, UploadCodeQuery};
+use conpaas_model::api::{Code, ReleaseInfo};
+use conpaas_model::ids::CodeId;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use tokio::io::AsyncReadExt;
+
+/// How much is read from the disk at once.
+const PIECE: usize = 256 * 1024;
+
+#[derive(Subcommand)]
+pub enum CodeCommand {
+    /// Upload an archive, or a folder, which is packed
+    #[command(after_help = "Examples:\n  conpaas code upload shop/web site.tar.gz --activate\n  conpaas code upload shop/web ./site --description 'new colours'")]
+    Upload {
+        target: ServiceTarget,
+        /// A tar (plain, gz, bz2, xz, zst), a zip, or a folder
+        #[arg(value_name = "FILE|FOLDER")]
+        source: PathBuf,
+        #[arg(long)]
+        description: Option<String>,
+        /// Lead people to it when it is healthy
+        #[arg(long)]
+        activate: bool,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// List them; the active one is marked
+    #[command(after_help = "Examples:\n  conpaas code list shop/web")]
+    List { target: ServiceTarget },
+    /// Lead people to a code version when it is healthy
+    #[command(after_help = "Examples:\n  conpaas code activate shop/web code-1a2b")]
+    Activate {
+        target: ServiceTarget,
+        code: String,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Activate the code version that was active before; settings stay
+    #[command(after_help = "Examples:\n  conpaas code rollback shop/web")]
+    Rollback {
+        target: ServiceTarget,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Fetch the archive as it was uploaded
+    #[command(after_help = "Examples:\n  conpaas code download shop/web code-1a2b\n  conpaas code download shop/web code-1a2b --output - | tar tz")]
+    Download {
+        target: ServiceTarget,
+        code: String,
+        /// Where to put it (- for standard output); by default under its own name
+        #[arg(long, short, value_name = "FILE")]
+        output: Option<PathBuf>,
+        /// Replace a file that is there
+        #[arg(long)]
+        force: bool,
+    },
+    /// Delete one that is not active
+    #[command(after_help = "Examples:\n  conpaas code delete shop/web code-1a2b --yes")]
+    Delete {
+        target: ServiceTarget,
+        code: String,
+        /// Do not ask for the id
+        #[arg(long, short)]
+        yes: bool,
+    },
+}
+
+pub async fn run(session: &Session, command: CodeCommand) -> Outcome {
+    let client = session.client()?;
+    let printer = &session.printer;
+    match command {
+        CodeCommand::Upload { target, source, description, activate, wait } => {
+            let code = upload(session, &client, &target, &source, description).await?;
+            if !activate {
+                return printer.either(&code, |p| {
+                    p.line(code.id.as_str());
+                    p.note(&format!("activate it: conpaas code activate {target} {}", code.id));
+                });
+            }
+            if !printer.is_json() {
+                printer.line(code.id.as_str());
+            }
+            let accepted = client.activate_code(&target.app, &target.service, code.id.as_str()).await?;
+            finish(session, &client, accepted, &wait).await
+        }
+        CodeCommand::List { target } => {
+            let codes = list(&client, &target).await?;
+            printer.either(&codes, |printer| {
+                let mut table = Table::new(["", "CODE", "FILE", "SIZE", "UPLOADED", "BY", "DESCRIPTION"]);
+                for code in &codes {
+                    table.row([
+                        if code.active { "*" } else { "" }.to_owned(),
+                        code.id.to_string(),
+                        code.filename.clone(),
+                        size(code.size),
+                        time(&code.created_at),
+                        code.actor.clone(),
+                        code.description.clone(),
+                    ]);
+                }
+                table.print(printer);
+            })
+        }
+        CodeCommand::Activate { target, code, wait } => {
+            let accepted = client.activate_code(&target.app, &target.service, &code).await?;
+            finish(session, &client, accepted, &wait).await
+        }
+        CodeCommand::Rollback { target, wait } => {
+            let releases = all(None, async |cursor| {
+                let query = ListReleasesQuery { cursor, ..Default::default() };
+                client.list_releases(&target.app, &target.service, &query).await
+            })
+            .await?;
+            let Some(code) = code_before(&releases) else {
+                return Err(CliError::new(Exit::Conflict, format!("{target} has had no other code version before"))
+                    .hint(format!("see its history: conpaas service history {target}")));
+            };
+            let accepted = client.activate_code(&target.app, &target.service, code.as_str()).await?;
+            finish(session, &client, accepted, &wait).await
+        }
+        CodeCommand::Download { target, code, output, force } => {
+            download(session, &client, &target, &code, output, force).await
+        }
+        CodeCommand::Delete { target, code, yes } => {
+            session.confirm(yes, &format!("{code} of {target} is about to be deleted"), &code)?;
+            client.delete_code(&target.app, &target.service, &code).await?;
+            printer.either(&serde_json::json!({"deleted": code}), |p| p.note(&format!("deleted {code}")))
+        }
+    }
+}
+
+async fn list(client: &Client, target: &ServiceTarget) -> Result<Vec<Code>, CliError> {
+    all(None, async |cursor| {
+        let query = ListCodeQuery { cursor, ..Default::default() };
+        client.list_code(&target.app, &target.service, &query).await
+    })
+    .await
+}
+
+/// The code of the newest release before the active one that has another code.
+fn code_before(releases: &[ReleaseInfo]) -> Option<&CodeId> {
+    let active = releases.iter().find(|release| release.active)?;
+    releases
+        .iter()
+        .filter(|release| release.number < active.number && release.code.is_some() && release.code != active.code)
+        .max_by_key(|release| release.number)?
+        .code
+        .as_ref()
+}
+
+async fn upload(
+    session: &Session,
+    client: &Client,
+    target: &ServiceTarget,
+    source: &Path,
+    description: Option<String>,
+) -> Result<Code, CliError> {
+    let unreadable =
+        |error: std::io::Error| CliError::usage(format!("{} cannot be read", source.display())).because(&error);
+    let metadata = std::fs::metadata(source).map_err(unreadable)?;
+    // `.` and `..` have no name of their own.
+    let whole = std::fs::canonicalize(source).map_err(unreadable)?;
+    let name = whole.file_name().map_or_else(|| "code".to_owned(), |name| name.to_string_lossy().into_owned());
+    let (file, filename) = if metadata.is_dir() {
+        (pack::folder(source)?, format!("{name}.tar.gz"))
+    } else {
+        (std::fs::File::open(source).map_err(unreadable)?, name)
+    };
+    let length = file.metadata().map_err(unreadable)?.len();
+    let bar = session.printer.bytes_bar(Some(length));
+    let counted = bar.clone();
+    let file = tokio::fs::File::from_std(file);
+    let pieces = futures::stream::try_unfold(file, move |mut file| {
+        let bar = counted.clone();
+        async move {
+            let mut piece = vec![0; PIECE];
+            let read = file.read(&mut piece).await?;
+            piece.truncate(read);
+            bar.inc(read as u64);
+            Ok((read > 0).then(|| (Bytes::from(piece), file)))
+        }
+    });
+    let query = UploadCodeQuery { filename: Some(filename), description, ..Default::default() };
+    let sent = client.upload_code(&target.app, &target.service, &query, Upload::stream(pieces, Some(length)));
+    let outcome = tokio::select! {
+        outcome = sent => outcome.map_err(CliError::from),
+        _ = tokio::signal::ctrl_c() => Err(CliError::failed("the upload was broken off; nothing was registered")),
+    };
+    bar.finish_and_clear();
+    outcome
+}
+
+async fn download(
+    session: &Session,
+    client: &Client,
+    target: &ServiceTarget,
+    code: &str,
+    output: Option<PathBuf>,
+    force: bool,
+) -> Outcome {
+    let printer = &session.printer;
+    if output.as_deref() == Some(Path::new("-")) {
+        let mut from = client.download_code(&target.app, &target.service, code).await?;
+        while let Some(piece) = from.next().await? {
+            printer.raw(&piece);
+        }
+        return Ok(());
+    }
+    let path = match output {
+        Some(path) => path,
+        None => {
+            let known = list(client, target).await?.into_iter().find(|known| known.id.as_str() == code);
+            // The name came from whoever uploaded it: it must not lead elsewhere.
+            let name = known.and_then(|known| Path::new(&known.filename).file_name().map(PathBuf::from));
+            name.unwrap_or_else(|| PathBuf::from(code))
+        }
+    };
+    if path.exists() && !force {
+        return Err(CliError::usage(format!("{} is there already", path.display()))
+            .hint("replace it with --force, or name another file with --output"));
+    }
+    let failed = |error: std::io::Error| CliError::failed(format!("{} cannot be written", path.display())).because(&error);
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut from = client.download_code(&target.app, &target.service, code).await?;
+    let mut file = tempfile::NamedTempFile::new_in(folder).map_err(failed)?;
+    let bar = printer.bytes_bar(from.length);
+    let bytes = fetch(&mut from, &mut file, &bar, &failed).await;
+    bar.finish_and_clear();
+    let bytes = bytes?;
+    file.persist(&path).map_err(|error| failed(error.error))?;
+    shown(printer, &path, bytes)
+}
+
+async fn fetch(
+    from: &mut conpaas_client::Download,
+    file: &mut tempfile::NamedTempFile,
+    bar: &indicatif::ProgressBar,
+    failed: &impl Fn(std::io::Error) -> CliError,
+) -> Result<u64, CliError> {
+    let mut bytes = 0;
+    while let Some(piece) = from.next().await? {
+        file.write_all(&piece).map_err(failed)?;
+        bytes += piece.len() as u64;
+        bar.set_position(bytes);
+    }
+    if let Some(length) = from.length.filter(|length| *length != bytes) {
+        return Err(CliError::failed(format!("only {bytes} of {length} bytes came")).hint("try again"));
+    }
+    file.flush().map_err(failed)?;
+    Ok(bytes)
+}
+
+fn shown(printer: &Printer, path: &Path, bytes: u64) -> Outcome {
+    printer.either(&serde_json::json!({"file": path, "size": bytes}), |p| p.line(&path.display().to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rolling_back_takes_the_code_before() {
+        let release = |number: u64, code: Option<&str>, active: bool| -> ReleaseInfo {
+            serde_json::from_value(serde_json::json!({
+                "number": number, "code": code, "settings": {}, "active": active,
+                "created_at": "", "actor": "ada", "reason": "",
+            }))
+            .unwrap()
+        };
+        let of = |releases: &[ReleaseInfo]| code_before(releases).map(ToString::to_string);
+        let a = || release(1, Some("code-a"), false);
+        let b = |active| release(2, Some("code-b"), active);
+        assert_eq!(of(&[a(), b(true)]), Some("code-a".into()));
+        assert_eq!(of(&[release(3, Some("code-b"), true), b(false), a()]), Some("code-a".into()));
+        assert_eq!(of(&[release(0, None, false), release(1, Some("code-a"), true)]), None);
+        assert_eq!(of(&[]), None);
+    }
+}

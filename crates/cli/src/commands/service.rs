@@ -1,0 +1,398 @@
+//! `conpaas service`: the parts of an application.
+
+use crate::commands::{number, plain, time};
+use crate::exit::{CliError, Exit, Outcome};
+use crate::follow::{Wait, finish};
+use crate::printer::{Table, print_pairs};
+use crate::session::{Session, all};
+use crate::target::{AppTarget, ServiceTarget};
+use crate::values;
+use clap::Subcommand;
+use conpaas_client::{Client, ListReleasesQuery, ListServiceTypesQuery, ListServicesQuery};
+use conpaas_model::api::{Rename, Rollback, Scale, Service, ServiceCreate, ServiceTypeInfo, SettingsChange};
+use conpaas_model::ids::{Name, ReleaseNumber};
+use serde_json::Value;
+
+#[derive(Subcommand)]
+pub enum ServiceCommand {
+    /// List the types a service can have
+    #[command(after_help = "Examples:\n  conpaas service types\n  conpaas service types --json")]
+    Types {
+        /// Show one with its roles, settings and commands
+        name: Option<String>,
+    },
+    /// Add a service to an application
+    #[command(after_help = "Examples:\n  conpaas service add shop TYPE\n  conpaas service add shop TYPE --name web --set KEY=VALUE")]
+    Add {
+        app: AppTarget,
+        /// See `conpaas service types`
+        #[arg(value_name = "TYPE")]
+        service_type: String,
+        /// Its name; by default that of its type
+        #[arg(long)]
+        name: Option<Name>,
+        #[arg(long, default_value = "")]
+        description: String,
+        /// A label (may be given several times)
+        #[arg(long = "label", value_name = "KEY=VALUE", value_parser = values::pair)]
+        labels: Vec<(String, String)>,
+        /// A setting (may be given several times)
+        #[arg(long = "set", value_name = "KEY=VALUE", value_parser = values::pair)]
+        settings: Vec<(String, String)>,
+        /// Give it a manager on a machine of its own
+        #[arg(long)]
+        own_manager: bool,
+        /// Start it at once
+        #[arg(long)]
+        start: bool,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// List the services of an application
+    #[command(after_help = "Examples:\n  conpaas service list shop")]
+    List { app: AppTarget },
+    /// Show a service with its roles, settings and nodes
+    #[command(after_help = "Examples:\n  conpaas service show shop/web")]
+    Show { target: ServiceTarget },
+    /// Start it
+    #[command(after_help = "Examples:\n  conpaas service start shop/web")]
+    Start {
+        target: ServiceTarget,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Stop it; configuration, code and history stay
+    #[command(after_help = "Examples:\n  conpaas service stop shop/web")]
+    Stop {
+        target: ServiceTarget,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Give it another name, description or labels
+    #[command(after_help = "Examples:\n  conpaas service rename shop/web front")]
+    Rename {
+        target: ServiceTarget,
+        new_name: Option<Name>,
+        #[arg(long)]
+        description: Option<String>,
+        /// All its labels from now on (may be given several times)
+        #[arg(long = "label", value_name = "KEY=VALUE", value_parser = values::pair)]
+        labels: Vec<(String, String)>,
+    },
+    /// Delete it with its code and history
+    #[command(after_help = "Examples:\n  conpaas service delete shop/web\n  conpaas service delete shop/web --yes")]
+    Delete {
+        target: ServiceTarget,
+        /// Do not ask for the name
+        #[arg(long, short)]
+        yes: bool,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Set how many nodes its roles have
+    #[command(after_help = "Examples:\n  conpaas service scale shop/web backend=4 web=2\n  conpaas service scale shop/web backend=+1\n  conpaas service scale shop/web backend=-1 --no-wait")]
+    Scale {
+        target: ServiceTarget,
+        /// ROLE=N, ROLE=+N or ROLE=-N
+        #[arg(required = true, value_name = "ROLE=N", value_parser = values::pair)]
+        counts: Vec<(String, String)>,
+        /// The instance type of nodes to come
+        #[arg(long, value_name = "NAME")]
+        instance_type: Option<String>,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Change settings; the service goes on meanwhile
+    #[command(after_help = "Examples:\n  conpaas service set shop/web KEY=VALUE\n  conpaas service set shop/web --unset KEY")]
+    Set {
+        target: ServiceTarget,
+        /// Settings; values are JSON where the setting's type is not text
+        #[arg(required_unless_present = "unset", value_name = "KEY=VALUE", value_parser = values::pair)]
+        settings: Vec<(String, String)>,
+        /// Put a setting back to its default (may be given several times)
+        #[arg(long, value_name = "KEY")]
+        unset: Vec<String>,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Show which releases were active, and why
+    #[command(after_help = "Examples:\n  conpaas service history shop/web")]
+    History { target: ServiceTarget },
+    /// List releases with code and settings
+    #[command(after_help = "Examples:\n  conpaas service releases shop/web --json")]
+    Releases { target: ServiceTarget },
+    /// Take code and settings of an earlier release
+    #[command(after_help = "Examples:\n  conpaas service rollback shop/web\n  conpaas service rollback shop/web r3")]
+    Rollback {
+        target: ServiceTarget,
+        /// By default the one before the active one
+        #[arg(value_parser = release)]
+        release: Option<ReleaseNumber>,
+        #[command(flatten)]
+        wait: Wait,
+    },
+}
+
+fn release(text: &str) -> Result<ReleaseNumber, String> {
+    let digits = text.strip_prefix('r').unwrap_or(text);
+    digits.parse().map(ReleaseNumber).map_err(|_| "a release is a number such as r3".to_owned())
+}
+
+pub async fn run(session: &Session, command: ServiceCommand) -> Outcome {
+    let client = session.client()?;
+    let printer = &session.printer;
+    match command {
+        ServiceCommand::Types { name } => types(session, &client, name).await,
+        ServiceCommand::Add { app, service_type, name, description, labels, settings, own_manager, start, wait } => {
+            let settings = match settings.is_empty() {
+                true => Default::default(),
+                false => values::settings(&find_type(&client, &service_type).await?.settings_schema, &settings),
+            };
+            let labels = labels.into_iter().collect();
+            let body = ServiceCreate { service_type, name, description, labels, own_manager, start, settings };
+            let service = client.create_service(&app.app, &body).await?;
+            let display = format!("{}/{}", app.app, service.name);
+            if printer.is_json() && !start {
+                return printer.value(&service);
+            }
+            if !printer.is_json() {
+                printer.line(&display);
+            }
+            match (start, &service.operation) {
+                (true, Some(operation)) => {
+                    let operation = Some(client.show_operation(operation.as_str()).await?);
+                    finish(session, &client, conpaas_model::api::Accepted { operation }, &wait).await
+                }
+                (true, None) if printer.is_json() => printer.value(&service),
+                _ => {
+                    printer.note(&format!("start it: conpaas service start {display}"));
+                    Ok(())
+                }
+            }
+        }
+        ServiceCommand::List { app } => {
+            let services = all(None, async |cursor| {
+                client.list_services(&app.app, &ListServicesQuery { cursor, ..Default::default() }).await
+            })
+            .await?;
+            printer.either(&services, |p| table_of(&services).print(p))
+        }
+        ServiceCommand::Show { target } => show(session, &client, &target).await,
+        ServiceCommand::Start { target, wait } => {
+            let accepted = client.start_service(&target.app, &target.service).await?;
+            finish(session, &client, accepted, &wait).await?;
+            if !printer.is_json() && !wait.no_wait {
+                let service = client.show_service(&target.app, &target.service).await?;
+                urls(session, service.url.as_slice());
+            }
+            Ok(())
+        }
+        ServiceCommand::Stop { target, wait } => {
+            let accepted = client.stop_service(&target.app, &target.service).await?;
+            finish(session, &client, accepted, &wait).await
+        }
+        ServiceCommand::Rename { target, new_name, description, labels } => {
+            let labels = if labels.is_empty() { None } else { Some(labels.into_iter().collect()) };
+            if new_name.is_none() && description.is_none() && labels.is_none() {
+                return Err(CliError::usage("nothing is to be changed").hint(format!("conpaas service rename {target} NEW-NAME")));
+            }
+            let body = Rename { name: new_name, description, labels };
+            let service = client.update_service(&target.app, &target.service, &body).await?;
+            printer.either(&service, |p| p.line(&format!("{}/{}", target.app, service.name)))
+        }
+        ServiceCommand::Delete { target, yes, wait } => {
+            let found = client.show_service(&target.app, &target.service).await?;
+            let what = format!("{target} is about to be deleted with its code and history");
+            session.confirm(yes, &what, found.name.as_str())?;
+            let accepted = client.delete_service(&target.app, &target.service).await?;
+            finish(session, &client, accepted, &wait).await
+        }
+        ServiceCommand::Scale { target, counts, instance_type, wait } => {
+            let roles = values::counts(&counts).map_err(CliError::usage)?;
+            let body = Scale { roles, instance_type, owner: None };
+            let accepted = client.scale_service(&target.app, &target.service, &body).await?;
+            finish(session, &client, accepted, &wait).await
+        }
+        ServiceCommand::Set { target, settings, unset, wait } => {
+            let service = client.show_service(&target.app, &target.service).await?;
+            let info = find_type(&client, &service.service_type).await?;
+            let mut changes = values::settings(&info.settings_schema, &settings);
+            for key in unset {
+                if changes.insert(key.clone(), Value::Null).is_some() {
+                    return Err(CliError::usage(format!("{key} is to be set and unset at once")));
+                }
+            }
+            let body = SettingsChange { settings: changes };
+            let accepted = client.set_settings(&target.app, &target.service, &body).await?;
+            finish(session, &client, accepted, &wait).await
+        }
+        ServiceCommand::History { target } => releases(session, &client, &target, false).await,
+        ServiceCommand::Releases { target } => releases(session, &client, &target, true).await,
+        ServiceCommand::Rollback { target, release, wait } => {
+            let accepted = client.rollback_service(&target.app, &target.service, &Rollback { release }).await?;
+            finish(session, &client, accepted, &wait).await
+        }
+    }
+}
+
+/// All service types the Director offers.
+pub async fn all_types(client: &Client) -> Result<Vec<ServiceTypeInfo>, CliError> {
+    all(None, async |cursor| client.list_service_types(&ListServiceTypesQuery { cursor, ..Default::default() }).await).await
+}
+
+async fn find_type(client: &Client, name: &str) -> Result<ServiceTypeInfo, CliError> {
+    let types = all_types(client).await?;
+    let near = values::nearest(name, types.iter().map(|t| t.name.as_str())).map(str::to_owned);
+    types.into_iter().find(|info| info.name == name).ok_or_else(|| {
+        CliError::new(Exit::NotFound, format!("there is no service type '{name}'")).hint(match near {
+            Some(near) => format!("did you mean '{near}'?"),
+            None => "see those there are: conpaas service types".to_owned(),
+        })
+    })
+}
+
+async fn types(session: &Session, client: &Client, name: Option<String>) -> Outcome {
+    let Some(name) = name else {
+        let types = all_types(client).await?;
+        return session.printer.either(&types, |printer| {
+            let mut table = Table::new(["TYPE", "ROLES", "TITLE"]);
+            for info in &types {
+                let roles: Vec<&str> = info.roles.iter().map(|role| role.name.as_str()).collect();
+                table.row([info.name.clone(), roles.join(","), info.title.clone()]);
+            }
+            table.print(printer);
+        });
+    };
+    let info = find_type(client, &name).await?;
+    session.printer.either(&info, |printer| {
+        print_pairs(printer, &[("type", info.name.clone()), ("title", info.title.clone())]);
+        printer.line("");
+        let mut roles = Table::new(["ROLE", "COUNT", "USES", "TITLE"]);
+        for role in &info.roles {
+            let count = format!("{} ({} to {})", role.default_count, role.min, role.max);
+            roles.row([role.name.clone(), count, role.uses.join(","), role.title.clone()]);
+        }
+        roles.print(printer);
+        if let Some(properties) = info.settings_schema["properties"].as_object() {
+            printer.line("");
+            let mut settings = Table::new(["SETTING", "TYPE", "DEFAULT", "DESCRIPTION"]);
+            for (key, schema) in properties {
+                let kind = schema["enum"].as_array().map_or_else(
+                    || plain(&schema["type"]),
+                    |choices| choices.iter().map(plain).collect::<Vec<_>>().join("|"),
+                );
+                let default = schema.get("default").map(plain).unwrap_or_default();
+                let text = schema["description"].as_str().or(schema["title"].as_str()).unwrap_or_default();
+                settings.row([key.clone(), kind, default, text.to_owned()]);
+            }
+            settings.print(printer);
+        }
+        if !info.commands.is_empty() {
+            printer.line("");
+            let mut commands = Table::new(["COMMAND", "TITLE"]);
+            for command in &info.commands {
+                commands.row([format!("conpaas {} {} TARGET", info.name, command.name), command.title.clone()]);
+            }
+            commands.print(printer);
+        }
+    })
+}
+
+/// Services, one a line.
+pub fn table_of(services: &[Service]) -> Table {
+    let mut table = Table::new(["NAME", "TYPE", "STATE", "ROLES", "RELEASE", "URL", "REASON"]);
+    for service in services {
+        let roles: Vec<String> = service.roles.iter().map(|(role, wish)| format!("{role}={}", wish.count())).collect();
+        table.row([
+            service.name.to_string(),
+            service.service_type.clone(),
+            service.state.to_string(),
+            roles.join(" "),
+            service.active_release.to_string(),
+            service.url.clone().unwrap_or_default(),
+            service.reason.clone().unwrap_or_default(),
+        ]);
+    }
+    table
+}
+
+/// Addresses, one a line.
+pub fn urls(session: &Session, urls: &[String]) {
+    for url in urls {
+        session.printer.line(url);
+    }
+}
+
+async fn show(session: &Session, client: &Client, target: &ServiceTarget) -> Outcome {
+    let service = client.show_service(&target.app, &target.service).await?;
+    session.printer.either(&service, |printer| {
+        let serving = service.serving_release.filter(|serving| *serving != service.active_release);
+        let waiting: Vec<&str> = service.waiting.iter().map(|waiting| waiting.text.as_str()).collect();
+        print_pairs(
+            printer,
+            &[
+                ("name", format!("{}/{}", service.application, service.name)),
+                ("id", service.id.to_string()),
+                ("type", service.service_type.clone()),
+                ("description", service.description.clone()),
+                ("state", service.state.to_string()),
+                ("reason", service.reason.clone().unwrap_or_default()),
+                ("url", service.url.clone().unwrap_or_default()),
+                ("release", service.active_release.to_string()),
+                ("still serving", serving.map(|release| release.to_string()).unwrap_or_default()),
+                ("waiting", waiting.join("; ")),
+                ("operation", service.operation.as_ref().map(ToString::to_string).unwrap_or_default()),
+                ("created", time(&service.created_at)),
+            ],
+        );
+        printer.line("");
+        let mut roles = Table::new(["ROLE", "WANTED", "INSTANCE TYPE", "CLOUD"]);
+        for (role, wish) in &service.roles {
+            for pool in &wish.pools {
+                roles.row([role.clone(), pool.count.to_string(), pool.instance_type.clone(), pool.cloud.clone()]);
+            }
+        }
+        roles.print(printer);
+        if !service.nodes.is_empty() {
+            printer.line("");
+            let mut nodes = Table::new(["NODE", "STATE", "ROLES", "MEMORY"]);
+            for node in &service.nodes {
+                let memory = node.health.memory_used_mib.map(|mib| format!("{mib} MiB")).unwrap_or_default();
+                nodes.row([node.number.to_string(), node.state.clone(), crate::commands::node::roles(node), memory]);
+            }
+            nodes.print(printer);
+        }
+        if !service.settings.is_empty() {
+            printer.line("");
+            let mut settings = Table::new(["SETTING", "VALUE"]);
+            for (key, value) in &service.settings {
+                settings.row([key.clone(), value.as_f64().filter(|_| value.is_f64()).map_or_else(|| plain(value), number)]);
+            }
+            settings.print(printer);
+        }
+    })
+}
+
+async fn releases(session: &Session, client: &Client, target: &ServiceTarget, whole: bool) -> Outcome {
+    let releases = all(None, async |cursor| {
+        let query = ListReleasesQuery { cursor, ..Default::default() };
+        client.list_releases(&target.app, &target.service, &query).await
+    })
+    .await?;
+    session.printer.either(&releases, |printer| {
+        let last = if whole { "SETTINGS" } else { "WHY" };
+        let mut table = Table::new(["", "RELEASE", "CODE", "MADE", "BY", last]);
+        for release in &releases {
+            let settings: Vec<String> = release.settings.iter().map(|(k, v)| format!("{k}={}", plain(v))).collect();
+            table.row([
+                if release.active { "*" } else { "" }.to_owned(),
+                release.number.to_string(),
+                release.code.as_ref().map(ToString::to_string).unwrap_or_default(),
+                time(&release.created_at),
+                release.actor.clone(),
+                if whole { settings.join(" ") } else { release.reason.clone() },
+            ]);
+        }
+        table.print(printer);
+    })
+}

@@ -1,0 +1,133 @@
+//! The nutshell: ConPaaS on this very computer. Starts and ends the Director, the edge and the
+//! `local` cloud's machines; what they do is theirs.
+
+mod checks;
+mod end;
+mod image;
+pub mod process;
+pub mod settings;
+mod status;
+mod up;
+
+use crate::exit::{CliError, Exit, Outcome};
+use crate::session::Session;
+use clap::{Args, Subcommand};
+use settings::Place;
+use std::fs::File;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// What the context of a nutshell is called.
+const CONTEXT: &str = "nutshell";
+const DIRECTOR: &str = "director";
+const EDGE: &str = "edge";
+/// How long another `conpaas nutshell` on the same state folder is waited for.
+const LOCK_PATIENCE: Duration = Duration::from_secs(60);
+
+/// Which nutshell.
+#[derive(Args, Clone, Debug)]
+pub struct Where {
+    /// Where everything is kept
+    #[arg(long, value_name = "FOLDER", env = "CONPAAS_STATE", hide_env_values = true)]
+    state: Option<PathBuf>,
+}
+
+/// Settings that stay, in `nutshell.toml` of the state folder.
+#[derive(Args, Clone, Debug, Default)]
+pub struct Change {
+    /// Port of the API (0: any free one, which is then kept)
+    #[arg(long, value_name = "PORT")]
+    api_port: Option<u16>,
+    /// Port where applications are reached (0: any free one, which is then kept)
+    #[arg(long, value_name = "PORT")]
+    edge_port: Option<u16>,
+    /// Applications are NAME-OWNER.DOMAIN
+    #[arg(long, value_name = "DOMAIN")]
+    base_domain: Option<String>,
+    /// Address that API and edge listen on (0.0.0.0: all)
+    #[arg(long, value_name = "ADDRESS")]
+    bind: Option<IpAddr>,
+}
+
+#[derive(Subcommand)]
+pub enum NutshellCommand {
+    /// Start ConPaaS here; what runs already goes on
+    #[command(after_help = "Examples:\n  conpaas nutshell up\n  conpaas nutshell up --api-port 7443 --edge-port 80 --bind 0.0.0.0 --base-domain apps.example.org\n\nThe machine image comes from CONPAAS_IMAGE, or is the newest one in the cache folder.")]
+    Up {
+        #[command(flatten)]
+        place: Where,
+        #[command(flatten)]
+        change: Change,
+    },
+    /// Show what runs, and where to log in
+    #[command(after_help = "Examples:\n  conpaas nutshell status\n  conpaas nutshell status --json")]
+    Status {
+        #[command(flatten)]
+        place: Where,
+    },
+    /// End everything that runs; what was made stays and comes back with the next `up`
+    #[command(after_help = "Examples:\n  conpaas nutshell down")]
+    Down {
+        #[command(flatten)]
+        place: Where,
+    },
+    /// End everything and remove all that was ever made
+    #[command(after_help = "Examples:\n  conpaas nutshell destroy\n  conpaas nutshell destroy --yes")]
+    Destroy {
+        #[command(flatten)]
+        place: Where,
+        /// Do not ask for the name
+        #[arg(long, short)]
+        yes: bool,
+    },
+    /// Look whether this computer can run it, and say what to do where it cannot
+    #[command(after_help = "Examples:\n  conpaas nutshell doctor\n  conpaas nutshell doctor --json")]
+    Doctor {
+        #[command(flatten)]
+        place: Where,
+    },
+}
+
+pub async fn run(session: &Session, command: NutshellCommand) -> Outcome {
+    match command {
+        NutshellCommand::Up { place, change } => up::run(session, &Place::find(place.state)?, change).await,
+        NutshellCommand::Status { place } => status::run(session, &Place::find(place.state)?).await,
+        NutshellCommand::Down { place } => end::down(session, &Place::find(place.state)?).await,
+        NutshellCommand::Destroy { place, yes } => end::destroy(session, &Place::find(place.state)?, yes).await,
+        NutshellCommand::Doctor { place } => checks::doctor(session, &Place::find(place.state)?),
+    }
+}
+
+/// Keeps others from changing this nutshell for as long as the file is held.
+async fn lock(session: &Session, place: &Place) -> Result<File, CliError> {
+    let path = place.lock();
+    let failed = |error: std::io::Error| {
+        CliError::failed(format!("the state folder {} cannot be used", place.state().display()))
+            .because(&error)
+            .hint("take a folder of your own: --state FOLDER")
+    };
+    std::fs::create_dir_all(place.run()).map_err(failed)?;
+    let file = File::options().create(true).append(true).open(&path).map_err(failed)?;
+    let began = Instant::now();
+    let mut told = false;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(std::fs::TryLockError::Error(error)) => return Err(failed(error)),
+            Err(std::fs::TryLockError::WouldBlock) => {}
+        }
+        if began.elapsed() > LOCK_PATIENCE {
+            return Err(CliError::new(
+                Exit::Conflict,
+                format!("another conpaas nutshell is at work on {}", place.state().display()),
+            )
+            .hint("wait for it, or take another folder: --state FOLDER"));
+        }
+        if !told {
+            session.printer.note("another conpaas nutshell is at work on this state folder, waiting for it");
+            told = true;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}

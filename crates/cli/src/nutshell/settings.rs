@@ -1,0 +1,225 @@
+//! Where a nutshell keeps things, and its settings: one file, `nutshell.toml`, that Director and
+//! edge read too, so that nothing about them stands in a command line.
+
+use crate::exit::CliError;
+use conpaas_cloud::LocalConfig;
+use conpaas_director::config::DirectorConfig;
+use conpaas_edge::EdgeConfig;
+use conpaas_model::instance::{InstanceType, default_instance_types};
+use serde::{Deserialize, Serialize};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// A state folder and what lies where in it.
+#[derive(Clone, Debug)]
+pub struct Place {
+    state: PathBuf,
+}
+
+impl Place {
+    pub fn new(state: PathBuf) -> Self {
+        Self { state: std::path::absolute(&state).unwrap_or(state) }
+    }
+
+    /// `--state`, `CONPAAS_STATE`, or the usual place: `/var/lib/conpaas` for root, a folder of
+    /// their own for others.
+    pub fn find(given: Option<PathBuf>) -> Result<Self, CliError> {
+        let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+        if let Some(state) = given {
+            return Ok(Self::new(state));
+        }
+        if nix::unistd::geteuid().is_root() {
+            return Ok(Self::new("/var/lib/conpaas".into()));
+        }
+        absolute("XDG_STATE_HOME")
+            .or_else(|| absolute("HOME").map(|home| home.join(".local/state")))
+            .map(|folder| Self::new(folder.join("conpaas")))
+            .ok_or_else(|| CliError::usage("there is no folder for state").hint("set HOME, or add --state FOLDER"))
+    }
+
+    pub fn state(&self) -> &Path {
+        &self.state
+    }
+    pub fn settings(&self) -> PathBuf {
+        self.state.join("nutshell.toml")
+    }
+    /// The Director's own; nobody else may look in.
+    pub fn director(&self) -> PathBuf {
+        self.state.join("director")
+    }
+    pub fn admin_password(&self) -> PathBuf {
+        self.director().join(conpaas_director::PASSWORD_FILE)
+    }
+    pub fn edge(&self) -> PathBuf {
+        self.state.join("edge")
+    }
+    /// Machines; apart from the Director's, since machines' ids must get through to their images.
+    pub fn cloud(&self) -> PathBuf {
+        self.state.join("cloud")
+    }
+    pub fn run(&self) -> PathBuf {
+        self.state.join("run")
+    }
+    pub fn lock(&self) -> PathBuf {
+        self.run().join("lock")
+    }
+    /// The installation whose machines are ours, known also while the Director is down.
+    pub fn installation(&self) -> PathBuf {
+        self.run().join("installation")
+    }
+    pub fn record(&self, daemon: &str) -> PathBuf {
+        self.run().join(format!("{daemon}.json"))
+    }
+    pub fn log(&self, daemon: &str) -> PathBuf {
+        self.state.join("log").join(format!("{daemon}.log"))
+    }
+}
+
+/// Settings of a nutshell.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Settings {
+    /// Where the API listens.
+    pub api: SocketAddr,
+    /// Where applications are reached.
+    pub edge: SocketAddr,
+    /// Applications are `NAME-OWNER.BASE`.
+    pub base_domain: String,
+    /// Further names and addresses of this computer, for the API's certificate.
+    pub names: Vec<String>,
+    /// The unpacked machine image.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image: Option<PathBuf>,
+    /// Size of new services' nodes.
+    pub default_instance_type: String,
+    /// Nodes a new user may have at once.
+    pub node_quota: u32,
+    /// How long requests in flight may take when a role is let go.
+    pub drain_seconds: u64,
+    /// vCPUs promised for each real one.
+    pub cpu_overcommit: f64,
+    /// All the memory that machines may have, in MiB; absent: what the computer has.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_mib: Option<u64>,
+    pub instance_types: Vec<InstanceType>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            api: SocketAddr::from((Ipv4Addr::LOCALHOST, 7070)),
+            edge: SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)),
+            base_domain: "localhost".to_owned(),
+            names: Vec::new(),
+            image: None,
+            default_instance_type: "small".to_owned(),
+            node_quota: 20,
+            drain_seconds: 30,
+            cpu_overcommit: 8.0,
+            memory_mib: None,
+            instance_types: default_instance_types(),
+        }
+    }
+}
+
+impl Settings {
+    /// The settings of a nutshell; defaults where there is none yet.
+    pub fn load(place: &Place) -> Result<Self, CliError> {
+        let path = place.settings();
+        match std::fs::read_to_string(&path) {
+            Ok(text) => {
+                let settings: Self = toml::from_str(&text).map_err(|error| {
+                    CliError::usage(format!("{} holds no settings of a nutshell", path.display())).because(&error)
+                })?;
+                settings.check(&path)?;
+                Ok(settings)
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Self::default()),
+            Err(error) => Err(CliError::failed(format!("{} cannot be read", path.display()))
+                .because(&error)
+                .hint("another user's nutshell may be there; take a folder of your own: --state FOLDER")),
+        }
+    }
+
+    fn check(&self, path: &Path) -> Result<(), CliError> {
+        if self.instance_types.iter().any(|size| size.name == self.default_instance_type) {
+            return Ok(());
+        }
+        Err(CliError::usage(format!(
+            "{}: there is no instance type '{}' to be the default one",
+            path.display(),
+            self.default_instance_type
+        )))
+    }
+
+    pub fn save(&self, place: &Place) -> Result<(), CliError> {
+        let text = toml::to_string_pretty(self)
+            .map_err(|error| CliError::failed("the settings cannot be written down").because(&error))?;
+        crate::contexts::write_private(&place.settings(), text.as_bytes())
+    }
+
+    /// The address people use: a listener on all addresses is reached at this computer's own.
+    pub fn api_url(&self) -> String {
+        let ip = if self.api.ip().is_unspecified() { Ipv4Addr::LOCALHOST.into() } else { self.api.ip() };
+        format!("https://{}", SocketAddr::new(ip, self.api.port()))
+    }
+
+    pub fn local(&self, place: &Place) -> LocalConfig {
+        let mut config = LocalConfig::new(place.cloud(), self.image.clone().unwrap_or_default());
+        config.instance_types = self.instance_types.clone();
+        config.cpu_overcommit = self.cpu_overcommit;
+        config.memory_mib = self.memory_mib;
+        config
+    }
+
+    pub fn director(&self, place: &Place) -> DirectorConfig {
+        let mut config = DirectorConfig::new(place.director());
+        config.listen = self.api;
+        config.names = self.names.clone();
+        if !self.api.ip().is_unspecified() {
+            config.names.push(self.api.ip().to_string());
+        }
+        config.base_domain = self.base_domain.clone();
+        config.edge_port = self.edge.port();
+        config.edge = Some(self.edge.to_string());
+        config.edge_folder = Some(place.edge());
+        config.instance_types = self.instance_types.clone();
+        config.default_instance_type = self.default_instance_type.clone();
+        config.default_node_quota = self.node_quota;
+        config.drain = Duration::from_secs(self.drain_seconds);
+        config
+    }
+
+    pub fn edge(&self, place: &Place) -> EdgeConfig {
+        let mut config = EdgeConfig::new(place.edge());
+        config.bind = self.edge;
+        config.base_domain = self.base_domain.clone();
+        config
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_survive_and_wrong_ones_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let place = Place::new(folder.path().to_owned());
+        assert_eq!(Settings::load(&place).unwrap(), Settings::default());
+        let settings = Settings { base_domain: "apps.example.org".into(), memory_mib: Some(2048), ..Settings::default() };
+        settings.save(&place).unwrap();
+        assert_eq!(Settings::load(&place).unwrap(), settings);
+        for bad in ["prot = 1", "api = 'x'", "default_instance_type = 'huge'"] {
+            std::fs::write(place.settings(), bad).unwrap();
+            assert_eq!(Settings::load(&place).unwrap_err().exit, crate::exit::Exit::Usage, "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_url_is_one_to_dial() {
+        let settings = Settings { api: "0.0.0.0:7443".parse().unwrap(), ..Settings::default() };
+        assert_eq!(settings.api_url(), "https://127.0.0.1:7443");
+    }
+}

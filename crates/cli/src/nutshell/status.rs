@@ -1,0 +1,156 @@
+//! `conpaas nutshell status`: what runs here, and where to go.
+
+use super::settings::{Place, Settings};
+use super::{CONTEXT, DIRECTOR, EDGE, process};
+use crate::exit::{CliError, Outcome};
+use crate::printer::{Table, print_pairs};
+use crate::session::{Session, all};
+use conpaas_client::{Client, Endpoint, ListAppsQuery, ListCloudsQuery};
+use conpaas_model::api::{App, CloudInfo};
+use serde::Serialize;
+use std::path::PathBuf;
+
+/// The first operator's name.
+pub const ADMIN: &str = "admin";
+
+/// A daemon as it is found.
+#[derive(Serialize)]
+pub struct Daemon {
+    pub running: bool,
+    pub pid: Option<i32>,
+    pub log: PathBuf,
+}
+
+/// Everything worth knowing about a nutshell.
+#[derive(Serialize)]
+pub struct Status {
+    /// `up`, `down`, or `partly` when only one daemon runs or the Director does not answer.
+    pub state: &'static str,
+    /// `root` or `user`: with whose rights machines are made.
+    pub mode: &'static str,
+    pub state_folder: PathBuf,
+    pub url: String,
+    pub user: &'static str,
+    pub password_file: PathBuf,
+    pub version: Option<String>,
+    /// Whether the Director answers.
+    pub answers: bool,
+    pub director: Daemon,
+    pub edge: Daemon,
+    pub edge_address: String,
+    pub base_domain: String,
+    pub clouds: Vec<CloudInfo>,
+    pub applications: Vec<Application>,
+}
+
+#[derive(Serialize)]
+pub struct Application {
+    pub name: String,
+    pub owner: String,
+    pub state: String,
+    pub urls: Vec<String>,
+}
+
+pub async fn run(session: &Session, place: &Place) -> Outcome {
+    let settings = Settings::load(place)?;
+    let status = collect(session, place, &settings).await?;
+    show(session, &status)
+}
+
+pub async fn collect(session: &Session, place: &Place, settings: &Settings) -> Result<Status, CliError> {
+    let daemon = |name: &str| {
+        let found = process::running(place, name);
+        Daemon { running: found.is_some(), pid: found.map(|identity| identity.pid), log: place.log(name) }
+    };
+    let (director, edge) = (daemon(DIRECTOR), daemon(EDGE));
+    let url = settings.api_url();
+    let mut version = None;
+    let mut clouds = Vec::new();
+    let mut applications = Vec::new();
+    if director.running {
+        if let Ok((client, _)) = Client::first_contact(&url) {
+            version = client.version().await.ok().map(|info| info.version);
+        }
+        if let Some(client) = own_client(session, &url) {
+            // Without a valid login the rest is worth showing all the same.
+            clouds = all(None, async |cursor| client.list_clouds(&ListCloudsQuery { cursor, ..Default::default() }).await)
+                .await
+                .unwrap_or_default();
+            let apps = all(None, async |cursor| client.list_apps(&ListAppsQuery { cursor, ..Default::default() }).await);
+            applications = apps.await.unwrap_or_default().into_iter().map(application).collect();
+        }
+    }
+    let state = match (director.running && version.is_some(), edge.running) {
+        (true, true) => "up",
+        (false, false) if !director.running => "down",
+        _ => "partly",
+    };
+    Ok(Status {
+        state,
+        mode: if nix::unistd::geteuid().is_root() { "root" } else { "user" },
+        state_folder: place.state().to_owned(),
+        url,
+        user: ADMIN,
+        password_file: place.admin_password(),
+        answers: version.is_some(),
+        version,
+        director,
+        edge,
+        edge_address: settings.edge.to_string(),
+        base_domain: settings.base_domain.clone(),
+        clouds,
+        applications,
+    })
+}
+
+fn application(app: App) -> Application {
+    Application { name: app.name.to_string(), owner: app.owner.to_string(), state: app.state.to_string(), urls: app.urls }
+}
+
+/// A client by the nutshell's own context, if somebody is logged in there.
+fn own_client(session: &Session, url: &str) -> Option<Client> {
+    let contexts = session.store().ok()?.load().ok()?;
+    let context = contexts.contexts.get(CONTEXT).filter(|context| context.url == url)?.clone();
+    let token = context.token().ok().flatten()?;
+    Client::new(&Endpoint { url: context.url, fingerprint: Some(context.fingerprint), token: Some(token) }).ok()
+}
+
+pub fn show(session: &Session, status: &Status) -> Outcome {
+    session.printer.either(status, |printer| {
+        let daemon = |daemon: &Daemon| match daemon.pid {
+            Some(pid) => format!("runs (process {pid})"),
+            None => "does not run".to_owned(),
+        };
+        let director = if status.director.running && !status.answers {
+            format!("{}, but does not answer; see {}", daemon(&status.director), status.director.log.display())
+        } else {
+            daemon(&status.director)
+        };
+        let mut pairs = vec![
+            ("nutshell", status.state.to_owned()),
+            ("director", director),
+            ("edge", daemon(&status.edge)),
+            ("api", status.url.clone()),
+            ("log in as", format!("{}, password in {}", status.user, status.password_file.display())),
+            ("applications at", format!("NAME-OWNER.{}, port of {}", status.base_domain, status.edge_address)),
+            ("mode", status.mode.to_owned()),
+            ("state folder", status.state_folder.display().to_string()),
+        ];
+        for cloud in &status.clouds {
+            let free = format!("free: {} vCPUs, {} MiB of memory", crate::commands::number(cloud.free_vcpus), cloud.free_memory_mib);
+            pairs.push(("cloud", format!("{}: {} machines, {free}, limits: {}", cloud.name, cloud.machines, cloud.limits)));
+        }
+        print_pairs(printer, &pairs);
+        if !status.applications.is_empty() {
+            printer.line("");
+            let mut table = Table::new(["APPLICATION", "OWNER", "STATE", "URL"]);
+            for app in &status.applications {
+                table.row([app.name.clone(), app.owner.clone(), app.state.clone(), app.urls.join(" ")]);
+            }
+            table.print(printer);
+        }
+        if status.state != "up" {
+            printer.note("start it: conpaas nutshell up");
+        }
+    })
+}

@@ -1,0 +1,205 @@
+//! `conpaas nutshell up`: from nothing, or from whatever runs already, to everything running.
+
+use super::settings::{Place, Settings};
+use super::{CONTEXT, Change, DIRECTOR, EDGE, checks, image, lock, process, status};
+use crate::exit::{CliError, Exit, Outcome};
+use crate::session::Session;
+use conpaas_client::{Client, Endpoint};
+use conpaas_model::api::Login;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::os::unix::fs::DirBuilderExt;
+use std::process::Child;
+use std::time::{Duration, Instant};
+
+/// How long a daemon may take until it answers.
+const START_LIMIT: Duration = Duration::from_secs(60);
+const LOOK: Duration = Duration::from_millis(50);
+
+pub async fn run(session: &Session, place: &Place, change: Change) -> Outcome {
+    make_state(place)?;
+    let _lock = lock(session, place).await?;
+    let before = Settings::load(place)?;
+    let mut settings = changed(before.clone(), &change);
+    let director_runs = process::running(place, DIRECTOR).is_some();
+    let edge_runs = process::running(place, EDGE).is_some();
+    if (director_runs || edge_runs) && settings != before {
+        return Err(CliError::new(Exit::Conflict, "the nutshell runs with other settings already")
+            .hint("end it first, nothing is lost: conpaas nutshell down"));
+    }
+    if !(director_runs && edge_runs) {
+        settings.api = some_port(settings.api)?;
+        settings.edge = some_port(settings.edge)?;
+        if let Some(error) = checks::refuse(&checks::all(place, &settings)?) {
+            return Err(error);
+        }
+    }
+    if !director_runs {
+        let bar = session.printer.spinner();
+        bar.set_message("preparing the machine image");
+        let (of, with) = (place.clone(), settings.clone());
+        let prepared = tokio::task::spawn_blocking(move || image::prepare(&of, &with)).await;
+        bar.finish_and_clear();
+        settings.image =
+            Some(prepared.map_err(|error| CliError::failed("preparing the machine image broke off").because(&error))??);
+    }
+    settings.save(place)?;
+
+    let bar = session.printer.spinner();
+    bar.set_message("starting");
+    let started = start(place, &settings).await;
+    bar.finish_and_clear();
+    let fingerprint = started?;
+    if let Err(error) = log_in(session, place, &settings, &fingerprint).await {
+        // Everything runs; only this person's own configuration is not as it should be.
+        session.printer.warn(&format!("nobody could be logged in: {}", error.what));
+        if let Some(hint) = error.hint {
+            session.printer.note(&format!("hint: {hint}"));
+        }
+    }
+    status::show(session, &status::collect(session, place, &settings).await?)
+}
+
+/// The state folder, which machines' ids must be able to pass through.
+fn make_state(place: &Place) -> Outcome {
+    if place.state().is_dir() {
+        return Ok(());
+    }
+    std::fs::DirBuilder::new().recursive(true).mode(0o711).create(place.state()).map_err(|error| {
+        CliError::failed(format!("the state folder {} cannot be made", place.state().display()))
+            .because(&error)
+            .hint("take a folder of your own: --state FOLDER")
+    })
+}
+
+fn changed(mut settings: Settings, change: &Change) -> Settings {
+    let edit = |address: &mut SocketAddr, port: Option<u16>, ip: Option<IpAddr>| {
+        if let Some(port) = port {
+            address.set_port(port);
+        }
+        if let Some(ip) = ip {
+            address.set_ip(ip);
+        }
+    };
+    edit(&mut settings.api, change.api_port, change.bind);
+    edit(&mut settings.edge, change.edge_port, change.bind);
+    if let Some(domain) = &change.base_domain {
+        settings.base_domain = domain.trim_matches('.').to_ascii_lowercase();
+    }
+    settings
+}
+
+/// Port 0 becomes a free one, which is kept from then on: addresses must not change by themselves.
+fn some_port(address: SocketAddr) -> Result<SocketAddr, CliError> {
+    if address.port() != 0 {
+        return Ok(address);
+    }
+    TcpListener::bind(address)
+        .and_then(|listener| listener.local_addr())
+        .map_err(|error| CliError::failed(format!("there is no free port at {}", address.ip())).because(&error))
+}
+
+/// Starts what does not run, and waits until it answers. Gives the Director's fingerprint.
+async fn start(place: &Place, settings: &Settings) -> Result<String, CliError> {
+    let mut director = match process::running(place, DIRECTOR) {
+        Some(_) => None,
+        None => Some(process::start(place, DIRECTOR)?.0),
+    };
+    let mut edge = match process::running(place, EDGE) {
+        Some(_) => None,
+        None => Some(process::start(place, EDGE)?.0),
+    };
+    let fingerprint = wait(place, DIRECTOR, &mut director, async || director_answers(settings).await).await?;
+    let address = reachable(settings.edge);
+    wait(place, EDGE, &mut edge, async || {
+        tokio::net::TcpStream::connect(address).await.map(drop).map_err(|error| error.to_string())
+    })
+    .await?;
+    Ok(fingerprint)
+}
+
+fn reachable(mut address: SocketAddr) -> SocketAddr {
+    if address.ip().is_unspecified() {
+        address.set_ip(Ipv4Addr::LOCALHOST.into());
+    }
+    address
+}
+
+async fn director_answers(settings: &Settings) -> Result<String, String> {
+    let (client, seen) = Client::first_contact(&settings.api_url()).map_err(|error| error.to_string())?;
+    client.version().await.map_err(|error| error.to_string())?;
+    seen.get().ok_or_else(|| "it shows no fingerprint".to_owned())
+}
+
+/// Asks until there is an answer, the daemon ended, or time is up.
+async fn wait<T>(
+    place: &Place,
+    daemon: &str,
+    child: &mut Option<Child>,
+    mut ask: impl AsyncFnMut() -> Result<T, String>,
+) -> Result<T, CliError> {
+    let began = Instant::now();
+    loop {
+        if let Some(child) = child
+            && matches!(child.try_wait(), Ok(Some(_)))
+        {
+            crate::contexts::remove_if_there(&place.record(daemon))?;
+            return Err(process::ended_early(place, daemon));
+        }
+        let why = match tokio::time::timeout(Duration::from_secs(5), ask()).await {
+            Ok(Ok(answer)) => return Ok(answer),
+            Ok(Err(why)) => why,
+            Err(_) => "it does not answer in time".to_owned(),
+        };
+        if began.elapsed() > START_LIMIT {
+            let log = place.log(daemon);
+            let mut error = CliError::failed(format!("the {daemon} did not answer within {} seconds", START_LIMIT.as_secs()));
+            error.causes.push(why);
+            error.causes.extend(process::last_lines(&log, 5));
+            return Err(error.hint(format!("its whole log: {}; end it with: conpaas nutshell down", log.display())));
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// Makes the context of the nutshell, logged in as its first operator.
+async fn log_in(session: &Session, place: &Place, settings: &Settings, fingerprint: &str) -> Outcome {
+    let url = settings.api_url();
+    let store = session.store()?;
+    let known = store.load()?.contexts.get(CONTEXT).cloned();
+    if let Some(known) = known.filter(|known| known.url == url && known.fingerprint == fingerprint)
+        && let Some(token) = known.token()?
+    {
+        let endpoint = Endpoint { url: url.clone(), fingerprint: Some(fingerprint.to_owned()), token: Some(token.clone()) };
+        let client = Client::new(&endpoint)?;
+        if client.whoami().await.is_ok() {
+            store.remember(CONTEXT, &url, fingerprint, &token)?;
+            return note_installation(place, &client).await;
+        }
+    }
+    let path = place.admin_password();
+    let password = std::fs::read_to_string(&path).map_err(|error| {
+        CliError::failed(format!("{} cannot be read", path.display()))
+            .because(&error)
+            .hint(format!("log in yourself: conpaas login {url}"))
+    })?;
+    let mut endpoint = Endpoint { url: url.clone(), fingerprint: Some(fingerprint.to_owned()), token: None };
+    let name = status::ADMIN.parse().map_err(|error: conpaas_model::ids::IdError| CliError::failed(error.to_string()))?;
+    let login = Login {
+        name,
+        password: password.trim().to_owned(),
+        label: Some("conpaas nutshell up".to_owned()),
+        lifetime_seconds: None,
+    };
+    let token = Client::new(&endpoint)?.login(&login).await.map_err(|error| {
+        CliError::from(error).hint(format!("if its password was changed, log in yourself: conpaas login {url} --user {}", status::ADMIN))
+    })?;
+    store.remember(CONTEXT, &url, fingerprint, &token.secret)?;
+    endpoint.token = Some(token.secret);
+    note_installation(place, &Client::new(&endpoint)?).await
+}
+
+/// Whose machines are ours has to be known also while the Director is down.
+async fn note_installation(place: &Place, client: &Client) -> Outcome {
+    let info = client.director_info().await?;
+    crate::contexts::write_private(&place.installation(), info.installation.as_bytes())
+}

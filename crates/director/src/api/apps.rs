@@ -1,0 +1,245 @@
+//! Applications and their events.
+
+use super::take::{IfMatch, PageQuery, Params, Payload, labels_match, page};
+use super::views;
+use crate::auth::Principal;
+use crate::error::DirectorError;
+use crate::life::Change;
+use crate::shared::Shared;
+use crate::store::apps::{self, AppRow};
+use crate::store::operations::OperationRow;
+use crate::store::{events, users};
+use axum::extract::State;
+use axum::{Extension, Json};
+use conpaas_model::api::{Accepted, App, AppCreate, CloudInfo, Event, Page, Rename};
+use http::{HeaderName, StatusCode, header};
+use serde::Deserialize;
+use std::sync::Arc;
+use utoipa::IntoParams;
+
+pub(super) type Here = State<Arc<Shared>>;
+type Tagged<T> = ([(HeaderName, String); 1], Json<T>);
+
+/// Runs a change of wishes in a transaction and wakes the machine side.
+pub(super) async fn change<T, F>(
+    shared: &Arc<Shared>,
+    principal: &Principal,
+    clouds: Vec<CloudInfo>,
+    work: F,
+) -> Result<T, DirectorError>
+where
+    F: FnOnce(&Change<'_>) -> Result<T, DirectorError> + Send + 'static,
+    T: Send + 'static,
+{
+    let (here, actor) = (shared.clone(), principal.user.name.to_string());
+    let value = shared
+        .store
+        .transaction(move |tx| {
+            work(&Change { tx, shared: &here, actor: &actor, clouds: &clouds })
+        })
+        .await?;
+    shared.machines.wake();
+    Ok(value)
+}
+
+/// Like [`change`], for what ends in an operation. `grows`: ask first what the clouds have free.
+pub(super) async fn accept<F>(
+    shared: &Arc<Shared>,
+    principal: &Principal,
+    grows: bool,
+    work: F,
+) -> Result<(StatusCode, Json<Accepted>), DirectorError>
+where
+    F: FnOnce(&Change<'_>) -> Result<Option<OperationRow>, DirectorError> + Send + 'static,
+{
+    let clouds = if grows { shared.machines.capacity().await } else { Vec::new() };
+    let accepted = change(shared, principal, clouds, move |change| {
+        let row = work(change)?;
+        views::accepted(change.tx, row)
+    })
+    .await?;
+    Ok((StatusCode::ACCEPTED, Json(accepted)))
+}
+
+pub(super) fn app_etag(row: &AppRow) -> Result<String, DirectorError> {
+    views::etag(row.generation, &(&row.name, &row.description, &row.labels))
+}
+
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(super) struct AppsQuery {
+    /// `next` of the page before.
+    cursor: Option<String>,
+    /// Most items on a page (default 100, at most 1000).
+    limit: Option<u32>,
+    /// `key=value` or `key`, several by comma.
+    label: Option<String>,
+    /// Another owner's, for operators; `*` for everybody's.
+    owner: Option<String>,
+}
+
+/// Applications.
+#[utoipa::path(get, path = "/v1/apps", operation_id = "list_apps", params(AppsQuery),
+    responses((status = 200, description = "Applications.", body = Page<App>)))]
+pub(super) async fn list_apps(
+    State(shared): Here,
+    Extension(principal): Extension<Principal>,
+    Params(query): Params<AppsQuery>,
+) -> Result<Json<Page<App>>, DirectorError> {
+    let paging = PageQuery { cursor: query.cursor, limit: query.limit };
+    let (mut after, limit) = (paging.position()?.unwrap_or_default(), paging.limit());
+    let here = shared.clone();
+    let look = move |tx: &rusqlite::Transaction<'_>| {
+        let owner = match query.owner.as_deref() {
+            Some("*") if principal.is_operator() => None,
+            Some(name) if principal.is_operator() => match users::find(tx, name)? {
+                Some(user) => Some(user.id),
+                None => return Err(DirectorError::not_found(format!("no user '{name}'"))),
+            },
+            // Others' applications do not exist for users.
+            Some(name) if name != principal.user.name.as_str() && name != "*" => {
+                return Ok(Page { items: Vec::new(), next: None });
+            }
+            _ => Some(principal.user.id.clone()),
+        };
+        // Labels are matched here, so pages are filled from as many rows as it takes.
+        let mut found: Vec<AppRow> = Vec::new();
+        while found.len() <= limit {
+            let rows = apps::list(tx, owner.as_ref(), &after, limit as u64 + 1)?;
+            let Some(last) = rows.last() else { break };
+            after = last.id.to_string();
+            let fits = |row: &AppRow| labels_match(query.label.as_deref(), &row.labels);
+            found.extend(rows.into_iter().filter(fits));
+        }
+        page(found, limit, |row| row.id.to_string(), |row| views::app(tx, &here, row))
+    };
+    Ok(Json(shared.store.read(look).await?))
+}
+
+/// Create an application.
+#[utoipa::path(post, path = "/v1/apps", operation_id = "create_app", request_body = AppCreate,
+    params(("Idempotency-Key" = Option<String>, Header, description = "Names this request, so that it can be sent again.")),
+    responses((status = 201, description = "The application.", body = App)))]
+pub(super) async fn create_app(
+    State(shared): Here,
+    Extension(principal): Extension<Principal>,
+    Payload(wish): Payload<AppCreate>,
+) -> Result<(StatusCode, Json<App>), DirectorError> {
+    let owner = principal.user.clone();
+    let app = change(&shared, &principal, Vec::new(), move |change| {
+        let row = change.create_app(&owner, wish)?;
+        views::app(change.tx, change.shared, row)
+    })
+    .await?;
+    Ok((StatusCode::CREATED, Json(app)))
+}
+
+/// One application.
+#[utoipa::path(get, path = "/v1/apps/{app}", operation_id = "show_app",
+    params(("app" = String, Path, description = "NAME, OWNER:NAME or id.")),
+    responses((status = 200, description = "The application.", body = App, headers(("ETag" = String, description = "For If-Match.")))))]
+pub(super) async fn show_app(
+    State(shared): Here,
+    Extension(row): Extension<AppRow>,
+) -> Result<Tagged<App>, DirectorError> {
+    let tag = app_etag(&row)?;
+    let here = shared.clone();
+    let app = shared.store.read(move |tx| views::app(tx, &here, row)).await?;
+    Ok(([(header::ETAG, tag)], Json(app)))
+}
+
+/// Rename or relabel an application.
+#[utoipa::path(patch, path = "/v1/apps/{app}", operation_id = "update_app", request_body = Rename,
+    params(("app" = String, Path, description = "NAME, OWNER:NAME or id."),
+        ("If-Match" = Option<String>, Header, description = "The ETag of what one looked at.")),
+    responses((status = 200, description = "The application.", body = App)))]
+pub(super) async fn update_app(
+    State(shared): Here,
+    Extension(principal): Extension<Principal>,
+    Extension(row): Extension<AppRow>,
+    precondition: IfMatch,
+    Payload(wish): Payload<Rename>,
+) -> Result<Json<App>, DirectorError> {
+    let app = change(&shared, &principal, Vec::new(), move |change| {
+        let row = fresh_app(change, &row)?;
+        precondition.check(&app_etag(&row)?)?;
+        let row = change.rename_app(row, wish)?;
+        views::app(change.tx, change.shared, row)
+    })
+    .await?;
+    Ok(Json(app))
+}
+
+/// An application as it is within the transaction that changes it.
+pub(super) fn fresh_app(change: &Change<'_>, row: &AppRow) -> Result<AppRow, DirectorError> {
+    apps::get(change.tx, &row.id)?
+        .ok_or_else(|| DirectorError::not_found(format!("no application '{}'", row.name)))
+}
+
+/// Destroy an application with everything in it.
+#[utoipa::path(delete, path = "/v1/apps/{app}", operation_id = "delete_app",
+    params(("app" = String, Path, description = "NAME, OWNER:NAME or id.")),
+    responses((status = 202, description = "What to follow.", body = Accepted)))]
+pub(super) async fn delete_app(
+    State(shared): Here,
+    Extension(principal): Extension<Principal>,
+    Extension(row): Extension<AppRow>,
+) -> Result<(StatusCode, Json<Accepted>), DirectorError> {
+    accept(&shared, &principal, false, move |change| change.delete_app(fresh_app(change, &row)?))
+        .await
+}
+
+/// Start an application with all its services.
+#[utoipa::path(post, path = "/v1/apps/{app}/start", operation_id = "start_app",
+    params(("app" = String, Path, description = "NAME, OWNER:NAME or id.")),
+    responses((status = 202, description = "What to follow.", body = Accepted)))]
+pub(super) async fn start_app(
+    State(shared): Here,
+    Extension(principal): Extension<Principal>,
+    Extension(row): Extension<AppRow>,
+) -> Result<(StatusCode, Json<Accepted>), DirectorError> {
+    accept(&shared, &principal, true, move |change| change.start_app(fresh_app(change, &row)?))
+        .await
+}
+
+/// Stop an application; configuration, code versions and history stay.
+#[utoipa::path(post, path = "/v1/apps/{app}/stop", operation_id = "stop_app",
+    params(("app" = String, Path, description = "NAME, OWNER:NAME or id.")),
+    responses((status = 202, description = "What to follow.", body = Accepted)))]
+pub(super) async fn stop_app(
+    State(shared): Here,
+    Extension(principal): Extension<Principal>,
+    Extension(row): Extension<AppRow>,
+) -> Result<(StatusCode, Json<Accepted>), DirectorError> {
+    accept(&shared, &principal, false, move |change| change.stop_app(fresh_app(change, &row)?))
+        .await
+}
+
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(super) struct EventsQuery {
+    /// Sequence number after which to begin.
+    after: Option<u64>,
+    /// `next` of the page before.
+    cursor: Option<String>,
+    /// Most items on a page (default 100, at most 1000).
+    limit: Option<u32>,
+}
+
+/// What happened to an application, oldest first.
+#[utoipa::path(get, path = "/v1/apps/{app}/events", operation_id = "list_events",
+    params(EventsQuery, ("app" = String, Path, description = "NAME, OWNER:NAME or id.")),
+    responses((status = 200, description = "Events.", body = Page<Event>)))]
+pub(super) async fn list_events(
+    State(shared): Here,
+    Extension(row): Extension<AppRow>,
+    Params(query): Params<EventsQuery>,
+) -> Result<Json<Page<Event>>, DirectorError> {
+    let paging = PageQuery { cursor: query.cursor, limit: query.limit };
+    let (after, limit) = (paging.number_position(query.after.unwrap_or(0))?, paging.limit());
+    let look = move |tx: &rusqlite::Transaction<'_>| {
+        let rows = events::after(tx, &row.id, after, limit as u64 + 1)?;
+        page(rows, limit, |row| row.sequence.to_string(), Ok)
+    };
+    Ok(Json(shared.store.read(look).await?))
+}

@@ -1,0 +1,236 @@
+//! Code versions: upload, list, download, activate, delete.
+
+use super::apps::{Here, accept, change};
+use super::services::fresh;
+use super::take::{PageQuery, Params, Segments, page};
+use super::views;
+use crate::auth::Principal;
+use crate::blobs;
+use crate::error::DirectorError;
+use crate::store::apps::AppRow;
+use crate::store::codes::{self, CodeRow};
+use crate::store::events::{self, NewEvent};
+use crate::store::services::{self, ServiceRow};
+use crate::store::{new_id, now};
+use axum::body::Body;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
+use conpaas_model::api::{Accepted, Code, Page};
+use conpaas_model::ids::CodeId;
+use http::{StatusCode, header};
+use serde::Deserialize;
+use serde_json::json;
+use std::collections::BTreeMap;
+use tokio_util::io::ReaderStream;
+use utoipa::IntoParams;
+
+type App = Extension<AppRow>;
+type Row = Extension<ServiceRow>;
+type Who = Extension<Principal>;
+
+/// Code versions, newest first.
+#[utoipa::path(get, path = "/v1/apps/{app}/services/{service}/code", operation_id = "list_code",
+    params(PageQuery, ("app" = String, Path, description = "NAME, OWNER:NAME or id."),
+        ("service" = String, Path, description = "NAME or id.")),
+    responses((status = 200, description = "Code versions.", body = Page<Code>)))]
+pub(super) async fn list_code(
+    State(shared): Here,
+    Extension(row): Row,
+    Params(query): Params<PageQuery>,
+) -> Result<Json<Page<Code>>, DirectorError> {
+    let ((at, id), limit) = (query.time_position()?, query.limit());
+    let look = move |tx: &rusqlite::Transaction<'_>| {
+        let rows = codes::list(tx, &row.id, (at, &id), limit as u64 + 1)?;
+        page(
+            rows,
+            limit,
+            |row| format!("{} {}", row.created_at, row.id),
+            |row| views::code(tx, row),
+        )
+    };
+    Ok(Json(shared.store.read(look).await?))
+}
+
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(super) struct UploadQuery {
+    /// The archive's file name, for people.
+    filename: Option<String>,
+    description: Option<String>,
+    /// Activate it at once.
+    #[serde(default)]
+    #[param(required = false)]
+    activate: bool,
+}
+
+/// What of a file name may be shown and sent back.
+fn tame(filename: &str) -> String {
+    let last = filename.rsplit(['/', '\\']).next().unwrap_or_default();
+    let tame: String = last
+        .chars()
+        .filter(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | '+'))
+        .take(100)
+        .collect();
+    if tame.trim_matches('.').is_empty() { "archive".to_owned() } else { tame }
+}
+
+/// Upload an archive (tar, tar.gz, tar.bz2 or zip).
+#[utoipa::path(post, path = "/v1/apps/{app}/services/{service}/code", operation_id = "upload_code",
+    params(UploadQuery, ("app" = String, Path, description = "NAME, OWNER:NAME or id."),
+        ("service" = String, Path, description = "NAME or id."),
+        ("Idempotency-Key" = Option<String>, Header, description = "Names this request, so that it can be sent again.")),
+    request_body(content_type = "application/octet-stream", description = "The archive's bytes."),
+    responses((status = 201, description = "The code version.", body = Code)))]
+pub(super) async fn upload_code(
+    State(shared): Here,
+    Extension(principal): Who,
+    Extension(app): App,
+    Extension(row): Row,
+    Params(query): Params<UploadQuery>,
+    body: Body,
+) -> Result<(StatusCode, Json<Code>), DirectorError> {
+    let service_type = shared.service_type(&row.service_type)?;
+    if !service_type.takes_code() {
+        return Err(DirectorError::invalid(
+            "takes_no_code",
+            format!("a {} service takes no code", service_type.name()),
+        ));
+    }
+    let description = query.description.unwrap_or_default();
+    if description.chars().count() > 1000 {
+        return Err(DirectorError::invalid("too_long", "a description has at most 1000 characters"));
+    }
+    let upload = blobs::receive(&shared, body.into_data_stream()).await?;
+    let (original_size, original_sha256) = (upload.size, upload.sha256.clone());
+    let _guard = shared.blobs.read().await;
+    let found = blobs::accept(&shared, upload).await?;
+    let code = CodeRow {
+        id: new_id(CodeId::from_suffix)?,
+        service: row.id.clone(),
+        filename: tame(query.filename.as_deref().unwrap_or_default()),
+        description,
+        size: found.size,
+        files: found.files,
+        sha256: found.sha256,
+        original_size,
+        original_sha256,
+        created_at: now(),
+        actor: principal.user.name.to_string(),
+        deleted_at: None,
+    };
+    let activate = query.activate;
+    let code = change(&shared, &principal, Vec::new(), move |change| {
+        let (app, row) = fresh(change, &app, &row)?;
+        codes::insert(change.tx, &code)?;
+        let facts = json!({"code": code.id, "filename": code.filename, "files": code.files});
+        let event = NewEvent {
+            kind: "code_uploaded",
+            service: Some(&row.name),
+            actor: change.actor,
+            reason: None,
+            facts,
+        };
+        events::append(change.tx, &app.id, &event)?;
+        if activate {
+            change.activate_code(app, &row, code.id.as_str())?;
+        }
+        views::code(change.tx, code)
+    })
+    .await?;
+    Ok((StatusCode::CREATED, Json(code)))
+}
+
+fn wanted(params: &BTreeMap<String, String>) -> String {
+    params.get("code").cloned().unwrap_or_default()
+}
+
+fn find(tx: &rusqlite::Connection, row: &ServiceRow, id: &str) -> Result<CodeRow, DirectorError> {
+    let found = codes::get(tx, &row.id, id)?.filter(|found| found.deleted_at.is_none());
+    found.ok_or_else(|| DirectorError::not_found(format!("no code version '{id}'")))
+}
+
+/// Download an archive, byte for byte as it was uploaded.
+#[utoipa::path(get, path = "/v1/apps/{app}/services/{service}/code/{code}/archive", operation_id = "download_code",
+    params(("app" = String, Path, description = "NAME, OWNER:NAME or id."),
+        ("service" = String, Path, description = "NAME or id."),
+        ("code" = String, Path, description = "Its id.")),
+    responses((status = 200, description = "The archive's bytes.", content_type = "application/octet-stream")))]
+pub(super) async fn download_code(
+    State(shared): Here,
+    Extension(row): Row,
+    Segments(params): Segments,
+) -> Result<Response, DirectorError> {
+    let code = shared.store.read(move |tx| find(tx, &row, &wanted(&params))).await?;
+    let path = blobs::path(&shared, &code.original_sha256);
+    let file = tokio::fs::File::open(path)
+        .await
+        .map_err(|error| DirectorError::internal("an archive could not be read", error))?;
+    let headers = [
+        (header::CONTENT_TYPE, "application/octet-stream".to_owned()),
+        (header::CONTENT_LENGTH, code.original_size.to_string()),
+        (header::CONTENT_DISPOSITION, format!("attachment; filename=\"{}\"", code.filename)),
+        (header::ETAG, format!("\"{}\"", code.original_sha256)),
+    ];
+    Ok((headers, Body::from_stream(ReaderStream::new(file))).into_response())
+}
+
+/// Delete a code version that is not the active one.
+#[utoipa::path(delete, path = "/v1/apps/{app}/services/{service}/code/{code}", operation_id = "delete_code",
+    params(("app" = String, Path, description = "NAME, OWNER:NAME or id."),
+        ("service" = String, Path, description = "NAME or id."),
+        ("code" = String, Path, description = "Its id.")),
+    responses((status = 204, description = "Deleted.")))]
+pub(super) async fn delete_code(
+    State(shared): Here,
+    Extension(principal): Who,
+    Extension(app): App,
+    Extension(row): Row,
+    Segments(params): Segments,
+) -> Result<StatusCode, DirectorError> {
+    change(&shared, &principal, Vec::new(), move |change| {
+        let (app, row) = fresh(change, &app, &row)?;
+        let code = find(change.tx, &row, &wanted(&params))?;
+        let active = services::get_release(change.tx, &row.id, row.active)?;
+        if active.is_some_and(|release| release.code.as_ref() == Some(&code.id)) {
+            return Err(DirectorError::conflict(
+                "code_active",
+                format!("'{}' is the active code version of {}/{}", code.id, app.name, row.name),
+            )
+            .hint("activate another one first: conpaas code activate"));
+        }
+        codes::mark_deleted(change.tx, &code.id, now())
+    })
+    .await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Lead people to a code version: makes a release.
+#[utoipa::path(post, path = "/v1/apps/{app}/services/{service}/code/{code}/activate", operation_id = "activate_code",
+    params(("app" = String, Path, description = "NAME, OWNER:NAME or id."),
+        ("service" = String, Path, description = "NAME or id."),
+        ("code" = String, Path, description = "Its id.")),
+    responses((status = 202, description = "What to follow.", body = Accepted)))]
+pub(super) async fn activate_code(
+    State(shared): Here,
+    Extension(principal): Who,
+    Extension(app): App,
+    Extension(row): Row,
+    Segments(params): Segments,
+) -> Result<(StatusCode, Json<Accepted>), DirectorError> {
+    accept(&shared, &principal, false, move |change| {
+        let (app, row) = fresh(change, &app, &row)?;
+        change.activate_code(app, &row, &wanted(&params))
+    })
+    .await
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn file_names_are_tamed() {
+        assert_eq!(super::tame("../../x y\"\r\n.tar.gz"), "xy.tar.gz");
+        assert_eq!(super::tame("C:\\d\\site.zip"), "site.zip");
+        assert_eq!(super::tame(".."), "archive");
+    }
+}

@@ -1,0 +1,111 @@
+//! The Director's own duties beside requests: drawing conclusions when records change, ending
+//! operations at their deadlines, forgetting what is old. They hold a lease.
+
+use crate::api::ApiTls;
+use crate::api::KEY_LIFETIME_MS;
+use crate::error::DirectorError;
+use crate::shared::Shared;
+use crate::store::{apps, codes, events, housekeeping, now, operations, users};
+use crate::{blobs, life};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The lease of these duties.
+const LEASE: &str = "conclusions";
+const LEASE_MS: i64 = 10_000;
+/// Conclusions are drawn at least so often (deadlines pass without any record changing).
+const TICK: Duration = Duration::from_secs(1);
+const CLEAN_EVERY: Duration = Duration::from_secs(600);
+const DAY_MS: i64 = 24 * 3600 * 1000;
+/// Events kept per application, and days that ended operations are kept.
+const EVENTS_KEPT: u64 = 10_000;
+const OPERATIONS_KEPT_MS: i64 = 90 * DAY_MS;
+/// How long a deleted code version's bytes stay: nodes may still be fetching or running it.
+const CODE_KEPT_MS: i64 = 3600 * 1000;
+
+/// Draws all conclusions for all applications, if this Director holds the lease.
+pub async fn conclude(shared: &Arc<Shared>) -> Result<(), DirectorError> {
+    let here = shared.clone();
+    let changed = shared
+        .store
+        .quiet(move |tx| {
+            let at = now();
+            if housekeeping::hold_lease(tx, LEASE, &here.run_id, at, at + LEASE_MS)?.is_none() {
+                return Ok(false);
+            }
+            let mut changed = false;
+            for app in apps::every(tx)? {
+                // What follows may follow from what was just concluded, a few steps deep.
+                for _ in 0..4 {
+                    if !life::settle(tx, &here, &app.id)? {
+                        break;
+                    }
+                    changed = true;
+                }
+            }
+            // Operations of applications that are gone end too.
+            for operation in operations::running(tx, None)? {
+                if apps::get(tx, &operation.app)?.is_none() {
+                    changed |= crate::operations::judge_running(tx, &operation.app)?;
+                }
+            }
+            Ok(changed)
+        })
+        .await?;
+    if changed {
+        shared.store.tell_changed();
+    }
+    Ok(())
+}
+
+/// Concludes whenever records change and at least each second, until shutdown.
+pub async fn conclusions(shared: Arc<Shared>) {
+    let mut changed = shared.store.changed();
+    loop {
+        if let Err(error) = conclude(&shared).await {
+            tracing::error!(error = &error as &dyn std::error::Error, "conclusions broke off");
+        }
+        tokio::select! {
+            () = shared.shutdown.cancelled() => break,
+            () = tokio::time::sleep(TICK) => {}
+            result = changed.changed() => if result.is_err() { break },
+        }
+    }
+    let run_id = shared.run_id.clone();
+    let given_back = shared.store.quiet(move |tx| housekeeping::release_leases(tx, &run_id)).await;
+    if let Err(error) = given_back {
+        tracing::error!(error = &error as &dyn std::error::Error, "a lease stays until it is over");
+    }
+}
+
+/// Forgets what is old.
+pub async fn clean(shared: &Arc<Shared>) -> Result<(), DirectorError> {
+    shared
+        .store
+        .quiet(|tx| {
+            let at = now();
+            housekeeping::forget_keys(tx, at - KEY_LIFETIME_MS)?;
+            users::forget_tokens(tx, at - DAY_MS)?;
+            operations::forget(tx, at - OPERATIONS_KEPT_MS)?;
+            events::forget_old(tx, EVENTS_KEPT)?;
+            codes::forget_deleted(tx, at - CODE_KEPT_MS)
+        })
+        .await?;
+    blobs::collect(shared).await
+}
+
+/// Cleans at start and now and then, and keeps the API's certificate fresh.
+pub async fn cleaning(shared: Arc<Shared>, tls: Arc<ApiTls>) {
+    loop {
+        if let Err(error) = clean(&shared).await {
+            tracing::error!(error = &error as &dyn std::error::Error, "cleaning broke off");
+        }
+        if let Err(error) = tls.renew() {
+            tracing::error!(error = &error as &dyn std::error::Error, "the API's certificate is not renewed");
+        }
+        tokio::select! {
+            () = shared.shutdown.cancelled() => return,
+            () = tokio::time::sleep(CLEAN_EVERY) => {}
+        }
+    }
+}

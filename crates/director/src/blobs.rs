@@ -1,0 +1,114 @@
+//! Blobs: files in the state folder, named by the SHA-256 of their content. Records say which
+//! ones are needed; what no record names is collected.
+
+use crate::archive::{self, ArchiveError, Bounds, Normalised};
+use crate::error::DirectorError;
+use crate::shared::Shared;
+use crate::store::codes;
+use bytes::Bytes;
+use futures::{Stream, StreamExt};
+use sha2::{Digest, Sha256};
+use std::path::{Path, PathBuf};
+use tempfile::NamedTempFile;
+use tokio::io::AsyncWriteExt;
+
+/// An uploaded archive, not yet kept.
+pub struct Upload {
+    file: NamedTempFile,
+    pub size: u64,
+    pub sha256: String,
+}
+
+fn failed(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> DirectorError {
+    DirectorError::internal("the upload could not be kept", error)
+}
+
+/// Streams an upload to a temporary file; one that is cut off leaves nothing.
+pub async fn receive<S, E>(shared: &Shared, content: S) -> Result<Upload, DirectorError>
+where
+    S: Stream<Item = Result<Bytes, E>> + Send,
+    E: std::fmt::Display,
+{
+    let max = shared.config.max_upload;
+    let file = NamedTempFile::new_in(shared.config.uploads()).map_err(failed)?;
+    let mut out = tokio::fs::File::from_std(file.reopen().map_err(failed)?);
+    let (mut hash, mut size) = (Sha256::new(), 0u64);
+    let mut content = std::pin::pin!(content);
+    while let Some(chunk) = content.next().await {
+        let chunk = chunk.map_err(|error| {
+            DirectorError::invalid("upload_cut_off", format!("the upload broke off: {error}"))
+                .hint("send it again")
+        })?;
+        size = size.saturating_add(chunk.len() as u64);
+        if size > max {
+            return Err(DirectorError::too_large(format!(
+                "an archive may have at most {} MiB",
+                max >> 20
+            )));
+        }
+        hash.update(&chunk);
+        out.write_all(&chunk).await.map_err(failed)?;
+    }
+    out.flush().await.map_err(failed)?;
+    Ok(Upload { file, size, sha256: hex::encode(hash.finalize()) })
+}
+
+fn refused(error: ArchiveError) -> DirectorError {
+    match error {
+        ArchiveError::Write(source) => failed(source),
+        ArchiveError::TooLarge { .. } | ArchiveError::TooMany { .. } => {
+            DirectorError::too_large(error.to_string())
+        }
+        error => DirectorError::invalid("bad_archive", error.to_string())
+            .hint("pack the application's folder anew: tar czf app.tar.gz -C FOLDER ."),
+    }
+}
+
+/// Moves a finished file to its name, durably; the same content twice is one file.
+fn keep(file: NamedTempFile, blobs: &Path, sha256: &str) -> Result<(), DirectorError> {
+    let target = blobs.join(sha256);
+    if target.exists() {
+        return Ok(());
+    }
+    file.as_file().sync_all().map_err(failed)?;
+    file.persist(target).map_err(failed)?;
+    std::fs::File::open(blobs).and_then(|folder| folder.sync_all()).map_err(failed)
+}
+
+/// Checks an upload and keeps both it and its normalised form. To be called, and followed by
+/// the records that name them, under a reading guard of `Shared::blobs`.
+pub async fn accept(shared: &Shared, upload: Upload) -> Result<Normalised, DirectorError> {
+    let (blobs, uploads) = (shared.config.blobs(), shared.config.uploads());
+    let bounds =
+        Bounds { unpacked: shared.config.max_unpacked, members: shared.config.max_members };
+    let work = move || {
+        let mut plain = NamedTempFile::new_in(uploads).map_err(failed)?;
+        let found = archive::normalise(upload.file.path(), plain.as_file_mut(), bounds);
+        let found = found.map_err(refused)?;
+        keep(plain, &blobs, &found.sha256)?;
+        keep(upload.file, &blobs, &upload.sha256)?;
+        Ok(found)
+    };
+    tokio::task::spawn_blocking(work).await.map_err(failed)?
+}
+
+/// Where a blob's bytes are.
+pub fn path(shared: &Shared, sha256: &str) -> PathBuf {
+    shared.config.blobs().join(sha256)
+}
+
+/// Removes blobs that no record names.
+pub async fn collect(shared: &Shared) -> Result<(), DirectorError> {
+    let _alone = shared.blobs.write().await;
+    let needed = shared.store.read(|tx| codes::blobs(tx)).await?;
+    let broken = |error| DirectorError::internal("blobs could not be collected", error);
+    let mut folder = tokio::fs::read_dir(shared.config.blobs()).await.map_err(broken)?;
+    while let Some(entry) = folder.next_entry().await.map_err(broken)? {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if !needed.contains(&name) {
+            tracing::info!(blob = name, "a blob that nothing names goes");
+            tokio::fs::remove_file(entry.path()).await.map_err(broken)?;
+        }
+    }
+    Ok(())
+}

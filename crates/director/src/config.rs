@@ -1,0 +1,93 @@
+//! Settings of a Director. Reading them from files or flags is the program's business.
+
+use conpaas_model::instance::{InstanceType, default_instance_types};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// All settings; `new` gives the defaults for a state folder.
+#[derive(Clone, Debug)]
+pub struct DirectorConfig {
+    /// Everything the Director keeps; made with mode 0700.
+    pub state: PathBuf,
+    /// Where people's API listens (TLS).
+    pub listen: SocketAddr,
+    /// Further names and addresses for the API's certificate.
+    pub names: Vec<String>,
+    /// Applications are `NAME-OWNER.BASE`.
+    pub base_domain: String,
+    /// Port of the edge as people reach it, for URLs.
+    pub edge_port: u16,
+    /// Where the edge can be reached, as text for people.
+    pub edge: Option<String>,
+    /// The edge's folder (`STATE/edge` when absent).
+    pub edge_folder: Option<PathBuf>,
+    /// Where machines of clouds without a listener of their own reach the Director.
+    pub host_listener: Option<SocketAddr>,
+    /// The cloud of new services' nodes.
+    pub default_cloud: String,
+    /// Sizes with their prices.
+    pub instance_types: Vec<InstanceType>,
+    /// The size of new services' nodes.
+    pub default_instance_type: String,
+    /// Lifetime of a token when none is asked for, and the longest one may ask for.
+    pub token_lifetime: Duration,
+    pub token_lifetime_max: Duration,
+    /// Nodes a new user may have at once.
+    pub default_node_quota: u32,
+    /// How long an operation may take before it counts as failed.
+    pub operation_deadline: Duration,
+    /// How long requests in flight may take when a role is let go.
+    pub drain: Duration,
+    /// How long a machine may take until its agent has enrolled.
+    pub boot_deadline: Duration,
+    /// Lifetime of agents' and managers' certificates.
+    pub certificate_lifetime: Duration,
+    /// Largest archive taken, in bytes.
+    pub max_upload: u64,
+    /// Most bytes and members an archive may unpack to.
+    pub max_unpacked: u64,
+    pub max_members: u64,
+}
+
+impl DirectorConfig {
+    pub fn new(state: PathBuf) -> Self {
+        const DAY: u64 = 24 * 3600;
+        Self {
+            state,
+            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 7070)),
+            names: Vec::new(),
+            base_domain: "localhost".to_owned(),
+            edge_port: 8080,
+            edge: None,
+            edge_folder: None,
+            host_listener: None,
+            default_cloud: "local".to_owned(),
+            instance_types: default_instance_types(),
+            default_instance_type: "small".to_owned(),
+            token_lifetime: Duration::from_secs(30 * DAY),
+            token_lifetime_max: Duration::from_secs(365 * DAY),
+            default_node_quota: 20,
+            operation_deadline: Duration::from_secs(300),
+            drain: Duration::from_secs(30),
+            boot_deadline: Duration::from_secs(60),
+            certificate_lifetime: Duration::from_secs(DAY),
+            max_upload: 512 << 20,
+            max_unpacked: 4 << 30,
+            max_members: 200_000,
+        }
+    }
+
+    /// The size with this name.
+    pub fn instance_type(&self, name: &str) -> Option<&InstanceType> {
+        self.instance_types.iter().find(|size| size.name == name)
+    }
+
+    pub(crate) fn blobs(&self) -> PathBuf {
+        self.state.join("blobs")
+    }
+
+    pub(crate) fn uploads(&self) -> PathBuf {
+        self.state.join("uploads")
+    }
+}

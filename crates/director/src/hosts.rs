@@ -1,0 +1,38 @@
+//! Names under which people reach applications. Which node answers is the machine side's word.
+
+use conpaas_model::ids::Name;
+
+/// A DNS label holds at most so many characters.
+pub const LABEL_MAX: usize = 63;
+
+/// `NAME-OWNER` of an application: unambiguous, because owners' names hold no dash.
+pub fn label(app: &Name, owner: &Name) -> String {
+    format!("{app}-{owner}")
+}
+
+/// The host name of an exposed service. The first one of an application has the application's
+/// own name, further ones theirs in front of it.
+pub fn host(app: &Name, owner: &Name, service: &Name, first: bool, base: &str) -> String {
+    let label = label(app, owner);
+    if first { format!("{label}.{base}") } else { format!("{service}.{label}.{base}") }
+}
+
+/// The address to type into a browser.
+pub fn url(host: &str, edge_port: u16) -> String {
+    if edge_port == 80 { format!("http://{host}/") } else { format!("http://{host}:{edge_port}/") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_service_has_the_applications_name() {
+        let name = |text: &str| text.parse::<Name>().unwrap();
+        let (app, owner, service) = (name("shop"), name("ann"), name("web"));
+        assert_eq!(host(&app, &owner, &service, true, "example.org"), "shop-ann.example.org");
+        assert_eq!(host(&app, &owner, &service, false, "localhost"), "web.shop-ann.localhost");
+        assert_eq!(url("a.localhost", 8080), "http://a.localhost:8080/");
+        assert_eq!(url("a.example.org", 80), "http://a.example.org/");
+    }
+}

@@ -1,0 +1,27 @@
+//! The Director: the daemon people talk to. It keeps what people want, says who may ask for
+//! what, and shows what became of it; `machines` obtains machines and talks to managers.
+
+pub mod access;
+pub mod api;
+mod archive;
+pub mod auth;
+mod background;
+mod blobs;
+pub mod config;
+mod director;
+pub mod error;
+pub mod hosts;
+pub mod life;
+pub mod machine_side;
+pub mod machines;
+pub mod operations;
+pub mod scale;
+pub mod settings;
+pub mod shared;
+pub mod state;
+pub mod store;
+
+pub use api::openapi;
+pub use config::DirectorConfig;
+pub use director::{Director, PASSWORD_FILE, Prepared, run};
+pub use error::{DirectorError, StartError};

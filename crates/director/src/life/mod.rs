@@ -1,0 +1,458 @@
+//! The life of applications and services: every change of a wish, as one transaction that writes
+//! a new generation and the operation that observes it. Who may ask is decided before; carrying
+//! wishes out is the machine side's and the managers' business.
+
+mod draft;
+mod settle;
+mod systems;
+
+pub use draft::nodes_wanted;
+pub use settle::settle;
+
+use crate::error::DirectorError;
+use crate::hosts::{LABEL_MAX, label};
+use crate::scale::scaled;
+use crate::shared::Shared;
+use crate::store::apps::{self, AppRow};
+use crate::store::events::{self, NewEvent};
+use crate::store::operations::{self as rows, OperationRow};
+use crate::store::services::{self, ReleaseRow, ServiceRow};
+use crate::store::{codes, machines, new_id, now, users::UserRow};
+use crate::{operations, settings};
+use conpaas_model::api::{AppCreate, CloudInfo, Outcome, Rename, Scale, ServiceCreate};
+use conpaas_model::ids::{ApplicationId, CodeId, Generation, Name, NodeNumber, ReleaseNumber};
+use conpaas_model::spec::{RunWish, Settings};
+use conpaas_model::status::ServiceState;
+use draft::Draft;
+use rusqlite::Connection;
+use serde_json::json;
+
+/// Who changes what, with what the clouds have free.
+pub struct Change<'a> {
+    pub tx: &'a Connection,
+    pub shared: &'a Shared,
+    /// The acting user's name.
+    pub actor: &'a str,
+    pub clouds: &'a [CloudInfo],
+}
+
+type Accepted = Result<Option<OperationRow>, DirectorError>;
+
+fn name_taken(what: &str, name: &Name) -> DirectorError {
+    DirectorError::conflict("name_taken", format!("there is already {what} named '{name}'"))
+        .hint("choose another name")
+}
+
+fn check_text(what: &str, text: &str) -> Result<(), DirectorError> {
+    if text.chars().count() > 1000 {
+        return Err(DirectorError::invalid(
+            "too_long",
+            format!("a {what} may have at most 1000 characters"),
+        ));
+    }
+    Ok(())
+}
+
+fn check_labels(labels: &conpaas_model::api::Labels) -> Result<(), DirectorError> {
+    let long = |text: &String| text.is_empty() || text.len() > 100;
+    if labels.len() > 50 || labels.keys().any(long) || labels.values().any(|v| v.len() > 500) {
+        return Err(DirectorError::invalid(
+            "bad_labels",
+            "at most 50 labels, with keys of 1 to 100 and values of at most 500 bytes",
+        ));
+    }
+    Ok(())
+}
+
+fn check_host(name: &Name, owner: &Name) -> Result<(), DirectorError> {
+    let label = label(name, owner);
+    if label.len() > LABEL_MAX {
+        return Err(DirectorError::invalid(
+            "name_too_long",
+            format!("'{label}' has {} characters, and a host name's part may have {LABEL_MAX}: choose a shorter name", label.len()),
+        ));
+    }
+    Ok(())
+}
+
+impl Change<'_> {
+    fn event(&self, app: &ApplicationId, kind: &str, service: Option<&Name>, facts: serde_json::Value) -> Result<(), DirectorError> {
+        events::append(self.tx, app, &NewEvent { kind, service, actor: self.actor, reason: None, facts })
+    }
+
+    fn living(&self, app: &AppRow) -> Result<(), DirectorError> {
+        if app.run == RunWish::Deleted {
+            return Err(DirectorError::conflict(
+                "being_deleted",
+                format!("the application '{}' is being deleted", app.name),
+            ));
+        }
+        Ok(())
+    }
+
+    fn living_service(&self, app: &AppRow, row: &ServiceRow) -> Result<(), DirectorError> {
+        self.living(app)?;
+        if row.run == RunWish::Deleted {
+            return Err(DirectorError::conflict(
+                "being_deleted",
+                format!("the service '{}/{}' is being deleted", app.name, row.name),
+            ));
+        }
+        if row.internal {
+            return Err(DirectorError::conflict(
+                "system_service",
+                format!("'{}/{}' hosts managers: it follows its application", app.name, row.name),
+            ));
+        }
+        Ok(())
+    }
+
+    /// The application's services that people have and that are not being deleted.
+    fn people(&self, app: &AppRow) -> Result<Vec<ServiceRow>, DirectorError> {
+        let rows = services::of_app(self.tx, &app.id)?;
+        Ok(rows.into_iter().filter(|row| !row.internal && row.run != RunWish::Deleted).collect())
+    }
+
+    pub fn create_app(&self, owner: &UserRow, wish: AppCreate) -> Result<AppRow, DirectorError> {
+        check_text("description", &wish.description)?;
+        check_labels(&wish.labels)?;
+        check_host(&wish.name, &owner.name)?;
+        let taken = apps::by_name(self.tx, owner.name.as_str(), wish.name.as_str())?;
+        if taken.is_some_and(|row| row.run != RunWish::Deleted) {
+            return Err(name_taken("an application", &wish.name));
+        }
+        let row = AppRow {
+            id: new_id(ApplicationId::from_suffix)?,
+            owner: owner.id.clone(),
+            owner_name: owner.name.clone(),
+            name: wish.name,
+            description: wish.description,
+            labels: wish.labels,
+            run: RunWish::Stopped,
+            ever_started: false,
+            generation: Generation(1),
+            created_at: now(),
+        };
+        apps::insert(self.tx, &row)?;
+        self.event(&row.id, "application_created", None, json!({"name": row.name}))?;
+        Ok(row)
+    }
+
+    pub fn rename_app(&self, mut row: AppRow, wish: Rename) -> Result<AppRow, DirectorError> {
+        self.living(&row)?;
+        if let Some(name) = wish.name.filter(|name| *name != row.name) {
+            check_host(&name, &row.owner_name)?;
+            let taken = apps::by_name(self.tx, row.owner_name.as_str(), name.as_str())?;
+            if taken.is_some_and(|found| found.run != RunWish::Deleted) {
+                return Err(name_taken("an application", &name));
+            }
+            self.event(&row.id, "application_renamed", None, json!({"from": row.name, "to": name}))?;
+            row.name = name;
+        }
+        if let Some(description) = wish.description {
+            check_text("description", &description)?;
+            row.description = description;
+        }
+        if let Some(labels) = wish.labels {
+            check_labels(&labels)?;
+            row.labels = labels;
+        }
+        row.generation = row.generation.next();
+        apps::update(self.tx, &row)?;
+        Ok(row)
+    }
+
+    pub fn start_app(&self, app: AppRow) -> Accepted {
+        self.living(&app)?;
+        let people = self.people(&app)?;
+        let mut draft = Draft::new(self.tx, self.shared, self.actor, "start", app, None)?;
+        draft.set_app_run(RunWish::Running)?;
+        for row in people {
+            let broken = operations::shown(self.tx, &row)?.state == ServiceState::Error;
+            if row.run != RunWish::Running || broken {
+                let mut after = row.clone();
+                after.set_run(RunWish::Running);
+                draft.change(&row, after)?;
+            }
+        }
+        draft.commit(self.clouds)
+    }
+
+    pub fn stop_app(&self, app: AppRow) -> Accepted {
+        self.living(&app)?;
+        self.leave_app(app, "stop", RunWish::Stopped)
+    }
+
+    /// Ends an application and everything in it; its name is free at once.
+    pub fn delete_app(&self, app: AppRow) -> Accepted {
+        self.leave_app(app, operations::DELETE, RunWish::Deleted)
+    }
+
+    fn leave_app(&self, app: AppRow, kind: &'static str, run: RunWish) -> Accepted {
+        let people = self.people(&app)?;
+        let mut draft = Draft::new(self.tx, self.shared, self.actor, kind, app, None)?;
+        draft.set_app_run(run)?;
+        for row in people.into_iter().filter(|row| row.run != run) {
+            let mut after = row.clone();
+            after.set_run(run);
+            draft.change(&row, after)?;
+        }
+        draft.commit(self.clouds)
+    }
+
+    pub fn create_service(
+        &self,
+        app: AppRow,
+        wish: ServiceCreate,
+    ) -> Result<ServiceRow, DirectorError> {
+        self.living(&app)?;
+        check_text("description", &wish.description)?;
+        check_labels(&wish.labels)?;
+        let service_type = self.shared.service_type(&wish.service_type)?;
+        if service_type.internal() {
+            return Err(DirectorError::invalid(
+                "unknown_service_type",
+                format!("'{}' is the system's own service type", wish.service_type),
+            ));
+        }
+        let name = match wish.name {
+            Some(name) => name,
+            None => service_type.name().parse().map_err(|error| {
+                DirectorError::internal("a service type's name is no service's name", error)
+            })?,
+        };
+        if name.as_str() == systems::SYSTEM || name.as_str().starts_with("system-") {
+            return Err(DirectorError::invalid(
+                "name_reserved",
+                format!("'{name}' is kept for the system; choose another name"),
+            ));
+        }
+        let taken = services::find(self.tx, &app.id, name.as_str())?;
+        if taken.is_some_and(|row| row.run != RunWish::Deleted) {
+            return Err(name_taken("a service", &name).hint("give it another: --name NAME"));
+        }
+        let settings = settings::changed(service_type, &Settings::new(), &wish.settings)?;
+        let row = ServiceRow {
+            description: wish.description,
+            labels: wish.labels,
+            own_manager: wish.own_manager,
+            ..systems::new_row(self.shared, &app, service_type, name)?
+        };
+        systems::insert(self.tx, self.shared, &row, self.actor, Some(settings))?;
+        let facts = json!({"type": row.service_type});
+        self.event(&app.id, "service_added", Some(&row.name), facts)?;
+        if wish.start && app.run == RunWish::Running {
+            self.start_service(app, &row)?;
+        } else {
+            settle(self.tx, self.shared, &app.id)?;
+        }
+        Ok(services::get(self.tx, &row.id)?.unwrap_or(row))
+    }
+
+    pub fn rename_service(
+        &self,
+        app: &AppRow,
+        mut row: ServiceRow,
+        wish: Rename,
+    ) -> Result<ServiceRow, DirectorError> {
+        self.living_service(app, &row)?;
+        if let Some(name) = wish.name.filter(|name| *name != row.name) {
+            if name.as_str() == systems::SYSTEM || name.as_str().starts_with("system-") {
+                return Err(DirectorError::invalid(
+                    "name_reserved",
+                    format!("'{name}' is kept for the system; choose another name"),
+                ));
+            }
+            let taken = services::find(self.tx, &app.id, name.as_str())?;
+            if taken.is_some_and(|found| found.run != RunWish::Deleted) {
+                return Err(name_taken("a service", &name));
+            }
+            let facts = json!({"from": row.name, "to": name});
+            self.event(&app.id, "service_renamed", Some(&name), facts)?;
+            row.name = name;
+        }
+        if let Some(description) = wish.description {
+            check_text("description", &description)?;
+            row.description = description;
+        }
+        if let Some(labels) = wish.labels {
+            check_labels(&labels)?;
+            row.labels = labels;
+        }
+        services::update_wish(self.tx, &row)?;
+        Ok(row)
+    }
+
+    /// One service's new wish, if it is another than now.
+    fn one(&self, app: AppRow, kind: &'static str, row: &ServiceRow, after: Option<ServiceRow>) -> Accepted {
+        let mut draft = Draft::new(self.tx, self.shared, self.actor, kind, app, Some(row))?;
+        if let Some(after) = after {
+            draft.change(row, after)?;
+        }
+        draft.commit(self.clouds)
+    }
+
+    pub fn start_service(&self, app: AppRow, row: &ServiceRow) -> Accepted {
+        self.living_service(&app, row)?;
+        let broken = operations::shown(self.tx, row)?.state == ServiceState::Error;
+        let mut after = row.clone();
+        after.set_run(RunWish::Running);
+        let changes = row.run != RunWish::Running || broken;
+        self.one(app, "start", row, changes.then_some(after))
+    }
+
+    pub fn stop_service(&self, app: AppRow, row: &ServiceRow) -> Accepted {
+        self.living_service(&app, row)?;
+        let mut after = row.clone();
+        after.set_run(RunWish::Stopped);
+        self.one(app, "stop", row, (row.run != RunWish::Stopped).then_some(after))
+    }
+
+    pub fn delete_service(&self, app: AppRow, row: &ServiceRow) -> Accepted {
+        if row.run == RunWish::Deleted {
+            return self.one(app, operations::DELETE, row, None);
+        }
+        self.living_service(&app, row)?;
+        let mut after = row.clone();
+        after.set_run(RunWish::Deleted);
+        self.one(app, operations::DELETE, row, Some(after))
+    }
+
+    pub fn scale_service(&self, app: AppRow, row: &ServiceRow, wish: &Scale) -> Accepted {
+        self.living_service(&app, row)?;
+        let service_type = self.shared.service_type(&row.service_type)?;
+        let roles = scaled(service_type, &row.roles, &self.shared.config.instance_types, wish)?;
+        let changes = roles != row.roles;
+        self.one(app, "scale", row, changes.then_some(ServiceRow { roles, ..row.clone() }))
+    }
+
+    fn active(&self, row: &ServiceRow) -> Result<ReleaseRow, DirectorError> {
+        services::get_release(self.tx, &row.id, row.active)?.ok_or_else(|| {
+            DirectorError::internal("a service lacks its active release", row.id.to_string())
+        })
+    }
+
+    /// Makes a release and wishes it active.
+    fn release(&self, app: AppRow, kind: &'static str, row: &ServiceRow, code: Option<CodeId>, settings: Settings, reason: String) -> Accepted {
+        let number = row.next_release;
+        let release = ReleaseRow {
+            service: row.id.clone(),
+            number,
+            code,
+            settings,
+            reason,
+            actor: self.actor.to_owned(),
+            created_at: now(),
+        };
+        services::insert_release(self.tx, &release)?;
+        let after =
+            ServiceRow { active: number, next_release: number.next(), ..row.clone() };
+        self.one(app, kind, row, Some(after))
+    }
+
+    pub fn set_settings(&self, app: AppRow, row: &ServiceRow, change: &Settings) -> Accepted {
+        self.living_service(&app, row)?;
+        let service_type = self.shared.service_type(&row.service_type)?;
+        let active = self.active(row)?;
+        let merged = settings::changed(service_type, &active.settings, change)?;
+        if merged == active.settings {
+            return self.one(app, "set", row, None);
+        }
+        let names: Vec<&str> = change.keys().map(String::as_str).collect();
+        let reason = format!("settings changed: {}", names.join(", "));
+        self.release(app, "set", row, active.code, merged, reason)
+    }
+
+    pub fn activate_code(&self, app: AppRow, row: &ServiceRow, code: &str) -> Accepted {
+        self.living_service(&app, row)?;
+        let found = codes::get(self.tx, &row.id, code)?.filter(|found| found.deleted_at.is_none());
+        let found = found.ok_or_else(|| {
+            DirectorError::not_found(format!("no code version '{code}'"))
+                .hint(format!("list them: conpaas code list {}/{}", app.name, row.name))
+        })?;
+        let active = self.active(row)?;
+        if active.code.as_ref() == Some(&found.id) {
+            return self.one(app, "activate", row, None);
+        }
+        let reason = format!("code activated: {}", found.filename);
+        self.release(app, "activate", row, Some(found.id), active.settings, reason)
+    }
+
+    /// Takes an older release's code and settings as a new release.
+    pub fn rollback(&self, app: AppRow, row: &ServiceRow, to: Option<ReleaseNumber>) -> Accepted {
+        self.living_service(&app, row)?;
+        let active = self.active(row)?;
+        let found = match to {
+            Some(number) => services::get_release(self.tx, &row.id, number)?,
+            None => services::release_before(self.tx, &row.id, row.active)?,
+        };
+        let found = found.ok_or_else(|| match to {
+            Some(number) => DirectorError::not_found(format!("no release {number}")),
+            None => DirectorError::conflict("nothing_before", "there is no release before this one"),
+        }
+        .hint(format!("list them: conpaas service releases {}/{}", app.name, row.name)))?;
+        if let Some(code) = &found.code {
+            let kept = codes::get(self.tx, &row.id, code.as_str())?;
+            if kept.is_none_or(|kept| kept.deleted_at.is_some()) {
+                return Err(DirectorError::conflict(
+                    "code_deleted",
+                    format!("the code version of release {} was deleted", found.number),
+                )
+                .hint("choose another release, or upload that code again"));
+            }
+        }
+        if found.code == active.code && found.settings == active.settings {
+            return self.one(app, "rollback", row, None);
+        }
+        let reason = format!("rolled back to {}", found.number);
+        self.release(app, "rollback", row, found.code, found.settings, reason)
+    }
+
+    /// Lets a node go; another comes in its stead.
+    pub fn replace_node(&self, app: AppRow, row: &ServiceRow, node: NodeNumber) -> Accepted {
+        self.living(&app)?;
+        machines::wish_gone(self.tx, &row.id, node)?;
+        let facts = json!({"node": node});
+        self.event(&app.id, "node_replaced", Some(&row.name), facts)?;
+        self.one(app, "replace", row, Some(row.clone()))
+    }
+
+    /// Ends an operation and wishes what was wanted before it.
+    pub fn cancel(&self, app: AppRow, operation: &OperationRow) -> Accepted {
+        if operation.outcome != Outcome::Running {
+            return Err(DirectorError::conflict(
+                "already_ended",
+                format!("the operation {} has ended already", operation.id),
+            ));
+        }
+        if operation.kind == operations::DELETE {
+            return Err(DirectorError::conflict("not_cancellable", "a deletion cannot be cancelled"));
+        }
+        let reason = format!("cancelled by {}", self.actor);
+        operations::end(self.tx, operation, Outcome::Cancelled, Some(&reason))?;
+        let subject = match &operation.service {
+            Some(id) => services::get(self.tx, id)?,
+            None => None,
+        };
+        let mut draft =
+            Draft::new(self.tx, self.shared, self.actor, "cancel", app, subject.as_ref())?;
+        if let Some(run) = operation.previous.app {
+            draft.set_app_run(run)?;
+        }
+        for previous in &operation.previous.services {
+            let Some(row) = services::get(self.tx, &previous.service)? else { continue };
+            if row.run == RunWish::Deleted {
+                continue;
+            }
+            let mut after = ServiceRow {
+                roles: previous.roles.clone(),
+                active: previous.active,
+                ..row.clone()
+            };
+            after.set_run(previous.run);
+            draft.change(&row, after)?;
+        }
+        draft.commit(self.clouds)?;
+        rows::get(self.tx, operation.id.as_str())
+    }
+}

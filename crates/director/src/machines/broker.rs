@@ -1,0 +1,509 @@
+//! The broker's shell: lists the clouds, asks the pure broker what to do, records it, and makes
+//! the calls. A machine is never in two calls at once; what the Director may not live to record
+//! is found again by the lists.
+
+use super::births;
+use super::records;
+use super::shared::{Shared, full};
+use crate::error::DirectorError;
+use crate::store::{self, Millis, events};
+use conpaas_cloud::{CloudError, CloudMachineId, MachineState};
+use conpaas_core::broker::{
+    Action, BrokerSettings, CallResult, CloudView, Listed, MachineRow, MachineStage, NodeKey, NodeRow, View, answered,
+    decide,
+};
+use conpaas_model::ids::{ApplicationId, MachineId, Name};
+use conpaas_model::status::NodeState;
+use rusqlite::Connection;
+use serde_json::json;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{Semaphore, mpsc};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+
+/// How long a cloud may take to list its machines.
+const LIST_DEADLINE: Duration = Duration::from_secs(30);
+/// Calls to clouds that may be under way at once.
+const CALLS_AT_ONCE: usize = 8;
+
+/// A call to make once its intent is recorded.
+enum Call {
+    Create { birth: Box<records::Birth>, secret: String },
+    Destroy { machine: MachineId, cloud: String, cloud_id: String },
+    Orphan { cloud: String, cloud_id: String },
+}
+
+/// How something that was started ended.
+enum Done {
+    Listed { cloud: String, asked: u64, result: Result<Vec<conpaas_cloud::Machine>, String> },
+    Called { machine: MachineId, cloud: String, result: CallResult, network: Option<Network> },
+    Orphan { cloud: String, cloud_id: String, gone: bool },
+}
+
+/// The network a new machine sits in.
+struct Network {
+    application: ApplicationId,
+    instance: Option<String>,
+}
+
+/// The shell's state.
+pub struct Broker {
+    shared: Arc<Shared>,
+    settings: BrokerSettings,
+    /// Rises with every list begun and every call ended.
+    stamp: u64,
+    settled: Arc<BTreeMap<MachineId, u64>>,
+    busy: Arc<BTreeSet<MachineId>>,
+    orphans: BTreeSet<String>,
+    views: Arc<BTreeMap<String, CloudView>>,
+    /// When each cloud is to be listed next; absent while a list is under way.
+    due: BTreeMap<String, Instant>,
+    slots: Arc<Semaphore>,
+    sender: mpsc::UnboundedSender<Done>,
+    receiver: mpsc::UnboundedReceiver<Done>,
+}
+
+impl Broker {
+    pub fn new(shared: Arc<Shared>) -> Self {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        let now = Instant::now();
+        Self {
+            settings: shared.config.broker.clone(),
+            due: shared.clouds.keys().map(|name| (name.clone(), now)).collect(),
+            shared,
+            stamp: 0,
+            settled: Arc::default(),
+            busy: Arc::default(),
+            orphans: BTreeSet::new(),
+            views: Arc::default(),
+            slots: Arc::new(Semaphore::new(CALLS_AT_ONCE)),
+            sender,
+            receiver,
+        }
+    }
+
+    /// Works until the Director ends.
+    pub async fn run(mut self) {
+        let shared = self.shared.clone();
+        let mut changed = shared.store.changed();
+        let mut tick = interval(shared.config.list_every.min(Duration::from_secs(2)));
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = shared.shutdown.cancelled() => break,
+                Some(done) = self.receiver.recv() => {
+                    self.take(done).await;
+                    while let Ok(more) = self.receiver.try_recv() {
+                        self.take(more).await;
+                    }
+                }
+                _ = changed.changed() => {}
+                () = shared.wake.notified() => {}
+                _ = tick.tick() => {}
+            }
+            changed.mark_unchanged();
+            self.list_due();
+            // Before each cloud has had its say once, nothing is known to be an orphan or gone.
+            if shared.clouds.keys().all(|name| self.views.contains_key(name)) {
+                self.rounds().await;
+            }
+        }
+    }
+
+    fn list_due(&mut self) {
+        let now = Instant::now();
+        let due: Vec<String> = self.due.iter().filter(|(_, at)| **at <= now).map(|(name, _)| name.clone()).collect();
+        for name in due {
+            self.due.remove(&name);
+            let Some(cloud) = self.shared.clouds.get(&name).cloned() else { continue };
+            self.stamp += 1;
+            let (asked, sender, installation) = (self.stamp, self.sender.clone(), self.shared.installation.clone());
+            self.shared.tasks.spawn(async move {
+                let result = match timeout(LIST_DEADLINE, cloud.list(&installation)).await {
+                    Ok(Ok(machines)) => Ok(machines),
+                    Ok(Err(error)) => Err(full(&error)),
+                    Err(_) => Err(format!("it did not list its machines within {} s", LIST_DEADLINE.as_secs())),
+                };
+                // The receiver is gone only when the Director ends.
+                let _ = sender.send(Done::Listed { cloud: name, asked, result });
+            });
+        }
+    }
+
+    async fn take(&mut self, done: Done) {
+        match done {
+            Done::Listed { cloud, asked, result } => {
+                self.due.insert(cloud.clone(), Instant::now() + self.shared.config.list_every);
+                let view = match result {
+                    Ok(machines) => {
+                        self.shared.note_listed(&cloud, &machines);
+                        let mut networks = BTreeMap::new();
+                        for machine in machines.iter().filter(|m| m.state == MachineState::Running) {
+                            networks.insert(machine.application.clone(), machine.network_instance.clone());
+                        }
+                        self.shared.listeners.observe(&self.shared, &cloud, &networks);
+                        CloudView::Listed { asked, machines: machines.into_iter().map(listed).collect() }
+                    }
+                    Err(reason) => {
+                        tracing::warn!(%cloud, %reason, "the cloud does not list its machines");
+                        CloudView::Unlistable { reason }
+                    }
+                };
+                Arc::make_mut(&mut self.views).insert(cloud, view);
+            }
+            Done::Called { machine, cloud, result, network } => {
+                if let Some(network) = network {
+                    self.shared.listeners.ensure(&self.shared, &cloud, &network.application, network.instance);
+                }
+                self.stamp += 1;
+                Arc::make_mut(&mut self.settled).insert(machine.clone(), self.stamp);
+                if result == CallResult::Destroyed {
+                    self.due.insert(cloud, Instant::now());
+                }
+                let (settings, id, now) = (self.settings.clone(), machine.clone(), store::now());
+                let deadline = self.boot_deadline(now);
+                let recorded = self
+                    .shared
+                    .store
+                    .transaction(move |tx| {
+                        let Some(row) = records::broker_machine(tx, &id)? else { return Ok(()) };
+                        if let Some(action) = answered(&row, result, records::unsigned(now), &settings) {
+                            record(tx, &action, Some(&row), None, now, deadline)?;
+                        }
+                        Ok(())
+                    })
+                    .await;
+                if let Err(error) = recorded {
+                    // The next list tells what came of the call.
+                    tracing::error!(%machine, error = full(&error), "an answer of a cloud could not be recorded");
+                }
+                Arc::make_mut(&mut self.busy).remove(&machine);
+            }
+            Done::Orphan { cloud, cloud_id, gone } => {
+                self.orphans.remove(&cloud_id);
+                if gone && let Some(CloudView::Listed { machines, .. }) = Arc::make_mut(&mut self.views).get_mut(&cloud) {
+                    machines.retain(|machine| machine.id != cloud_id);
+                }
+            }
+        }
+    }
+
+    fn boot_deadline(&self, now: Millis) -> Millis {
+        now.saturating_add(i64::try_from(self.shared.config.boot_deadline.as_millis()).unwrap_or(i64::MAX))
+    }
+
+    /// Decides and records until there is nothing to do; starts the calls.
+    async fn rounds(&mut self) {
+        // Recording an intent makes the call possible at once; more than a few rounds never help.
+        for _ in 0..4 {
+            let now = store::now();
+            let nothing = {
+                let look = self.snapshot(now);
+                self.shared.store.read(move |tx| Ok(look.actions(tx)?.0.is_empty())).await
+            };
+            match nothing {
+                Ok(true) => return,
+                Ok(false) => {}
+                Err(error) => {
+                    tracing::error!(error = full(&error), "the broker cannot read its records");
+                    return;
+                }
+            }
+            let (look, deadline) = (self.snapshot(now), self.boot_deadline(now));
+            let calls = self
+                .shared
+                .store
+                .transaction(move |tx| {
+                    // Looked at again where nobody else writes, so that an agent that enrols at
+                    // the last moment is not overlooked.
+                    let (actions, machines, nodes) = look.actions(tx)?;
+                    let mut calls = Vec::new();
+                    for action in &actions {
+                        let row = machine_of(action).and_then(|id| machines.iter().find(|m| m.id == *id));
+                        let node = row.and_then(|row| nodes.iter().find(|n| n.key == row.node));
+                        calls.extend(record(tx, action, row, node, now, deadline)?);
+                    }
+                    Ok(calls)
+                })
+                .await;
+            match calls {
+                Ok(calls) => {
+                    let progress = calls.iter().any(|call| !matches!(call, Call::Orphan { .. })) || calls.is_empty();
+                    for call in calls {
+                        self.start(call);
+                    }
+                    if !progress {
+                        return;
+                    }
+                }
+                Err(error) => {
+                    tracing::error!(error = full(&error), "the broker cannot write its records");
+                    return;
+                }
+            }
+        }
+    }
+
+    fn snapshot(&self, now: Millis) -> Snapshot {
+        Snapshot {
+            views: self.views.clone(),
+            settled: self.settled.clone(),
+            busy: self.busy.clone(),
+            settings: self.settings.clone(),
+            orphans: self.orphans.clone(),
+            now: records::unsigned(now),
+        }
+    }
+
+    fn start(&mut self, call: Call) {
+        let (sender, slots, shared) = (self.sender.clone(), self.slots.clone(), self.shared.clone());
+        match call {
+            Call::Create { birth, secret } => {
+                Arc::make_mut(&mut self.busy).insert(birth.machine.clone());
+                self.shared.tasks.spawn(async move {
+                    let _slot = slots.acquire_owned().await;
+                    let (result, network) = create(&shared, &birth, secret).await;
+                    let _ =
+                        sender.send(Done::Called { machine: birth.machine, cloud: birth.cloud, result, network });
+                });
+            }
+            Call::Destroy { machine, cloud, cloud_id } => {
+                Arc::make_mut(&mut self.busy).insert(machine.clone());
+                self.shared.tasks.spawn(async move {
+                    let _slot = slots.acquire_owned().await;
+                    let result = match destroy(&shared, &cloud, &cloud_id).await {
+                        Ok(()) => CallResult::Destroyed,
+                        Err(reason) => CallResult::NotDestroyed { reason },
+                    };
+                    let _ = sender.send(Done::Called { machine, cloud, result, network: None });
+                });
+            }
+            Call::Orphan { cloud, cloud_id } => {
+                if !self.orphans.insert(cloud_id.clone()) {
+                    return;
+                }
+                tracing::warn!(%cloud, machine = %cloud_id, "a machine of ours that no record wants is destroyed");
+                self.shared.tasks.spawn(async move {
+                    let _slot = slots.acquire_owned().await;
+                    let gone = match destroy(&shared, &cloud, &cloud_id).await {
+                        Ok(()) => true,
+                        Err(reason) => {
+                            tracing::warn!(%cloud, machine = %cloud_id, %reason, "it could not be destroyed");
+                            false
+                        }
+                    };
+                    let _ = sender.send(Done::Orphan { cloud, cloud_id, gone });
+                });
+            }
+        }
+    }
+}
+
+/// What one decision is made over.
+struct Snapshot {
+    views: Arc<BTreeMap<String, CloudView>>,
+    settled: Arc<BTreeMap<MachineId, u64>>,
+    busy: Arc<BTreeSet<MachineId>>,
+    settings: BrokerSettings,
+    orphans: BTreeSet<String>,
+    now: u64,
+}
+
+impl Snapshot {
+    #[allow(clippy::type_complexity)]
+    fn actions(&self, tx: &Connection) -> Result<(Vec<Action>, Vec<MachineRow>, Vec<NodeRow>), DirectorError> {
+        let nodes = records::broker_nodes(tx)?;
+        let machines = records::broker_machines(tx, &self.settled)?;
+        let quotas = records::quotas(tx)?;
+        let mut actions = decide(&View {
+            nodes: &nodes,
+            machines: &machines,
+            clouds: &self.views,
+            quotas: &quotas,
+            busy: &self.busy,
+            now: self.now,
+            settings: &self.settings,
+        });
+        actions.retain(|action| match action {
+            Action::DestroyOrphan { cloud_id, .. } => !self.orphans.contains(cloud_id),
+            _ => true,
+        });
+        Ok((actions, machines, nodes))
+    }
+}
+
+fn machine_of(action: &Action) -> Option<&MachineId> {
+    match action {
+        Action::Create { machine }
+        | Action::Adopt { machine, .. }
+        | Action::MarkUp { machine }
+        | Action::MarkDead { machine, .. }
+        | Action::Destroy { machine, .. }
+        | Action::MarkGone { machine, .. }
+        | Action::RetryLater { machine, .. } => Some(machine),
+        Action::RecordIntent { .. }
+        | Action::EndNode { .. }
+        | Action::DestroyOrphan { .. }
+        | Action::Trouble { .. } => None,
+    }
+}
+
+fn listed(machine: conpaas_cloud::Machine) -> Listed {
+    let died = match machine.state {
+        MachineState::Dead { exit } => Some(exit.to_string()),
+        MachineState::Pending | MachineState::Running => None,
+    };
+    Listed { id: machine.id.0, token: machine.token, died }
+}
+
+/// Writes what an action says; gives the call that it asks for.
+fn record(
+    tx: &Connection,
+    action: &Action,
+    row: Option<&MachineRow>,
+    node: Option<&NodeRow>,
+    now: Millis,
+    deadline: Millis,
+) -> Result<Option<Call>, DirectorError> {
+    let key = row.map(|row| &row.node);
+    match action {
+        Action::RecordIntent { node, attempts, retry_at, last_error } => {
+            let id = store::new_id(MachineId::from_suffix)?;
+            records::insert_intent(
+                tx,
+                &records::Intent {
+                    id: &id,
+                    node,
+                    attempts: *attempts,
+                    retry_at: *retry_at,
+                    last_error: last_error.as_deref(),
+                },
+                now,
+            )?;
+            records::set_node_state(tx, node, NodeState::Requested, last_error.as_deref(), now)?;
+        }
+        Action::Create { machine } => {
+            let secret = births::new_secret();
+            let hash = conpaas_pki::hash_token(&secret);
+            let birth = records::creating(tx, machine, &hash, deadline)?;
+            return Ok(birth.map(|birth| Call::Create { birth: Box::new(birth), secret }));
+        }
+        Action::Adopt { machine, cloud_id } => {
+            records::adopted(tx, machine, cloud_id, deadline)?;
+            if let Some(row) = row {
+                records::set_node_state(tx, &row.node, NodeState::Booting, row.last_error.as_deref(), now)?;
+            }
+        }
+        Action::MarkUp { machine } => {
+            records::set_stage(tx, machine, MachineStage::Up, None)?;
+            records::usage_begins(tx, machine, now)?;
+            if let Some(key) = key {
+                records::set_node_state(tx, key, NodeState::Up, None, now)?;
+                tell(tx, key, "node_up", None)?;
+            }
+        }
+        Action::MarkDead { machine, reason } => {
+            records::set_stage(tx, machine, MachineStage::Dead, Some(reason))?;
+            if let Some(key) = key {
+                records::set_node_state(tx, key, NodeState::Dead, Some(reason), now)?;
+                tell(tx, key, "node_died", Some(reason))?;
+            }
+        }
+        Action::Destroy { machine, cloud_id, reason, .. } => {
+            records::set_stage(tx, machine, MachineStage::Destroying, reason.as_deref())?;
+            records::set_cloud_id(tx, machine, cloud_id)?;
+            let Some(row) = row else { return Ok(None) };
+            if node.is_some_and(|node| node.wanted && node.state != NodeState::Dead) {
+                records::set_node_state(tx, &row.node, NodeState::Requested, reason.as_deref(), now)?;
+                if row.stage != MachineStage::Destroying {
+                    tell(tx, &row.node, "machine_failed", reason.as_deref())?;
+                }
+            }
+            return Ok(Some(Call::Destroy {
+                machine: machine.clone(),
+                cloud: row.cloud.clone(),
+                cloud_id: cloud_id.clone(),
+            }));
+        }
+        Action::MarkGone { machine, reason } => {
+            records::set_stage(tx, machine, MachineStage::Gone, reason.as_deref())?;
+            records::usage_ends(tx, machine, now)?;
+        }
+        Action::EndNode { node } => {
+            tell(tx, node, "node_gone", None)?;
+            records::end_node(tx, node)?;
+        }
+        Action::DestroyOrphan { cloud, cloud_id } => {
+            return Ok(Some(Call::Orphan { cloud: cloud.clone(), cloud_id: cloud_id.clone() }));
+        }
+        Action::RetryLater { machine, stage, attempts, at, reason } => {
+            records::failed_attempt(tx, machine, *stage, *attempts, *at, reason)?;
+            if let Some(row) = row
+                && *stage != MachineStage::Destroying
+                && row.last_error.as_ref() != Some(reason)
+            {
+                records::set_trouble(tx, &row.node, Some(reason))?;
+                tell(tx, &row.node, "node_delayed", Some(reason))?;
+            }
+        }
+        Action::Trouble { node, text } => {
+            records::set_trouble(tx, node, text.as_deref())?;
+            if let Some(text) = text {
+                tell(tx, node, "node_delayed", Some(text))?;
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// Writes an event about a node.
+pub fn tell(tx: &Connection, key: &NodeKey, kind: &str, reason: Option<&str>) -> Result<(), DirectorError> {
+    let Some((application, service)) = records::place_of(tx, &key.service)? else { return Ok(()) };
+    let event: events::NewEvent<'_> = events::NewEvent {
+        kind,
+        service: Some(&service as &Name),
+        actor: "system",
+        reason,
+        facts: json!({ "node": key.number.0 }),
+    };
+    events::append(tx, &application, &event)
+}
+
+async fn create(shared: &Shared, birth: &records::Birth, secret: String) -> (CallResult, Option<Network>) {
+    let Some(cloud) = shared.clouds.get(&birth.cloud) else {
+        return (CallResult::Refused { reason: format!("there is no cloud '{}'", birth.cloud) }, None);
+    };
+    let request = match births::request(shared, cloud.as_ref(), birth, secret) {
+        Ok(request) => request,
+        Err(reason) => return (CallResult::Refused { reason }, None),
+    };
+    match cloud.create(request).await {
+        Ok(machine) => {
+            shared.note_limits(&birth.cloud, &birth.machine, &machine.limits);
+            let network = Network { application: birth.application.clone(), instance: machine.network_instance };
+            (CallResult::Created { cloud_id: machine.id.0 }, Some(network))
+        }
+        Err(error) => {
+            let reason = full(&error);
+            tracing::warn!(cloud = %birth.cloud, machine = %birth.machine, %reason, "no machine came");
+            let result = match error {
+                CloudError::NoCapacity { .. }
+                | CloudError::UnknownInstanceType { .. }
+                | CloudError::Invalid { .. }
+                | CloudError::Unfit { .. }
+                | CloudError::Image { .. } => CallResult::Refused { reason },
+                _ => CallResult::Unclear { reason },
+            };
+            (result, None)
+        }
+    }
+}
+
+async fn destroy(shared: &Shared, cloud: &str, cloud_id: &str) -> Result<(), String> {
+    let cloud = shared.clouds.get(cloud).ok_or_else(|| format!("there is no cloud '{cloud}'"))?;
+    match cloud.destroy(&CloudMachineId(cloud_id.to_owned())).await {
+        Ok(()) | Err(CloudError::NotFound { .. }) => Ok(()),
+        Err(error) => Err(full(&error)),
+    }
+}

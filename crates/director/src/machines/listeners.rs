@@ -1,0 +1,104 @@
+//! Where machines reach the Director: a listener inside each application's network while the
+//! application has machines there, made again when the network was; and, for clouds whose
+//! machines reach this computer by themselves, one listener of its own.
+
+use super::listener;
+use super::shared::{Shared, full};
+use conpaas_model::ids::ApplicationId;
+use conpaas_model::protocol::DIRECTOR_PORT;
+use conpaas_wire::{ServerSettings, ServerTls};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+/// A listener in one network.
+struct Open {
+    /// The network it was made in: a network that died and was made anew has another name.
+    instance: Option<String>,
+    /// Cancelled when it is to end, and by itself when it has ended.
+    end: CancellationToken,
+}
+
+/// The listeners inside applications' networks.
+#[derive(Default)]
+pub struct Listeners {
+    open: Mutex<BTreeMap<(String, ApplicationId), Open>>,
+}
+
+impl Listeners {
+    /// Takes in which networks of a cloud have running machines: opens what lacks, closes the rest.
+    pub fn observe(&self, shared: &Arc<Shared>, cloud: &str, networks: &BTreeMap<ApplicationId, Option<String>>) {
+        {
+            let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+            open.retain(|(of, application), entry| {
+                let keep = of != cloud || networks.contains_key(application);
+                if !keep {
+                    entry.end.cancel();
+                }
+                keep
+            });
+        }
+        for (application, instance) in networks {
+            self.ensure(shared, cloud, application, instance.clone());
+        }
+    }
+
+    /// Makes sure that a network has its listener.
+    pub fn ensure(&self, shared: &Arc<Shared>, cloud: &str, application: &ApplicationId, instance: Option<String>) {
+        let end = shared.shutdown.child_token();
+        {
+            let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+            let key = (cloud.to_owned(), application.clone());
+            if let Some(entry) = open.get(&key) {
+                if entry.instance == instance && !entry.end.is_cancelled() {
+                    return;
+                }
+                entry.end.cancel();
+            }
+            open.insert(key, Open { instance, end: end.clone() });
+        }
+        let (shared, cloud, application) = (shared.clone(), cloud.to_owned(), application.clone());
+        let tasks = shared.tasks.clone();
+        tasks.spawn(async move {
+            let Some(driver) = shared.clouds.get(&cloud) else { return };
+            match driver.director_listener(&application, DIRECTOR_PORT).await {
+                // Machines there reach the Director's own listener; nothing to do while it lasts.
+                Ok(None) => return,
+                Ok(Some(listener)) => {
+                    let listener = listener.set_nonblocking(true).and_then(|()| TcpListener::from_std(listener));
+                    match listener {
+                        Ok(listener) => {
+                            tracing::info!(%cloud, %application, "the Director listens in the application's network");
+                            serve(&shared, listener, Some(application.clone()), end.clone()).await;
+                        }
+                        Err(error) => tracing::warn!(%cloud, %application, %error, "the listener cannot be used"),
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(%cloud, %application, error = full(&error), "no listener in the application's network");
+                }
+            }
+            // Whoever looks next makes it anew.
+            end.cancel();
+        });
+    }
+}
+
+/// Serves machines on a listener until `end`. On a listener inside a network only machines of
+/// that application are served.
+pub async fn serve(
+    shared: &Arc<Shared>,
+    listener: TcpListener,
+    network: Option<ApplicationId>,
+    end: CancellationToken,
+) {
+    let config = shared.server_tls.clone();
+    let tls: ServerTls = conpaas_wire::fixed_server_tls(config);
+    let shared = shared.clone();
+    conpaas_wire::serve(listener, tls, ServerSettings::default(), end, move |request, peer| {
+        let (shared, network) = (shared.clone(), network.clone());
+        async move { listener::handle(shared, network, request, peer).await }
+    })
+    .await;
+}

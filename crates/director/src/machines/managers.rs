@@ -1,0 +1,250 @@
+//! Managers' streams: the whole level goes down at each change, reports and answers come up. The
+//! epoch of a manager is the number of its node; whoever opens a stream with a higher one takes
+//! the post, and nobody with a lower one gets it back.
+
+use super::listener::{Refused, internal, refuse};
+use super::records::{self, Machine};
+use super::reports::{self, Origin};
+use super::shared::{Shared, full};
+use super::levels;
+use crate::error::DirectorError;
+use crate::store::{self, services};
+use conpaas_core::broker::NodeKey;
+use conpaas_model::ids::{Epoch, Generation, NodeNumber, ServiceId};
+use conpaas_model::protocol::{
+    FromManager, Located, MANAGER_PORT, ManagerAddress, ManagerLevel, ManagerReport, ToManager,
+};
+use conpaas_model::spec::RunWish;
+use conpaas_model::status::NodeState;
+use conpaas_wire::FramedStream;
+use http::StatusCode;
+use rusqlite::Connection;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+/// How long a command may take.
+const COMMAND_DEADLINE: Duration = Duration::from_secs(30);
+
+/// The Director's own epoch as manager of system services: there is but one Director.
+pub const DIRECTOR_EPOCH: Epoch = Epoch(1);
+
+fn epoch_key(system: &ServiceId) -> String {
+    format!("manager-epoch/{system}")
+}
+
+/// The highest epoch that took the post of a system service's manager.
+pub fn epoch(tx: &Connection, system: &ServiceId) -> Result<Epoch, DirectorError> {
+    let text = store::meta(tx, &epoch_key(system))?;
+    Ok(Epoch(text.and_then(|text| text.parse().ok()).unwrap_or(0)))
+}
+
+/// Forgets the epochs of system services that are gone.
+pub fn forget_epochs(tx: &Connection) -> Result<(), DirectorError> {
+    tx.execute(
+        "DELETE FROM meta WHERE key LIKE 'manager-epoch/%'
+             AND substr(key, length('manager-epoch/') + 1) NOT IN (SELECT id FROM services)",
+        [],
+    )?;
+    Ok(())
+}
+
+/// Where the manager of a service is now.
+pub fn locate(tx: &Connection, row: &services::ServiceRow) -> Result<Located, DirectorError> {
+    if row.internal {
+        return Ok(Located { epoch: DIRECTOR_EPOCH, manager: ManagerAddress::Director });
+    }
+    let Some(system) = &row.manager else {
+        return Ok(Located { epoch: Epoch(0), manager: ManagerAddress::Nowhere });
+    };
+    let epoch = epoch(tx, system)?;
+    let key = NodeKey { service: system.clone(), number: NodeNumber(epoch.0) };
+    let node = records::node(tx, &key)?.filter(|node| node.wanted && node.state == NodeState::Up);
+    let machine = records::machines_of(tx, system)?.into_iter().rfind(|machine| machine.node == key.number);
+    let manager = match (node, machine) {
+        (Some(node), Some(machine)) => ManagerAddress::At {
+            machine: machine.id,
+            address: SocketAddr::from((node.address, MANAGER_PORT)),
+        },
+        _ => ManagerAddress::Nowhere,
+    };
+    Ok(Located { epoch, manager })
+}
+
+/// Refuses a manager whose post was taken by a newer one.
+pub async fn check_epoch(shared: &Arc<Shared>, machine: &Machine) -> Result<(), Refused> {
+    let system = machine.service.clone();
+    let current =
+        shared.store.read(move |tx| epoch(tx, &system)).await.map_err(|error| internal(&error))?;
+    if machine.node.0 < current.0 {
+        return Err(refuse(StatusCode::CONFLICT, "outranked", format!("a newer manager ({current}) has taken the post")));
+    }
+    Ok(())
+}
+
+/// Records that a manager takes the post; false when a newer one has it.
+async fn take_post(shared: &Arc<Shared>, system: &ServiceId, own: Epoch) -> Result<bool, DirectorError> {
+    let system = system.clone();
+    shared
+        .store
+        .transaction(move |tx| {
+            let current = epoch(tx, &system)?;
+            if own > current {
+                store::set_meta(tx, &epoch_key(&system), &own.0.to_string())?;
+            }
+            Ok(own >= current)
+        })
+        .await
+}
+
+/// Serves a manager's stream to its end.
+pub async fn serve(shared: &Arc<Shared>, machine: Machine, stream: FramedStream<FromManager, ToManager>) {
+    let (system, own) = (machine.service.clone(), Epoch(machine.node.0));
+    let handle = stream.handle();
+    match take_post(shared, &system, own).await {
+        Ok(true) => {}
+        Ok(false) => return handle.close(),
+        Err(error) => {
+            tracing::error!(error = full(&error), "a manager's post could not be recorded");
+            return handle.close();
+        }
+    }
+    let connection = shared.hub.open(&machine.id, handle.clone());
+    let (sender, mut receiver) = stream.split();
+    shared.hub.install(&system, connection, own, sender.clone(), handle.clone());
+    tracing::info!(machine = %machine.id, epoch = %own, "a manager is connected");
+
+    let mut changed = shared.store.changed();
+    let mut edge = shared.edge.subscribe();
+    let mut sent: Option<ManagerLevel> = None;
+    let mut filter = reports::Filter::default();
+    let mut due = true;
+    loop {
+        if due {
+            due = false;
+            match levels::of_manager(shared, &system, &machine.application, own).await {
+                Ok(mut level) => {
+                    let same = sent.as_ref().is_some_and(|sent| {
+                        level.generation = sent.generation;
+                        *sent == level
+                    });
+                    if !same {
+                        level.generation = Generation(shared.hub.number());
+                        let message = ToManager::Level(Box::new(level.clone()));
+                        if let Err(error) = sender.send(&message).await {
+                            tracing::debug!(error = full(&error), "a manager takes no levels");
+                            break;
+                        }
+                        sent = Some(level);
+                    }
+                }
+                Err(error) => tracing::error!(error = full(&error), "a manager's level could not be read"),
+            }
+        }
+        tokio::select! {
+            () = shared.shutdown.cancelled() => break,
+            message = receiver.recv() => match message {
+                Ok(Some(FromManager::Report(report))) => {
+                    if !take_report(shared, &system, own, *report, &mut filter).await {
+                        break;
+                    }
+                }
+                Ok(Some(FromManager::CommandResult { id, result })) => shared.hub.answer(id, result),
+                Ok(None) => break,
+                Err(error) => {
+                    tracing::info!(machine = %machine.id, error = full(&error), "a manager's stream broke");
+                    break;
+                }
+            },
+            _ = changed.changed() => due = true,
+            _ = edge.changed() => due = true,
+        }
+    }
+    shared.hub.close(connection);
+    handle.close();
+}
+
+/// Applies a report; false when its sender has lost the post.
+async fn take_report(
+    shared: &Arc<Shared>,
+    system: &ServiceId,
+    own: Epoch,
+    report: ManagerReport,
+    filter: &mut reports::Filter,
+) -> bool {
+    if report.epoch != own {
+        shared.hub.refused_reports.fetch_add(1, Ordering::Relaxed);
+        tracing::warn!(%own, said = %report.epoch, "a manager's report of another epoch was refused");
+        return true;
+    }
+    let Some(pass) = filter.pass(&report) else { return true };
+    let origin = Origin::Manager { system: system.clone(), epoch: own };
+    match reports::take(shared, origin, report.services, pass).await {
+        Ok(true) => true,
+        Ok(false) => {
+            shared.hub.refused_reports.fetch_add(1, Ordering::Relaxed);
+            tracing::warn!(%own, "a report of a manager that was outranked was refused");
+            false
+        }
+        Err(error) => {
+            // Reports are whole: the next one says it again.
+            filter.reset();
+            tracing::error!(error = full(&error), "a manager's report could not be recorded");
+            true
+        }
+    }
+}
+
+/// Sends a command of a service's type to its manager and awaits the answer.
+///
+/// # Errors
+/// `Unavailable` when there is no manager or no answer in time, `Conflict` when the service is
+/// not running, `Invalid` with the manager's own words when it refuses.
+pub async fn command(
+    shared: &Arc<Shared>,
+    service: &ServiceId,
+    name: &str,
+    arguments: serde_json::Value,
+) -> Result<serde_json::Value, DirectorError> {
+    let id = service.clone();
+    let found = shared
+        .store
+        .read(move |tx| {
+            let Some(row) = services::get(tx, &id)? else { return Ok(None) };
+            let app = store::apps::get(tx, &row.app)?.map_or_else(String::new, |app| app.name.to_string());
+            Ok(Some((format!("{app}/{}", row.name), row)))
+        })
+        .await?;
+    let Some((display, row)) = found else {
+        return Err(DirectorError::not_found("there is no such service"));
+    };
+    if row.run != RunWish::Running {
+        return Err(DirectorError::conflict("not_running", format!("{display} is not running"))
+            .hint(format!("start it: conpaas service start {display}")));
+    }
+    let link = row.manager.as_ref().and_then(|system| shared.hub.manager(system));
+    let Some((_, sender)) = link else {
+        return Err(DirectorError::unavailable("no_manager", format!("the manager of {display} is not connected now"))
+            .hint(format!("a new one is made by itself; try again soon, or see: conpaas service show {display}")));
+    };
+    let (id, answer) = shared.hub.expect();
+    let message = ToManager::Command { id, service: service.clone(), name: name.to_owned(), arguments };
+    let outcome = tokio::time::timeout(COMMAND_DEADLINE, async {
+        sender.send(&message).await.map_err(|error| full(&error))?;
+        // The sender is dropped only together with the hub.
+        answer.await.map_err(|_| "the Director ends".to_owned())
+    })
+    .await;
+    shared.hub.forget(id);
+    let unavailable = |why: String| {
+        DirectorError::unavailable("no_answer", format!("the manager of {display} gave no answer: {why}"))
+            .hint("try again; if it lasts, see: conpaas logs")
+    };
+    match outcome {
+        Ok(Ok(Ok(value))) => Ok(value),
+        Ok(Ok(Err(why))) => Err(DirectorError::invalid("command_failed", why)),
+        Ok(Err(why)) => Err(unavailable(why)),
+        Err(_) => Err(unavailable(format!("none came within {} s", COMMAND_DEADLINE.as_secs()))),
+    }
+}

@@ -1,0 +1,157 @@
+//! What managers report, taken into the store: wishes for nodes, exposures, statuses. A report is
+//! whole, so taking one again changes nothing.
+
+use super::broker::tell;
+use super::managers;
+use super::records;
+use super::shared::Shared;
+use crate::error::DirectorError;
+use crate::operations;
+use crate::store::{self, Millis, services};
+use conpaas_core::broker::NodeKey;
+use conpaas_model::ids::{Epoch, NodeNumber, ServiceId};
+use conpaas_model::protocol::{ManagerReport, NodeWish, ServiceReport};
+use conpaas_model::status::NodeHealth;
+use rusqlite::{Connection, params};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How often figures alone (memory, CPU) are written down.
+const FIGURES_EVERY: Duration = Duration::from_secs(5);
+/// How far ahead of the recorded numbers a manager may count: more is a mistake.
+const NUMBERS_AHEAD: u64 = 10_000;
+
+/// Who reports.
+#[derive(Clone, Debug)]
+pub enum Origin {
+    /// The manager on a system service's node.
+    Manager { system: ServiceId, epoch: Epoch },
+    /// The Director itself, of system services.
+    Director,
+}
+
+/// Whether a report brings news.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pass {
+    News,
+    /// Only figures changed: worth recording, nobody need be woken.
+    Figures,
+}
+
+/// Holds back what was recorded a moment ago.
+#[derive(Default)]
+pub struct Filter {
+    last: Option<(ManagerReport, Instant)>,
+}
+
+impl Filter {
+    /// What to do with a report; nothing when it says what the last one said.
+    pub fn pass(&mut self, report: &ManagerReport) -> Option<Pass> {
+        let bare = without_figures(report.clone());
+        let now = Instant::now();
+        match &self.last {
+            Some((last, _)) if *last != bare => {}
+            Some((_, at)) if now.duration_since(*at) < FIGURES_EVERY => return None,
+            Some(_) => {
+                self.last = Some((bare, now));
+                return Some(Pass::Figures);
+            }
+            None => {}
+        }
+        self.last = Some((bare, now));
+        Some(Pass::News)
+    }
+
+    /// Lets the next report through whatever it says.
+    pub fn reset(&mut self) {
+        self.last = None;
+    }
+}
+
+fn without_figures(mut report: ManagerReport) -> ManagerReport {
+    for node in report.services.iter_mut().flat_map(|service| &mut service.status.nodes) {
+        node.health = NodeHealth::default();
+    }
+    report
+}
+
+/// Takes reports in; false when their sender has lost the post.
+pub async fn take(
+    shared: &Arc<Shared>,
+    origin: Origin,
+    reports: Vec<ServiceReport>,
+    pass: Pass,
+) -> Result<bool, DirectorError> {
+    let now = store::now();
+    let change = move |tx: &rusqlite::Transaction<'_>| {
+        if let Origin::Manager { system, epoch } = &origin
+            && managers::epoch(tx, system)? != *epoch
+        {
+            return Ok(false);
+        }
+        for report in &reports {
+            take_one(tx, &origin, report, pass, now)?;
+        }
+        Ok(true)
+    };
+    match pass {
+        Pass::News => shared.store.transaction(change).await,
+        Pass::Figures => shared.store.quiet(change).await,
+    }
+}
+
+fn take_one(
+    tx: &Connection,
+    origin: &Origin,
+    report: &ServiceReport,
+    pass: Pass,
+    now: Millis,
+) -> Result<(), DirectorError> {
+    // A service that was removed meanwhile, or that is another manager's: not the sender's to say.
+    let Some(row) = services::get(tx, &report.service)? else { return Ok(()) };
+    let epoch = match origin {
+        Origin::Manager { system, epoch } if row.manager.as_ref() == Some(system) => *epoch,
+        Origin::Director if row.internal => managers::DIRECTOR_EPOCH,
+        Origin::Manager { .. } | Origin::Director => return Ok(()),
+    };
+    let mut next = row.next_node;
+    for (number, wish) in &report.nodes {
+        let key = NodeKey { service: row.id.clone(), number: *number };
+        match wish {
+            NodeWish::Gone => {
+                records::wish_gone(tx, &key)?;
+            }
+            NodeWish::Present { cloud, instance_type } => {
+                // A number below the next one was given before: it is there, or it is over.
+                if *number < next || number.0 > next.0.saturating_add(NUMBERS_AHEAD) {
+                    continue;
+                }
+                let Some(address) = records::free_address(tx, &row.app)? else {
+                    tracing::error!(application = %row.app, "the application has no address left for another node");
+                    continue;
+                };
+                records::insert_node(tx, &key, cloud, instance_type, address, now)?;
+                tell(tx, &key, "node_requested", None)?;
+                next = NodeNumber(number.0.saturating_add(1));
+            }
+        }
+    }
+    if next != row.next_node {
+        tx.prepare_cached("UPDATE services SET next_node = ?2 WHERE id = ?1")?
+            .execute(params![row.id.as_str(), records::signed(next.0)])?;
+    }
+    let old = row.exposure.as_ref();
+    // A manager that only listens yet reports none: what stands holds.
+    if old.is_none_or(|old| report.exposure.version >= old.version) && old != Some(&report.exposure) {
+        let text = serde_json::to_string(&report.exposure)?;
+        tx.prepare_cached("UPDATE services SET exposure_json = ?2 WHERE id = ?1")?
+            .execute(params![row.id.as_str(), text])?;
+    }
+    match pass {
+        Pass::News => operations::observe(tx, &row.id, &report.status)?,
+        Pass::Figures => services::set_status(tx, &row.id, &report.status)?,
+    }
+    tx.prepare_cached("UPDATE services SET status_epoch = ?2 WHERE id = ?1")?
+        .execute(params![row.id.as_str(), records::signed(epoch.0)])?;
+    Ok(())
+}

@@ -1,0 +1,125 @@
+//! What all parts of the machine side share: the store, the clouds, the authority, and what is
+//! known of machines beyond the records.
+
+use super::MachinesConfig;
+use super::hub::Hub;
+use super::listeners::Listeners;
+use crate::store::Store;
+use conpaas_cloud::{CgroupVersion, Cloud, Limits};
+use conpaas_manager::ServiceManagers;
+use conpaas_model::ids::{InstallationId, MachineId, ServiceId};
+use conpaas_model::instance::InstanceType;
+use conpaas_model::status::EdgeStatus;
+use conpaas_pki::{Authority, CertificateChain, Identity, PkiError};
+use conpaas_services::registry::Registry;
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
+use std::time::SystemTime;
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// See the module.
+pub struct Shared {
+    pub store: Store,
+    pub config: MachinesConfig,
+    pub clouds: BTreeMap<String, Arc<dyn Cloud>>,
+    pub registry: Arc<Registry>,
+    pub installation: InstallationId,
+    pub authority: RwLock<Authority>,
+    pub server_tls: Arc<rustls::ServerConfig>,
+    pub shutdown: CancellationToken,
+    pub tasks: TaskTracker,
+    /// Makes the broker look at once.
+    pub wake: Notify,
+    pub listeners: Listeners,
+    pub hub: Hub,
+    /// The managers of system services, which the Director runs itself.
+    pub managers: ServiceManagers,
+    /// What the edge has taken, by service.
+    pub edge: watch::Sender<BTreeMap<ServiceId, EdgeStatus>>,
+    /// Limits in force, in words, with the cloud that said so.
+    pub limits: Mutex<BTreeMap<MachineId, (String, String)>>,
+    pub host_port: OnceLock<u16>,
+}
+
+impl Shared {
+    /// The port where machines reach the Director's own listener, if there is one.
+    pub fn host_port(&self) -> Option<u16> {
+        self.host_port.get().copied()
+    }
+
+    /// PEM bundle of the roots that machines should trust.
+    pub fn roots_pem(&self) -> String {
+        self.authority.read().unwrap_or_else(PoisonError::into_inner).roots().to_pem()
+    }
+
+    /// Signs a request for an identity, with the configured lifetime.
+    ///
+    /// # Errors
+    /// When the request is not signed by its key, or the issuing certificate is over.
+    pub fn sign(&self, csr: &[u8], identity: &Identity) -> Result<CertificateChain, PkiError> {
+        self.authority.read().unwrap_or_else(PoisonError::into_inner).sign_csr(
+            csr,
+            identity,
+            self.config.certificate_lifetime,
+            SystemTime::now(),
+        )
+    }
+
+    /// The sizes of machines over all clouds, each name once.
+    pub fn instance_types(&self) -> Vec<InstanceType> {
+        let mut all: Vec<InstanceType> = Vec::new();
+        for size in self.clouds.values().flat_map(|cloud| cloud.instance_types()) {
+            if all.iter().all(|known| known.name != size.name) {
+                all.push(size);
+            }
+        }
+        all
+    }
+
+    /// Notes the limits in force on a machine.
+    pub fn note_limits(&self, cloud: &str, machine: &MachineId, limits: &Limits) {
+        let words = (cloud.to_owned(), limits_in_words(limits));
+        self.limits.lock().unwrap_or_else(PoisonError::into_inner).insert(machine.clone(), words);
+    }
+
+    /// Notes what a cloud's list says of its machines' limits; machines it lacks are forgotten.
+    pub fn note_listed(&self, cloud: &str, machines: &[conpaas_cloud::Machine]) {
+        let mut limits = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
+        limits.retain(|_, (of, _)| of != cloud);
+        for machine in machines {
+            limits.insert(machine.machine.clone(), (cloud.to_owned(), limits_in_words(&machine.limits)));
+        }
+    }
+}
+
+fn limits_in_words(limits: &Limits) -> String {
+    match limits {
+        Limits::Enforced { by, memory_bytes, cpu_millis, pids } => {
+            let by = match by {
+                CgroupVersion::V1 => "cgroup v1",
+                CgroupVersion::V2 => "cgroup v2",
+            };
+            format!(
+                "{} MiB of memory, {} vCPUs, {pids} processes ({by})",
+                memory_bytes / (1024 * 1024),
+                f64::from(u32::try_from(*cpu_millis).unwrap_or(u32::MAX)) / 1000.0
+            )
+        }
+        Limits::None { reason } => format!("none: {reason}"),
+    }
+}
+
+/// An error with its causes, for logs and for what is told of a node.
+pub fn full(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(next) = cause {
+        text.push_str(": ");
+        text.push_str(&next.to_string());
+        cause = next.source();
+    }
+    text
+}

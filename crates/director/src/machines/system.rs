@@ -1,0 +1,66 @@
+//! The Director as manager of system services: the same managers' half as on machines, fed from
+//! the store and reporting into it.
+
+use super::levels;
+use super::managers::DIRECTOR_EPOCH;
+use super::reports::{self, Filter, Origin};
+use super::shared::{Shared, full};
+use crate::error::DirectorError;
+use conpaas_model::ids::{ApplicationId, Generation};
+use conpaas_model::protocol::{ManagerLevel, ServiceLevel};
+use std::sync::Arc;
+
+/// Works until the Director ends.
+pub async fn run(shared: Arc<Shared>) {
+    let mut changed = shared.store.changed();
+    let mut said = shared.managers.reports();
+    let mut sent: Option<Vec<ServiceLevel>> = None;
+    let mut filter = Filter::default();
+    let mut due = true;
+    loop {
+        if due {
+            due = false;
+            if let Err(error) = feed(&shared, &mut sent).await {
+                tracing::error!(error = full(&error), "the levels of system services could not be read");
+            }
+        }
+        tokio::select! {
+            () = shared.shutdown.cancelled() => return,
+            _ = changed.changed() => due = true,
+            more = said.changed() => {
+                if more.is_err() {
+                    return;
+                }
+                let report = said.borrow_and_update().clone();
+                let Some(report) = report else { continue };
+                let Some(pass) = filter.pass(&report) else { continue };
+                let taken = reports::take(&shared, Origin::Director, report.services.clone(), pass).await;
+                if let Err(error) = taken {
+                    filter.reset();
+                    tracing::error!(error = full(&error), "the report of system services could not be recorded");
+                }
+            }
+        }
+    }
+}
+
+async fn feed(shared: &Arc<Shared>, sent: &mut Option<Vec<ServiceLevel>>) -> Result<(), DirectorError> {
+    let services = levels::of_system(shared).await?;
+    if sent.as_ref() == Some(&services) {
+        return Ok(());
+    }
+    let level = ManagerLevel {
+        generation: Generation(shared.hub.number()),
+        // System services are of many applications; each one's spec names its own.
+        application: ApplicationId::from_suffix("system")
+            .map_err(|error| DirectorError::internal("an id could not be made", error))?,
+        epoch: DIRECTOR_EPOCH,
+        instance_types: shared.instance_types(),
+        services: services.clone(),
+    };
+    if let Err(error) = shared.managers.level(level).await {
+        return Err(DirectorError::internal("the system services' managers refused a level", error));
+    }
+    *sent = Some(services);
+    Ok(())
+}

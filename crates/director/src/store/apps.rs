@@ -1,0 +1,127 @@
+//! Applications.
+
+use super::{Millis, all, as_word, first, json, parsed, signed, to_json, unsigned, word};
+use crate::error::DirectorError;
+use conpaas_model::api::Labels;
+use conpaas_model::ids::{ApplicationId, Generation, Name, PrincipalId};
+use conpaas_model::spec::RunWish;
+use rusqlite::{Connection, params};
+
+#[derive(Clone, Debug)]
+pub struct AppRow {
+    pub id: ApplicationId,
+    pub owner: PrincipalId,
+    /// From the owner's row.
+    pub owner_name: Name,
+    pub name: Name,
+    pub description: String,
+    pub labels: Labels,
+    pub run: RunWish,
+    pub ever_started: bool,
+    pub generation: Generation,
+    pub created_at: Millis,
+}
+
+const SELECT: &str =
+    "SELECT apps.*, users.name AS owner_name FROM apps JOIN users ON users.id = apps.owner_id";
+
+fn app(row: &super::Row<'_>) -> rusqlite::Result<AppRow> {
+    Ok(AppRow {
+        id: parsed(row, "id")?,
+        owner: parsed(row, "owner_id")?,
+        owner_name: parsed(row, "owner_name")?,
+        name: parsed(row, "name")?,
+        description: row.get("description")?,
+        labels: json(row, "labels_json")?,
+        run: word(row, "run")?,
+        ever_started: row.get("ever_started")?,
+        generation: Generation(unsigned(row, "generation")?),
+        created_at: row.get("created_at")?,
+    })
+}
+
+pub fn insert(tx: &Connection, app: &AppRow) -> Result<(), DirectorError> {
+    tx.execute(
+        "INSERT INTO apps(id, owner_id, name, description, labels_json, run, ever_started, generation, created_at)
+         VALUES(?1,?2,?3,?4,?5,?6,?7,?8,?9)",
+        params![
+            app.id.as_str(),
+            app.owner.as_str(),
+            app.name.as_str(),
+            app.description,
+            to_json(&app.labels)?,
+            as_word(app.run),
+            app.ever_started,
+            signed(app.generation.0),
+            app.created_at
+        ],
+    )?;
+    Ok(())
+}
+
+/// Writes everything that may change of an application.
+pub fn update(tx: &Connection, app: &AppRow) -> Result<(), DirectorError> {
+    tx.execute(
+        "UPDATE apps SET name=?2, description=?3, labels_json=?4, run=?5, ever_started=?6, generation=?7 WHERE id=?1",
+        params![
+            app.id.as_str(),
+            app.name.as_str(),
+            app.description,
+            to_json(&app.labels)?,
+            as_word(app.run),
+            app.ever_started,
+            signed(app.generation.0)
+        ],
+    )?;
+    Ok(())
+}
+
+pub fn get(tx: &Connection, id: &ApplicationId) -> Result<Option<AppRow>, DirectorError> {
+    first(tx, &format!("{SELECT} WHERE apps.id = ?1"), [id.as_str()], app)
+}
+
+/// By id, whoever owns it.
+pub fn by_id(tx: &Connection, id: &str) -> Result<Option<AppRow>, DirectorError> {
+    first(tx, &format!("{SELECT} WHERE apps.id = ?1"), [id], app)
+}
+
+/// By owner's name and own name; one that is being deleted only when no other has its name.
+pub fn by_name(tx: &Connection, owner: &str, name: &str) -> Result<Option<AppRow>, DirectorError> {
+    first(
+        tx,
+        &format!(
+            "{SELECT} WHERE users.name = ?1 AND apps.name = ?2
+             ORDER BY apps.run = 'deleted', apps.created_at DESC LIMIT 1"
+        ),
+        [owner, name],
+        app,
+    )
+}
+
+/// Applications of one owner (or of all), after the given id, in order of ids.
+pub fn list(
+    tx: &Connection,
+    owner: Option<&PrincipalId>,
+    after: &str,
+    limit: u64,
+) -> Result<Vec<AppRow>, DirectorError> {
+    let owner = owner.map_or("", PrincipalId::as_str);
+    all(
+        tx,
+        &format!(
+            "{SELECT} WHERE apps.id > ?2 AND (?1 = '' OR apps.owner_id = ?1) ORDER BY apps.id LIMIT ?3"
+        ),
+        params![owner, after, signed(limit)],
+        app,
+    )
+}
+
+/// Every application.
+pub fn every(tx: &Connection) -> Result<Vec<AppRow>, DirectorError> {
+    all(tx, &format!("{SELECT} ORDER BY apps.created_at, apps.id"), [], app)
+}
+
+pub fn delete(tx: &Connection, id: &ApplicationId) -> Result<(), DirectorError> {
+    tx.execute("DELETE FROM apps WHERE id = ?1", [id.as_str()])?;
+    Ok(())
+}

@@ -1,0 +1,157 @@
+//! The load balancer's runtime interface: commands over its socket, and its table of servers.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+
+/// Most bytes of a batch of map entries: the interface's own buffer holds 16 KiB.
+const BATCH: usize = 12 * 1024;
+const LIMIT: Duration = Duration::from_secs(5);
+
+/// Speaks to one running load balancer; each command has a connection of its own.
+#[derive(Clone, Debug)]
+pub struct Runtime {
+    socket: PathBuf,
+}
+
+/// A server as the load balancer has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Server {
+    pub backend: String,
+    pub name: String,
+    /// Address and port.
+    pub address: String,
+    /// As shown: `UP`, `DOWN`, `MAINT`, `DRAIN`, `UP 1/3`, ...
+    pub status: String,
+    /// Requests in flight or waiting for it.
+    pub in_flight: u64,
+    /// Most requests at once; 0 is unlimited.
+    pub most: u64,
+}
+
+impl Server {
+    pub fn is_up(&self) -> bool {
+        self.status.starts_with("UP")
+    }
+    pub fn is_down(&self) -> bool {
+        self.status.starts_with("DOWN")
+    }
+    pub fn in_maintenance(&self) -> bool {
+        self.status.starts_with("MAINT")
+    }
+    pub fn is_draining(&self) -> bool {
+        self.status.starts_with("DRAIN")
+    }
+    /// Its full name in commands.
+    pub fn path(&self) -> String {
+        format!("{}/{}", self.backend, self.name)
+    }
+}
+
+impl Runtime {
+    pub fn new(socket: &Path) -> Self {
+        Self { socket: socket.to_owned() }
+    }
+
+    /// One command and its answer, trimmed.
+    pub async fn ask(&self, command: &str) -> io::Result<String> {
+        let talk = async {
+            let mut stream = UnixStream::connect(&self.socket).await?;
+            stream.write_all(format!("{command}\n").as_bytes()).await?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await?;
+            Ok(answer.trim().to_owned())
+        };
+        tokio::time::timeout(LIMIT, talk)
+            .await
+            .unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, "the load balancer's runtime interface is silent")))
+    }
+
+    /// A command that answers nothing when it succeeds, or one of the given beginnings.
+    pub async fn order(&self, command: &str, good: &[&str]) -> io::Result<()> {
+        let answer = self.ask(command).await?;
+        if answer.is_empty() || good.iter().any(|beginning| answer.starts_with(beginning)) {
+            return Ok(());
+        }
+        let short = command.lines().next().unwrap_or_default();
+        Err(io::Error::other(format!("the load balancer refused '{short}': {answer}")))
+    }
+
+    /// All servers of all backends.
+    pub async fn servers(&self) -> io::Result<Vec<Server>> {
+        // -1: all proxies, 4: servers, -1: all of them.
+        servers(&self.ask("show stat -1 4 -1").await?)
+    }
+
+    /// Replaces a map's whole content at one instant.
+    pub async fn replace_map(&self, map: &Path, entries: impl Iterator<Item = (String, String)>) -> io::Result<()> {
+        let map = map.display();
+        let answer = self.ask(&format!("prepare map {map}")).await?;
+        let version = answer
+            .rsplit(' ')
+            .next()
+            .and_then(|word| word.parse::<u64>().ok())
+            .ok_or_else(|| io::Error::other(format!("the load balancer refused a new version of {map}: {answer}")))?;
+        let mut batch = String::new();
+        for (key, value) in entries {
+            let line = format!("{key} {value}\n");
+            if batch.len() + line.len() > BATCH {
+                self.add(&map, version, &batch).await?;
+                batch.clear();
+            }
+            batch.push_str(&line);
+        }
+        if !batch.is_empty() {
+            self.add(&map, version, &batch).await?;
+        }
+        self.order(&format!("commit map @{version} {map}"), &[]).await
+    }
+
+    async fn add(&self, map: &impl std::fmt::Display, version: u64, batch: &str) -> io::Result<()> {
+        // The batch ends in a line break; an empty line ends the payload.
+        self.order(&format!("add map @{version} {map} <<\n{batch}"), &[]).await
+    }
+}
+
+/// Reads the table that `show stat` gives; columns are found by name.
+fn servers(table: &str) -> io::Result<Vec<Server>> {
+    let mut lines = table.lines().filter(|line| !line.is_empty());
+    let head: Vec<&str> = lines.next().unwrap_or_default().trim_start_matches("# ").split(',').collect();
+    let column = |name: &str| {
+        head.iter().position(|title| *title == name).ok_or_else(|| io::Error::other(format!("the load balancer's table has no column '{name}'")))
+    };
+    let (backend, name, address, status) = (column("pxname")?, column("svname")?, column("addr")?, column("status")?);
+    let (queue, sessions, most) = (column("qcur")?, column("scur")?, column("slim")?);
+    Ok(lines
+        .map(|line| {
+            let cells: Vec<&str> = line.split(',').collect();
+            let text = |at: usize| cells.get(at).copied().unwrap_or_default().to_owned();
+            let number = |at: usize| cells.get(at).and_then(|cell| cell.parse::<u64>().ok()).unwrap_or(0);
+            Server {
+                backend: text(backend),
+                name: text(name),
+                address: text(address),
+                status: text(status),
+                in_flight: number(queue) + number(sessions),
+                most: number(most),
+            }
+        })
+        .collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_is_read_by_column_names() {
+        let table = "# pxname,svname,qcur,qmax,scur,slim,status,addr,\nb,s,2,9,3,5,UP 1/3,10.0.0.1:80,\n\n";
+        let found = servers(table).unwrap();
+        assert_eq!(found.len(), 1);
+        assert_eq!((found[0].in_flight, found[0].most, found[0].is_up()), (5, 5, true));
+        assert_eq!(found[0].address, "10.0.0.1:80");
+        assert!(servers("# a,b\n").is_err());
+    }
+}

@@ -1,0 +1,138 @@
+//! Web hosting for PHP: a load balancer that speaks FastCGI, web servers for static files, and
+//! PHP backends. What the type is and decides is here and in `manager`; how roles run on a node
+//! is in `proxy`, `web` and `backend`.
+
+mod backend;
+mod backend_config;
+mod fastcgi;
+mod haproxy;
+mod manager;
+mod proxy;
+mod proxy_config;
+mod settings;
+mod site;
+mod sizing;
+mod web;
+mod web_config;
+
+#[cfg(test)]
+mod tests;
+
+use conpaas_core::role_agent::{RoleAgent, RoleAgents};
+use conpaas_core::service_type::{Decision, Fencing, RoleDeclaration, ServiceType};
+use conpaas_model::spec::Settings;
+
+/// Path of proofs of life on every daemon. Paths with a leading dot are never an application's.
+const PING: &str = "/.conpaas/ping";
+/// Path at which daemons tell how busy they are.
+const STATUS: &str = "/.conpaas/status";
+/// The account that runs people's code and serves their files.
+const ACCOUNT: &str = "www-data";
+
+const PROXY: &str = "proxy";
+const WEB: &str = "web";
+const BACKEND: &str = "backend";
+
+/// The service type `php`, both halves.
+pub struct Php;
+
+static ROLES: [RoleDeclaration; 3] = [
+    RoleDeclaration {
+        name: PROXY,
+        title: "leads requests to web servers and backends",
+        uses: &[BACKEND, WEB],
+        carries_releases: false,
+        port: 8080,
+        exposed: true,
+        min: 1,
+        max: 16,
+        default_count: 1,
+        packable: true,
+        fencing: Fencing::OnSuspicion,
+        memory_weight: 1,
+    },
+    RoleDeclaration {
+        name: WEB,
+        title: "serves static files",
+        uses: &[],
+        carries_releases: true,
+        port: 8200,
+        exposed: false,
+        min: 1,
+        max: 64,
+        default_count: 1,
+        packable: true,
+        fencing: Fencing::OnSuspicion,
+        memory_weight: 1,
+    },
+    RoleDeclaration {
+        name: BACKEND,
+        title: "runs the PHP code",
+        uses: &[],
+        carries_releases: true,
+        port: 9000,
+        exposed: false,
+        min: 1,
+        max: 256,
+        default_count: 1,
+        packable: true,
+        fencing: Fencing::OnSuspicion,
+        memory_weight: 6,
+    },
+];
+
+impl ServiceType for Php {
+    fn name(&self) -> &'static str {
+        "php"
+    }
+    fn title(&self) -> &'static str {
+        "Web hosting for PHP applications"
+    }
+    fn roles(&self) -> &'static [RoleDeclaration] {
+        &ROLES
+    }
+    fn packages(&self) -> &'static [&'static str] {
+        &[
+            "haproxy",
+            "nginx-light",
+            "php8.2-bcmath",
+            "php8.2-curl",
+            "php8.2-fpm",
+            "php8.2-gd",
+            "php8.2-intl",
+            "php8.2-mbstring",
+            "php8.2-mysql",
+            "php8.2-opcache",
+            "php8.2-pgsql",
+            "php8.2-sqlite3",
+            "php8.2-xml",
+            "php8.2-zip",
+        ]
+    }
+    fn settings_schema(&self) -> serde_json::Value {
+        settings::schema()
+    }
+    fn takes_code(&self) -> bool {
+        true
+    }
+    fn decide(&self, decision: &Decision<'_>) -> serde_json::Value {
+        manager::decide(decision)
+    }
+    fn capacity(&self, decision: &Decision<'_>) -> u32 {
+        manager::capacity(decision)
+    }
+    fn check_settings(&self, settings: &Settings) -> Result<(), String> {
+        settings::check(settings)
+    }
+}
+
+impl RoleAgents for Php {
+    fn role_agent(&self, role: &str) -> Option<Box<dyn RoleAgent>> {
+        match role {
+            PROXY => Some(Box::<proxy::Proxy>::default()),
+            WEB => Some(Box::<web::Web>::default()),
+            BACKEND => Some(Box::<backend::Backend>::default()),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,213 @@
+//! Text of the load balancer's configuration, and the content of its maps. Pure. The text holds
+//! nothing that changes while it runs: what changes (servers, releases, paths, the active
+//! release) is in maps and in servers that are added at run time.
+
+use super::manager::ProxyConfig;
+use super::sizing::MOST_CONNECTIONS;
+use super::{PING, STATUS};
+use super::site::{Site, Target};
+use conpaas_core::service_type::RELEASE_RING;
+use conpaas_model::ids::ReleaseNumber;
+use std::fmt::Write;
+use std::net::SocketAddrV4;
+use std::path::{Path, PathBuf};
+
+/// Cookie by which a browser never sees an older release after a newer one, whichever of
+/// several load balancers answers it.
+const COOKIE: &str = "conpaas-release";
+
+/// The maps, in the role's folder.
+pub struct Maps {
+    /// `active` to the release people are led to.
+    pub active: PathBuf,
+    /// Releases that are ready here, to their document root.
+    pub roots: PathBuf,
+    /// Releases to the milliseconds a request may take.
+    pub limits: PathBuf,
+    /// `RELEASE|PATH` to what answers it.
+    pub paths: PathBuf,
+}
+
+impl Maps {
+    pub fn in_folder(folder: &Path) -> Self {
+        let file = |name: &str| folder.join(format!("{name}.map"));
+        Self { active: file("active"), roots: file("roots"), limits: file("limits"), paths: file("paths") }
+    }
+}
+
+/// Where one load balancer's files are.
+pub struct Place<'a> {
+    pub listen: SocketAddrV4,
+    pub socket: &'a Path,
+    pub folder: &'a Path,
+    pub is_root: bool,
+}
+
+/// The text of a 503.
+const BUSY: &str = "No backend is ready for this page right now. Please try again in a moment.";
+
+/// The whole configuration.
+pub fn file(place: &Place<'_>, config: &ProxyConfig) -> String {
+    let Maps { active, roots, limits, paths } = Maps::in_folder(place.folder);
+    let (active, roots, limits, paths) = (active.display(), roots.display(), limits.display(), paths.display());
+    let account = if place.is_root { "  user haproxy\n  group haproxy\n" } else { "" };
+    let (listen, socket, threads) = (place.listen, place.socket.display(), config.threads);
+    let mut text = format!(
+        r#"# Written by ConPaaS; changes here are lost.
+global
+  log stdout format raw local0
+  stats socket {socket} mode 600 level admin expose-fd listeners
+  stats timeout 1m
+{account}  nbthread {threads}
+  maxconn {MOST_CONNECTIONS}
+  no strict-limits
+  hard-stop-after 60s
+
+defaults
+  mode http
+  log global
+  log-format "%ci [%tr] \"%HM %HP\" %ST %B %Ta %b %s %tsc release=%[var(txn.release)]"
+  option dontlognull
+  option idle-close-on-response
+  option redispatch 1
+  retries 5
+  retry-on conn-failure empty-response junk-response
+  http-reuse safe
+  timeout connect 200ms
+  timeout client 60s
+  timeout server 60s
+  timeout queue 10s
+  timeout check 1s
+  timeout tunnel 1h
+  timeout http-request 30s
+  timeout http-keep-alive 60s
+  http-error status 503 content-type "text/plain; charset=utf-8" string "{BUSY}" hdr Retry-After 3
+
+fcgi-app php
+  docroot /
+  no option keep-conn
+  set-param DOCUMENT_ROOT %[var(txn.root)]
+  set-param SCRIPT_FILENAME %[var(txn.root)]%[var(txn.script)]
+  set-param SCRIPT_NAME %[var(txn.script)]
+  set-param PATH_INFO %[var(txn.info)]
+  set-param SERVER_NAME %[req.hdr(host),field(1,:)]
+  set-param SERVER_PORT 443 if {{ var(txn.https) -m bool }}
+  set-param HTTPS on if {{ var(txn.https) -m bool }}
+
+frontend people
+  bind {listen}
+  http-request return status 200 content-type text/plain string "ready" if {{ path {PING} }}
+  http-request disable-l7-retry unless {{ method GET HEAD OPTIONS }}
+  http-request del-header proxy
+  http-request set-src req.hdr_ip(x-forwarded-for,-1) if {{ req.hdr_ip(x-forwarded-for,-1) -m found }}
+  http-request set-header X-Forwarded-For %[src] unless {{ req.hdr(x-forwarded-for) -m found }}
+  http-request set-header X-Forwarded-Proto http unless {{ req.hdr(x-forwarded-proto) -m found }}
+  http-request set-var(txn.https) bool(true) if {{ req.hdr(x-forwarded-proto) -i https }}
+
+  # Which release: the active one, or a newer one that this browser has seen already.
+  http-request set-var(txn.release) str(active),map_str_int({active},0)
+  http-request set-var(txn.seen) req.cook_val({COOKIE})
+  http-request set-var(txn.release) var(txn.seen) if {{ var(txn.seen),sub(txn.release) gt 0 }} {{ var(txn.seen),map_str({roots}) -m found }}
+  http-request set-var(txn.root) var(txn.release),map_str({roots})
+  http-request set-var(txn.limit) var(txn.release),map_str_int({limits},60000)
+  http-request return status 503 content-type "text/plain; charset=utf-8" string "{BUSY}" hdr Retry-After 3 unless {{ var(txn.root) -m found }}
+
+  # Which path. Nothing climbs, and what starts with a dot is nobody's business.
+  http-request set-var(txn.path) path,url_dec
+  http-request deny deny_status 400 if {{ var(txn.path) -m sub /../ }} or {{ var(txn.path) -m end /.. }} or {{ path -i -m sub %00 }}
+  http-request set-var(txn.plain) 'var(txn.path),regsub("^/\.well-known(/|$)","/")'
+  http-request deny deny_status 404 if {{ var(txn.plain) -m sub /. }}
+
+  # What answers: an entry of the release's paths, else a script with more path behind it, else
+  # the release's front controller, else a web server with its 404.
+  http-request set-var(txn.key) var(txn.path),url_enc
+  http-request set-var(txn.key) 'var(txn.release),concat("|",txn.key)'
+  http-request set-var(txn.route) var(txn.key),map_str({paths})
+  acl routed var(txn.route) -m found
+  acl has_info var(txn.path) -m reg \.php/
+  http-request set-var(txn.key) 'var(txn.path),regsub("\.php/.*$",".php"),url_enc' if !routed has_info
+  http-request set-var(txn.key) 'var(txn.release),concat("|",txn.key)' if !routed has_info
+  http-request set-var(txn.info) 'var(txn.path),regsub("^.*?\.php/","/")' if !routed has_info
+  http-request set-var(txn.route) var(txn.key),map_str({paths}) if !routed has_info
+  acl static var(txn.route) -m str static
+  http-request unset-var(txn.info) if !routed or static
+  http-request set-var(txn.key) 'var(txn.release),concat("|*")' if !routed
+  http-request set-var(txn.route) var(txn.key),map_str({paths}) if !routed
+  http-request set-var(txn.script) var(txn.route),url_dec if routed !static
+  acl script var(txn.script) -m found
+  use_backend php-s%[var(txn.release),mod({RELEASE_RING})] if script
+  use_backend static-s%[var(txn.release),mod({RELEASE_RING})]
+"#
+    );
+    for slot in 0..RELEASE_RING {
+        // Writing to a String cannot fail.
+        let _ = write!(
+            text,
+            r#"
+backend php-s{slot}
+  balance leastconn
+  use-fcgi-app php
+  http-request set-timeout server var(txn.limit)
+  http-request return status 503 content-type "text/plain; charset=utf-8" string "{BUSY}" hdr Retry-After 3 if {{ nbsrv lt 1 }}
+  http-response add-header Set-Cookie "{COOKIE}=%[var(txn.release)]; Path=/; HttpOnly; SameSite=Lax" unless {{ var(txn.seen),sub(txn.release) eq 0 }}
+  option httpchk
+  http-check send meth GET uri {STATUS}
+  http-check expect status 200
+  server none 127.0.0.1:1 proto fcgi disabled
+
+backend static-s{slot}
+  balance roundrobin
+  option httpchk
+  http-check send meth GET uri {PING} ver HTTP/1.1 hdr Host localhost
+  http-check expect status 200
+  server none 127.0.0.1:1 disabled
+"#
+        );
+    }
+    text
+}
+
+/// The name of the backend for a provider's role and release.
+pub fn backend_name(php: bool, release: ReleaseNumber) -> String {
+    format!("{}-s{}", if php { "php" } else { "static" }, release.0 % RELEASE_RING)
+}
+
+/// A server's name: which release and node it is, so that an agent that starts anew knows.
+pub fn server_name(release: ReleaseNumber, node: u64) -> String {
+    format!("r{}n{node}", release.0)
+}
+
+/// The release and node of a server's name.
+pub fn parse_server_name(name: &str) -> Option<(ReleaseNumber, u64)> {
+    let (release, node) = name.strip_prefix('r')?.split_once('n')?;
+    Some((ReleaseNumber(release.parse().ok()?), node.parse().ok()?))
+}
+
+/// Entries of the map of paths for one release.
+pub fn path_entries(release: ReleaseNumber, site: &Site) -> impl Iterator<Item = (String, String)> + '_ {
+    let number = release.0;
+    let front = site.front.iter().map(move |script| (format!("{number}|*"), encode(script)));
+    let paths = site.paths.iter().map(move |(path, target)| {
+        let value = match target {
+            Target::Static => "static".to_owned(),
+            Target::Script(script) => encode(script),
+        };
+        (format!("{number}|{}", encode(path)), value)
+    });
+    front.chain(paths)
+}
+
+/// Percent-encoding as the load balancer's `url_enc` does it: all but letters, digits and
+/// `-._~`, in capital hexadecimal digits.
+pub fn encode(text: &str) -> String {
+    let mut out = String::with_capacity(text.len() + 16);
+    for byte in text.bytes() {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => out.push(char::from(byte)),
+            _ => {
+                let _ = write!(out, "%{byte:02X}");
+            }
+        }
+    }
+    out
+}

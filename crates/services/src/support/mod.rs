@@ -1,0 +1,6 @@
+//! Small helpers that several service types share: files, probes, work in the background.
+//! Nothing here knows a service type.
+
+pub mod background;
+pub mod files;
+pub mod http;
