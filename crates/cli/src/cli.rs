@@ -2,7 +2,8 @@
 //! goes.
 
 use crate::commands::{
-    account, app, audit, cloud, code, completion, context, director, logs, node, operation, own, service, token, user,
+    account, app, audit, cloud, code, completion, context, director, logs, node, operation, own,
+    service, token, user,
 };
 use crate::exit::{CliError, Exit, Outcome};
 use crate::printer::Printer;
@@ -42,7 +43,13 @@ pub struct Cli {
 #[derive(Args, Clone, Debug, Default)]
 pub struct Global {
     /// Which Director to talk to (see `conpaas context list`)
-    #[arg(long, global = true, value_name = "NAME", env = "CONPAAS_CONTEXT", hide_env_values = true)]
+    #[arg(
+        long,
+        global = true,
+        value_name = "NAME",
+        env = "CONPAAS_CONTEXT",
+        hide_env_values = true
+    )]
     pub context: Option<String>,
     /// Print JSON: one value, or one a line where the command follows something
     #[arg(long, short = 'j', global = true)]
@@ -121,7 +128,11 @@ pub fn run(arguments: Vec<OsString>) -> Exit {
             let is_error = error.use_stderr();
             let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
             let text = error.render();
-            let text = if plain || !is_terminal(is_error) { text.to_string() } else { text.ansi().to_string() };
+            let text = if plain || !is_terminal(is_error) {
+                text.to_string()
+            } else {
+                text.ansi().to_string()
+            };
             Printer::new(false, false).parser_text(&text, is_error);
             return if is_error { Exit::Usage } else { Exit::Done };
         }
@@ -131,7 +142,10 @@ pub fn run(arguments: Vec<OsString>) -> Exit {
         own::take_global(words, &mut global);
     }
     let context = global.context.clone().filter(|name| !name.is_empty());
-    let session = Session { printer: Printer::new(global.json, global.quiet), context };
+    let session = Session {
+        printer: Printer::new(global.json, global.quiet),
+        context,
+    };
     match on_runtime(&session, noun) {
         Ok(()) => Exit::Done,
         Err(error) => {
@@ -143,7 +157,11 @@ pub fn run(arguments: Vec<OsString>) -> Exit {
 
 fn is_terminal(error: bool) -> bool {
     use std::io::IsTerminal;
-    if error { std::io::stderr().is_terminal() } else { std::io::stdout().is_terminal() }
+    if error {
+        std::io::stderr().is_terminal()
+    } else {
+        std::io::stdout().is_terminal()
+    }
 }
 
 fn on_runtime(session: &Session, noun: Noun) -> Outcome {
@@ -207,10 +225,19 @@ mod tests {
     #[test]
     fn every_command_shows_an_example_of_itself() {
         leaves(&parser(), "conpaas", &mut |path, command| {
-            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            let help = command
+                .get_after_help()
+                .map(ToString::to_string)
+                .unwrap_or_default();
             assert!(help.starts_with("Example"), "{path} has no example");
-            assert!(help.contains(path), "{path} has examples of something else: {help}");
-            assert!(command.get_about().is_some(), "{path} does not say what it does");
+            assert!(
+                help.contains(path),
+                "{path} has examples of something else: {help}"
+            );
+            assert!(
+                command.get_about().is_some(),
+                "{path} does not say what it does"
+            );
         });
     }
 }

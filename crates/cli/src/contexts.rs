@@ -34,11 +34,16 @@ pub struct ContextStore {
 impl ContextStore {
     /// The person's own: `$XDG_CONFIG_HOME/conpaas`, by default `~/.config/conpaas`.
     pub fn of_person() -> Result<Self, CliError> {
-        let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+        let absolute = |name| {
+            std::env::var_os(name)
+                .map(PathBuf::from)
+                .filter(|path| path.is_absolute())
+        };
         let folder = absolute("XDG_CONFIG_HOME")
             .or_else(|| absolute("HOME").map(|home| home.join(".config")))
             .ok_or_else(|| {
-                CliError::usage("there is no folder for configuration").hint("set HOME or XDG_CONFIG_HOME")
+                CliError::usage("there is no folder for configuration")
+                    .hint("set HOME or XDG_CONFIG_HOME")
             })?
             .join("conpaas");
         Ok(Self { folder })
@@ -63,25 +68,38 @@ impl ContextStore {
                     .hint("mend it, or remove it and log in again: conpaas login URL")
             }),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Contexts::default()),
-            Err(error) => Err(CliError::failed(format!("{} cannot be read", path.display())).because(&error)),
+            Err(error) => {
+                Err(CliError::failed(format!("{} cannot be read", path.display())).because(&error))
+            }
         }
     }
 
     pub fn save(&self, contexts: &Contexts) -> Result<(), CliError> {
-        let text = toml::to_string_pretty(contexts)
-            .map_err(|error| CliError::failed("the contexts cannot be written down").because(&error))?;
+        let text = toml::to_string_pretty(contexts).map_err(|error| {
+            CliError::failed("the contexts cannot be written down").because(&error)
+        })?;
         write_private(&self.path(), text.as_bytes())
     }
 
     /// Notes a Director with its token and makes it the current one.
-    pub fn remember(&self, name: &str, url: &str, fingerprint: &str, token: &str) -> Result<(), CliError> {
+    pub fn remember(
+        &self,
+        name: &str,
+        url: &str,
+        fingerprint: &str,
+        token: &str,
+    ) -> Result<(), CliError> {
         check_name(name).map_err(CliError::usage)?;
         let mut contexts = self.load()?;
         let token_file = self.token_file(name);
         write_private(&token_file, token.as_bytes())?;
         contexts.contexts.insert(
             name.to_owned(),
-            Context { url: url.to_owned(), fingerprint: fingerprint.to_owned(), token_file },
+            Context {
+                url: url.to_owned(),
+                fingerprint: fingerprint.to_owned(),
+                token_file,
+            },
         );
         contexts.current = Some(name.to_owned());
         self.save(&contexts)
@@ -90,7 +108,9 @@ impl ContextStore {
     /// Forgets a context and its token; true if there was one.
     pub fn forget(&self, name: &str) -> Result<bool, CliError> {
         let mut contexts = self.load()?;
-        let Some(context) = contexts.contexts.remove(name) else { return Ok(false) };
+        let Some(context) = contexts.contexts.remove(name) else {
+            return Ok(false);
+        };
         remove_if_there(&context.token_file)?;
         if contexts.current.as_deref() == Some(name) {
             contexts.current = None;
@@ -105,9 +125,11 @@ impl Context {
         match std::fs::read_to_string(&self.token_file) {
             Ok(text) => Ok(Some(text.trim().to_owned()).filter(|token| !token.is_empty())),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(error) => {
-                Err(CliError::failed(format!("{} cannot be read", self.token_file.display())).because(&error))
-            }
+            Err(error) => Err(CliError::failed(format!(
+                "{} cannot be read",
+                self.token_file.display()
+            ))
+            .because(&error)),
         }
     }
 }
@@ -117,8 +139,16 @@ pub fn check_name(name: &str) -> Result<(), String> {
     let good = !name.is_empty()
         && name.len() <= 60
         && !name.starts_with(['.', '-'])
-        && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'));
-    if good { Ok(()) } else { Err(format!("'{name}' cannot name a context: use letters, digits, '-', '_' and '.'")) }
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'));
+    if good {
+        Ok(())
+    } else {
+        Err(format!(
+            "'{name}' cannot name a context: use letters, digits, '-', '_' and '.'"
+        ))
+    }
 }
 
 pub fn remove_if_there(path: &Path) -> Result<(), CliError> {
@@ -132,7 +162,9 @@ pub fn remove_if_there(path: &Path) -> Result<(), CliError> {
 
 /// Writes a file that only its owner may read, whole or not at all.
 pub fn write_private(path: &Path, bytes: &[u8]) -> Result<(), CliError> {
-    let failed = |error: std::io::Error| CliError::failed(format!("{} cannot be written", path.display())).because(&error);
+    let failed = |error: std::io::Error| {
+        CliError::failed(format!("{} cannot be written", path.display())).because(&error)
+    };
     let folder = path.parent().unwrap_or(Path::new("."));
     make_private_folder(folder).map_err(failed)?;
     // Temporary files are made with mode 0600.

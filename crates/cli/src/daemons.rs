@@ -26,15 +26,21 @@ pub fn dispatch(arguments: &[OsString]) -> Option<ExitCode> {
         "init" => Some(code(conpaas_init::main())),
         "machine-supervisor" => Some(code(conpaas_cloud::supervisor_main(rest()))),
         "machine-helper" => Some(code(conpaas_cloud::helper_main(rest()))),
-        "agent" => {
-            Some(daemon(Workers::One, conpaas_agent::run(conpaas_agent::AgentConfig::default(), Registry::standard())))
-        }
+        "agent" => Some(daemon(
+            Workers::One,
+            conpaas_agent::run(conpaas_agent::AgentConfig::default(), Registry::standard()),
+        )),
         "manager" => Some(daemon(
             Workers::One,
-            conpaas_manager::run(conpaas_manager::ManagerConfig::default(), Registry::standard()),
+            conpaas_manager::run(
+                conpaas_manager::ManagerConfig::default(),
+                Registry::standard(),
+            ),
         )),
         // `conpaas director status` is for people.
-        "director" if option == Some("--state") => Some(daemon(Workers::Some, director(state(arguments)))),
+        "director" if option == Some("--state") => {
+            Some(daemon(Workers::Some, director(state(arguments))))
+        }
         "edge" if option == Some("--state") => Some(daemon(Workers::Some, edge(state(arguments)))),
         _ => None,
     }
@@ -64,8 +70,13 @@ where
 {
     start_logging();
     let built = match workers {
-        Workers::One => tokio::runtime::Builder::new_current_thread().enable_all().build(),
-        Workers::Some => tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build(),
+        Workers::One => tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build(),
+        Workers::Some => tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build(),
     };
     let outcome = match built {
         Ok(runtime) => runtime.block_on(work).map_err(Into::into),
@@ -91,7 +102,11 @@ fn start_logging() {
     let filter = tracing_subscriber::EnvFilter::try_from_env("CONPAAS_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
     // Only one subscriber can be set, and a second one would say the same.
-    let _ = tracing_subscriber::fmt().json().with_env_filter(filter).with_writer(std::io::stdout).try_init();
+    let _ = tracing_subscriber::fmt()
+        .json()
+        .with_env_filter(filter)
+        .with_writer(std::io::stdout)
+        .try_init();
 }
 
 type AnyError = Box<dyn Error + Send + Sync>;
@@ -109,12 +124,20 @@ async fn director(state: Option<PathBuf>) -> Result<(), AnyError> {
     let clouds = BTreeMap::from([(cloud.name().to_owned(), cloud)]);
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let director = Director::start(settings.director(&place), clouds, Arc::new(Registry::standard())).await?;
+    let director = Director::start(
+        settings.director(&place),
+        clouds,
+        Arc::new(Registry::standard()),
+    )
+    .await?;
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
-    if tokio::time::timeout(STOP_LIMIT, director.stop()).await.is_err() {
+    if tokio::time::timeout(STOP_LIMIT, director.stop())
+        .await
+        .is_err()
+    {
         // What is cut off is taken up again by the next start.
         tracing::warn!("the Director ends although some of its work has not");
     }

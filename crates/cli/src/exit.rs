@@ -41,7 +41,12 @@ pub type Outcome = Result<(), CliError>;
 
 impl CliError {
     pub fn new(exit: Exit, what: impl Into<String>) -> Self {
-        Self { exit, what: what.into(), causes: Vec::new(), hint: None }
+        Self {
+            exit,
+            what: what.into(),
+            causes: Vec::new(),
+            hint: None,
+        }
     }
 
     pub fn failed(what: impl Into<String>) -> Self {
@@ -118,7 +123,12 @@ impl From<ClientError> for CliError {
             ClientError::Address { .. } => Exit::Usage,
             _ => Exit::Failed,
         };
-        Self { exit, what: error.to_string(), causes: sources(&error), hint }
+        Self {
+            exit,
+            what: error.to_string(),
+            causes: sources(&error),
+            hint,
+        }
     }
 }
 
@@ -130,7 +140,11 @@ mod tests {
     #[test]
     fn answers_become_exit_codes() {
         let exit = |status, code: &str| {
-            let body = ErrorBody { code: code.into(), message: "x".into(), hint: Some("y".into()) };
+            let body = ErrorBody {
+                code: code.into(),
+                message: "x".into(),
+                hint: Some("y".into()),
+            };
             CliError::from(ClientError::Answered { status, body }).exit as u8
         };
         assert_eq!(exit(401, "not_logged_in"), 3);

@@ -29,7 +29,12 @@ pub struct Wait {
 }
 
 /// Follows what a change started, and says how it ended.
-pub async fn finish(session: &Session, client: &Client, accepted: Accepted, wait: &Wait) -> Result<(), CliError> {
+pub async fn finish(
+    session: &Session,
+    client: &Client,
+    accepted: Accepted,
+    wait: &Wait,
+) -> Result<(), CliError> {
     let printer = &session.printer;
     let Some(operation) = accepted.operation else {
         if printer.is_json() {
@@ -54,7 +59,10 @@ pub fn verdict(session: &Session, operation: &Operation) -> Result<(), CliError>
     let failed = |exit, how: &str| {
         let mut error = CliError::new(exit, format!("{name} {how}"));
         error.causes.extend(operation.reason.clone());
-        error.hint(format!("see its steps: conpaas operation show {}", operation.id))
+        error.hint(format!(
+            "see its steps: conpaas operation show {}",
+            operation.id
+        ))
     };
     match operation.outcome {
         Outcome::Done => {
@@ -71,14 +79,28 @@ pub fn verdict(session: &Session, operation: &Operation) -> Result<(), CliError>
 /// `scale of shop/web`.
 pub fn describe(operation: &Operation) -> String {
     match &operation.service {
-        Some(service) => format!("{} of {}/{service}", operation.kind.replace('_', " "), operation.application),
-        None => format!("{} of {}", operation.kind.replace('_', " "), operation.application),
+        Some(service) => format!(
+            "{} of {}/{service}",
+            operation.kind.replace('_', " "),
+            operation.application
+        ),
+        None => format!(
+            "{} of {}",
+            operation.kind.replace('_', " "),
+            operation.application
+        ),
     }
 }
 
 fn detached(operation: &Operation, why: &str) -> CliError {
-    CliError::new(Exit::Detached, format!("{} {why}; the work goes on", describe(operation)))
-        .hint(format!("follow it with: conpaas operation watch {}", operation.id))
+    CliError::new(
+        Exit::Detached,
+        format!("{} {why}; the work goes on", describe(operation)),
+    )
+    .hint(format!(
+        "follow it with: conpaas operation watch {}",
+        operation.id
+    ))
 }
 
 /// Follows an operation until it has ended. With `each` and JSON, every change is printed.
@@ -118,7 +140,10 @@ pub async fn follow(
     view.end();
     match stopped {
         None => Ok(operation),
-        Some(Stopped::Time) => Err(detached(&operation, "takes longer than you wanted to look on")),
+        Some(Stopped::Time) => Err(detached(
+            &operation,
+            "takes longer than you wanted to look on",
+        )),
         Some(Stopped::Person) => Err(detached(&operation, "is no longer followed")),
         Some(Stopped::Away(error)) => {
             let mut detached = detached(&operation, "cannot be followed, the Director stays away");
@@ -201,7 +226,12 @@ struct View<'a> {
 impl<'a> View<'a> {
     fn new(session: &'a Session, each: bool) -> Self {
         let each = each && session.printer.is_json();
-        Self { session, each, bar: session.printer.spinner(), told: HashSet::new() }
+        Self {
+            session,
+            each,
+            bar: session.printer.spinner(),
+            told: HashSet::new(),
+        }
     }
 
     fn show(&mut self, operation: &Operation) -> Result<(), CliError> {
@@ -212,8 +242,15 @@ impl<'a> View<'a> {
             self.bar.suspend(|| self.session.printer.note(&line));
         }
         let now = operation.waiting.first().map(|w| w.text.clone());
-        let now = now.or_else(|| operation.steps.iter().find(|step| !step.done).map(|step| step.text.clone()));
-        self.bar.set_message(now.unwrap_or_else(|| describe(operation)));
+        let now = now.or_else(|| {
+            operation
+                .steps
+                .iter()
+                .find(|step| !step.done)
+                .map(|step| step.text.clone())
+        });
+        self.bar
+            .set_message(now.unwrap_or_else(|| describe(operation)));
         Ok(())
     }
 
@@ -227,7 +264,11 @@ impl<'a> View<'a> {
 fn news(operation: &Operation, told: &mut HashSet<String>) -> Vec<String> {
     let mut lines = Vec::new();
     for step in &operation.steps {
-        lines.push(if step.done { format!("done: {}", step.text) } else { format!("step: {}", step.text) });
+        lines.push(if step.done {
+            format!("done: {}", step.text)
+        } else {
+            format!("step: {}", step.text)
+        });
     }
     for waiting in &operation.waiting {
         lines.push(format!("waiting: {}", waiting.text));
@@ -254,7 +295,10 @@ mod tests {
         };
         let mut told = HashSet::new();
         let step = |done| json!([{"kind": "obtain_node", "text": "obtain a node", "done": done}]);
-        assert_eq!(news(&at(step(false)), &mut told), ["step: obtain a node", "waiting: web-2 boots"]);
+        assert_eq!(
+            news(&at(step(false)), &mut told),
+            ["step: obtain a node", "waiting: web-2 boots"]
+        );
         assert!(news(&at(step(false)), &mut told).is_empty());
         assert_eq!(news(&at(step(true)), &mut told), ["done: obtain a node"]);
         assert_eq!(describe(&at(json!([]))), "scale of shop/web");

@@ -19,9 +19,15 @@ pub struct Printer {
 
 impl Printer {
     pub fn new(json: bool, quiet: bool) -> Self {
-        let live = std::io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb");
+        let live = std::io::stderr().is_terminal()
+            && std::env::var_os("TERM").is_none_or(|term| term != "dumb");
         let color = live && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-        Self { json, quiet, live, color }
+        Self {
+            json,
+            quiet,
+            live,
+            color,
+        }
     }
 
     /// Whether data should be JSON.
@@ -41,14 +47,19 @@ impl Printer {
 
     /// One JSON value on one line.
     pub fn value<T: Serialize + ?Sized>(&self, value: &T) -> Result<(), CliError> {
-        let text = serde_json::to_string(value)
-            .map_err(|error| CliError::failed("the answer cannot be shown as JSON").because(&error))?;
+        let text = serde_json::to_string(value).map_err(|error| {
+            CliError::failed("the answer cannot be shown as JSON").because(&error)
+        })?;
         self.line(&text);
         Ok(())
     }
 
     /// `value` with `--json`, what `text` prints otherwise.
-    pub fn either<T: Serialize + ?Sized>(&self, value: &T, text: impl FnOnce(&Self)) -> Result<(), CliError> {
+    pub fn either<T: Serialize + ?Sized>(
+        &self,
+        value: &T,
+        text: impl FnOnce(&Self),
+    ) -> Result<(), CliError> {
         if self.json {
             self.value(value)
         } else {
@@ -113,14 +124,20 @@ impl Printer {
             return ProgressBar::hidden();
         }
         let bar = ProgressBar::with_draw_target(total, ProgressDrawTarget::stderr());
-        if let Ok(style) = ProgressStyle::with_template("{bar:30} {bytes}/{total_bytes} {bytes_per_sec} {msg}") {
+        if let Ok(style) =
+            ProgressStyle::with_template("{bar:30} {bytes}/{total_bytes} {bytes_per_sec} {msg}")
+        {
             bar.set_style(style);
         }
         bar
     }
 
     fn paint(&self, code: &str, text: &str) -> String {
-        if self.color { format!("\u{1b}[1;{code}m{text}\u{1b}[0m") } else { text.to_owned() }
+        if self.color {
+            format!("\u{1b}[1;{code}m{text}\u{1b}[0m")
+        } else {
+            text.to_owned()
+        }
     }
 }
 
@@ -146,7 +163,9 @@ pub struct Table {
 
 impl Table {
     pub fn new<const N: usize>(headings: [&str; N]) -> Self {
-        Self { rows: vec![headings.map(str::to_owned).to_vec()] }
+        Self {
+            rows: vec![headings.map(str::to_owned).to_vec()],
+        }
     }
 
     pub fn row<const N: usize>(&mut self, cells: [String; N]) {
@@ -175,14 +194,23 @@ pub fn print_pairs(printer: &Printer, pairs: &[(&str, String)]) {
 fn align(rows: &[Vec<String>]) -> Vec<String> {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let widths: Vec<usize> = (0..columns)
-        .map(|c| rows.iter().filter_map(|row| row.get(c)).map(|cell| cell.chars().count()).max().unwrap_or(0))
+        .map(|c| {
+            rows.iter()
+                .filter_map(|row| row.get(c))
+                .map(|cell| cell.chars().count())
+                .max()
+                .unwrap_or(0)
+        })
         .collect();
     rows.iter()
         .map(|row| {
             let mut line = String::new();
             for (cell, width) in row.iter().zip(&widths) {
                 // A cell is one line whatever it holds, and sends nothing to the terminal.
-                let cell: String = cell.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+                let cell: String = cell
+                    .chars()
+                    .map(|c| if c.is_control() { ' ' } else { c })
+                    .collect();
                 line.push_str(&format!("{cell:width$}  "));
             }
             line.truncate(line.trim_end().len());
@@ -197,7 +225,13 @@ mod tests {
 
     #[test]
     fn columns_line_up_and_hold_no_control_characters() {
-        let rows = vec![vec!["NAME".into(), "STATE".into()], vec!["a-long-name".into(), "x\u{1b}[31m\ny".into()]];
-        assert_eq!(align(&rows), ["NAME         STATE", "a-long-name  x [31m y"]);
+        let rows = vec![
+            vec!["NAME".into(), "STATE".into()],
+            vec!["a-long-name".into(), "x\u{1b}[31m\ny".into()],
+        ];
+        assert_eq!(
+            align(&rows),
+            ["NAME         STATE", "a-long-name  x [31m y"]
+        );
     }
 }

@@ -30,8 +30,10 @@ impl Session {
         };
         match contexts.contexts.get(&name) {
             Some(context) => Ok((name, context.clone())),
-            None => Err(CliError::new(Exit::NotFound, format!("there is no context '{name}'"))
-                .hint("see those there are: conpaas context list")),
+            None => Err(
+                CliError::new(Exit::NotFound, format!("there is no context '{name}'"))
+                    .hint("see those there are: conpaas context list"),
+            ),
         }
     }
 
@@ -44,23 +46,45 @@ impl Session {
         {
             let fingerprint = variable("CONPAAS_FINGERPRINT").or(self.pinned(&url)?);
             if fingerprint.is_none() && url.starts_with("https:") {
-                return Err(CliError::usage(format!("the fingerprint of the Director at {url} is not known"))
-                    .hint(format!("set CONPAAS_FINGERPRINT, or pin it once: conpaas login {url}")));
+                return Err(CliError::usage(format!(
+                    "the fingerprint of the Director at {url} is not known"
+                ))
+                .hint(format!(
+                    "set CONPAAS_FINGERPRINT, or pin it once: conpaas login {url}"
+                )));
             }
-            return Ok(Client::new(&Endpoint { url, fingerprint, token: variable("CONPAAS_TOKEN") })?);
+            return Ok(Client::new(&Endpoint {
+                url,
+                fingerprint,
+                token: variable("CONPAAS_TOKEN"),
+            })?);
         }
         let (name, context) = self.context()?;
         let Some(token) = context.token()? else {
-            return Err(CliError::new(Exit::NotAllowed, format!("nobody is logged in to '{name}'"))
-                .hint(format!("conpaas login {}", context.url)));
+            return Err(CliError::new(
+                Exit::NotAllowed,
+                format!("nobody is logged in to '{name}'"),
+            )
+            .hint(format!("conpaas login {}", context.url)));
         };
-        Ok(Client::new(&Endpoint { url: context.url, fingerprint: Some(context.fingerprint), token: Some(token) })?)
+        Ok(Client::new(&Endpoint {
+            url: context.url,
+            fingerprint: Some(context.fingerprint),
+            token: Some(token),
+        })?)
     }
 
     /// The fingerprint that any context has pinned for this address.
     pub fn pinned(&self, url: &str) -> Result<Option<String>, CliError> {
-        let same = |context: &&Context| context.url.trim_end_matches('/') == url.trim_end_matches('/');
-        Ok(self.store()?.load()?.contexts.values().find(same).map(|context| context.fingerprint.clone()))
+        let same =
+            |context: &&Context| context.url.trim_end_matches('/') == url.trim_end_matches('/');
+        Ok(self
+            .store()?
+            .load()?
+            .contexts
+            .values()
+            .find(same)
+            .map(|context| context.fingerprint.clone()))
     }
 
     /// Makes sure that a person means it: they type `name`, or said `--yes`.
@@ -69,14 +93,18 @@ impl Session {
             return Ok(());
         }
         if !can_ask() {
-            return Err(CliError::usage(format!("{what} has to be confirmed, and there is no terminal to ask at"))
-                .hint("add --yes"));
+            return Err(CliError::usage(format!(
+                "{what}; that has to be confirmed, and there is no terminal to ask at"
+            ))
+            .hint("add --yes"));
         }
         self.printer.ask(&format!("{what}. Type {name} to go on: "));
         if read_line()? == name {
             Ok(())
         } else {
-            Err(CliError::failed("that was not the name, so nothing was done"))
+            Err(CliError::failed(
+                "that was not the name, so nothing was done",
+            ))
         }
     }
 }
@@ -98,19 +126,29 @@ pub fn read_line() -> Result<String, CliError> {
 /// A secret from a file (`-`: standard input), or typed by a person without being shown.
 pub fn secret(file: Option<&std::path::Path>, prompt: &str) -> Result<String, CliError> {
     let text = match file {
-        Some(path) if path == std::path::Path::new("-") => std::io::read_to_string(std::io::stdin())
-            .map_err(|error| CliError::failed("standard input cannot be read").because(&error))?,
-        Some(path) => std::fs::read_to_string(path)
-            .map_err(|error| CliError::failed(format!("{} cannot be read", path.display())).because(&error))?,
+        Some(path) if path == std::path::Path::new("-") => {
+            std::io::read_to_string(std::io::stdin()).map_err(|error| {
+                CliError::failed("standard input cannot be read").because(&error)
+            })?
+        }
+        Some(path) => std::fs::read_to_string(path).map_err(|error| {
+            CliError::failed(format!("{} cannot be read", path.display())).because(&error)
+        })?,
         None if can_ask() => rpassword::prompt_password(prompt)
             .map_err(|error| CliError::failed("the password cannot be read").because(&error))?,
         None => {
-            return Err(CliError::usage("a password is needed, and there is no terminal to ask at")
-                .hint("add --password-file FILE (or - for standard input)"));
+            return Err(CliError::usage(
+                "a password is needed, and there is no terminal to ask at",
+            )
+            .hint("add --password-file FILE (or - for standard input)"));
         }
     };
     let secret = text.trim_end_matches(['\r', '\n']).to_owned();
-    if secret.is_empty() { Err(CliError::usage("the password is empty")) } else { Ok(secret) }
+    if secret.is_empty() {
+        Err(CliError::usage("the password is empty"))
+    } else {
+        Ok(secret)
+    }
 }
 
 /// All items of a collection, page by page, at most `limit`.

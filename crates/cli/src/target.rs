@@ -38,7 +38,10 @@ fn part(text: &str, what: &str) -> Result<String, String> {
     if text.is_empty() {
         return Err(format!("the {what} is missing"));
     }
-    match text.chars().find(|c| !(c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))) {
+    match text
+        .chars()
+        .find(|c| !(c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.')))
+    {
         Some(bad) => Err(format!("'{bad}' cannot be in the name of the {what}")),
         None => Ok(text.to_owned()),
     }
@@ -76,7 +79,9 @@ impl FromStr for AppTarget {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
         match text.parse::<Target>()? {
-            Target { app, service: None, .. } => Ok(Self { app }),
+            Target {
+                app, service: None, ..
+            } => Ok(Self { app }),
             _ => Err("an application is meant here: APP or OWNER:APP".to_owned()),
         }
     }
@@ -86,7 +91,11 @@ impl FromStr for ServiceTarget {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
         match text.parse::<Target>()? {
-            Target { app, service: Some(service), node: None } => Ok(Self { app, service }),
+            Target {
+                app,
+                service: Some(service),
+                node: None,
+            } => Ok(Self { app, service }),
             _ => Err("a service is meant here: APP/SERVICE".to_owned()),
         }
     }
@@ -96,7 +105,11 @@ impl FromStr for NodeTarget {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
         match text.parse::<Target>()? {
-            Target { app, service: Some(service), node: Some(node) } => Ok(Self { app, service, node }),
+            Target {
+                app,
+                service: Some(service),
+                node: Some(node),
+            } => Ok(Self { app, service, node }),
             _ => Err("a node is meant here: APP/SERVICE/NODE".to_owned()),
         }
     }
@@ -121,9 +134,19 @@ mod tests {
     #[test]
     fn each_form_is_understood() {
         let full: Target = "ada:shop/web/web-3".parse().unwrap();
-        assert_eq!(full, Target { app: "ada:shop".into(), service: Some("web".into()), node: Some("web-3".into()) });
+        assert_eq!(
+            full,
+            Target {
+                app: "ada:shop".into(),
+                service: Some("web".into()),
+                node: Some("web-3".into())
+            }
+        );
         assert_eq!("app-1x".parse::<AppTarget>().unwrap().app, "app-1x");
-        assert_eq!("shop/web".parse::<ServiceTarget>().unwrap().to_string(), "shop/web");
+        assert_eq!(
+            "shop/web".parse::<ServiceTarget>().unwrap().to_string(),
+            "shop/web"
+        );
         assert_eq!("shop/web/3".parse::<NodeTarget>().unwrap().node, "3");
     }
 
@@ -134,7 +157,10 @@ mod tests {
             ("shop/", "the service is missing"),
             ("/web", "the application is missing"),
             (":shop", "the owner is missing"),
-            ("a/b/c/d", "a target is APP, APP/SERVICE or APP/SERVICE/NODE"),
+            (
+                "a/b/c/d",
+                "a target is APP, APP/SERVICE or APP/SERVICE/NODE",
+            ),
             ("sh op", "' ' cannot be in the name of the application"),
             ("shop/w?b", "'?' cannot be in the name of the service"),
         ] {

@@ -15,10 +15,16 @@ pub fn pair(text: &str) -> Result<(String, String), String> {
 /// A value as its schema wants it: JSON where it is JSON of the schema's type, else the text.
 pub fn typed(schema: Option<&Value>, text: &str) -> Value {
     let literal = || Value::String(text.to_owned());
-    let Ok(value) = serde_json::from_str::<Value>(text) else { return literal() };
+    let Ok(value) = serde_json::from_str::<Value>(text) else {
+        return literal();
+    };
     let Some(schema) = schema else { return value };
     if let Some(choices) = schema["enum"].as_array() {
-        return if choices.contains(&value) { value } else { literal() };
+        return if choices.contains(&value) {
+            value
+        } else {
+            literal()
+        };
     }
     let kinds: Vec<&str> = match &schema["type"] {
         Value::String(kind) => vec![kind.as_str()],
@@ -30,7 +36,11 @@ pub fn typed(schema: Option<&Value>, text: &str) -> Value {
     }
     // A text that is no string of this schema: the Director says what is wrong with the value
     // that was meant (`"many"` for a number stays text, `5` for a text is the text "5").
-    if kinds.contains(&"string") { literal() } else { value }
+    if kinds.contains(&"string") {
+        literal()
+    } else {
+        value
+    }
 }
 
 fn is_of_kind(value: &Value, kind: &str) -> bool {
@@ -48,7 +58,10 @@ fn is_of_kind(value: &Value, kind: &str) -> bool {
 
 /// Typed values of many pairs, by the properties of a schema.
 pub fn settings(schema: &Value, pairs: &[(String, String)]) -> Map<String, Value> {
-    pairs.iter().map(|(key, text)| (key.clone(), typed(schema["properties"].get(key), text))).collect()
+    pairs
+        .iter()
+        .map(|(key, text)| (key.clone(), typed(schema["properties"].get(key), text)))
+        .collect()
 }
 
 /// Counts by role, as `ROLE=N`, `ROLE=+N` or `ROLE=-N`.
@@ -57,7 +70,9 @@ pub fn counts(pairs: &[(String, String)]) -> Result<BTreeMap<String, String>, St
     for (role, count) in pairs {
         let digits = count.strip_prefix(['+', '-']).unwrap_or(count);
         if digits.parse::<u32>().is_err() {
-            return Err(format!("'{count}' is no count for {role}: write {role}=4, {role}=+1 or {role}=-1"));
+            return Err(format!(
+                "'{count}' is no count for {role}: write {role}=4, {role}=+1 or {role}=-1"
+            ));
         }
         if roles.insert(role.clone(), count.clone()).is_some() {
             return Err(format!("{role} is given twice"));
@@ -75,7 +90,9 @@ pub fn duration(text: &str) -> Result<Duration, String> {
         let digits = rest.find(|c: char| !c.is_ascii_digit()).ok_or_else(wrong)?;
         let (number, tail) = rest.split_at(digits);
         let number: u64 = number.parse().map_err(|_| wrong())?;
-        let letters = tail.find(|c: char| c.is_ascii_digit()).unwrap_or(tail.len());
+        let letters = tail
+            .find(|c: char| c.is_ascii_digit())
+            .unwrap_or(tail.len());
         let (unit, tail) = tail.split_at(letters);
         let millis: u64 = match unit {
             "ms" => 1,
@@ -89,7 +106,11 @@ pub fn duration(text: &str) -> Result<Duration, String> {
         total = total.checked_add(piece).ok_or_else(wrong)?;
         rest = tail;
     }
-    if total.is_zero() { Err(wrong()) } else { Ok(total) }
+    if total.is_zero() {
+        Err(wrong())
+    } else {
+        Ok(total)
+    }
 }
 
 /// A size for people.
@@ -161,9 +182,15 @@ mod tests {
             json!({"memory": "128", "limit": 5, "on": true, "paths": ["a"], "level": "1", "either": 7, "unknown": "x=y"})
         );
         // What cannot be of the type goes through as it was meant, for the Director to refuse.
-        assert_eq!(typed(Some(&json!({"type": "integer"})), "many"), json!("many"));
+        assert_eq!(
+            typed(Some(&json!({"type": "integer"})), "many"),
+            json!("many")
+        );
         assert_eq!(typed(Some(&json!({"type": "integer"})), "1.5"), json!(1.5));
-        assert_eq!(typed(Some(&json!({"type": "string"})), "\"a b\""), json!("a b"));
+        assert_eq!(
+            typed(Some(&json!({"type": "string"})), "\"a b\""),
+            json!("a b")
+        );
         assert_eq!(typed(Some(&json!({"type": "string"})), ""), json!(""));
     }
 
@@ -191,7 +218,10 @@ mod tests {
     fn sizes_and_words() {
         assert_eq!(size(512), "512 B");
         assert_eq!(size(1536), "1.5 KiB");
-        assert_eq!(nearest("servce", ["app", "service", "node"]), Some("service"));
+        assert_eq!(
+            nearest("servce", ["app", "service", "node"]),
+            Some("service")
+        );
         assert_eq!(nearest("xyzzy", ["app", "service", "node"]), None);
     }
 }

@@ -23,7 +23,10 @@ struct Answer {
 
 impl Person {
     fn new() -> Self {
-        Self { home: tempfile::tempdir().unwrap(), variables: BTreeMap::new() }
+        Self {
+            home: tempfile::tempdir().unwrap(),
+            variables: BTreeMap::new(),
+        }
     }
 
     fn set(mut self, name: &str, value: &str) -> Self {
@@ -51,17 +54,28 @@ impl Person {
         let output = self.command(line).output().unwrap();
         let home = self.home.path().display().to_string();
         let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap().replace(&home, "[HOME]");
-        Answer { code: output.status.code().unwrap(), out: text(output.stdout), err: text(output.stderr) }
+        Answer {
+            code: output.status.code().unwrap(),
+            out: text(output.stdout),
+            err: text(output.stderr),
+        }
     }
 
     /// A context for a Director that is not there.
     fn with_dead_director(self) -> (Self, u16) {
         // A port that was free a moment ago.
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = TcpListener::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap()
+            .port();
         let token = self.home.path().join("token");
         std::fs::write(&token, "secret").unwrap();
         let fingerprint = "ab".repeat(32);
-        let line = format!("context add here https://127.0.0.1:{port} --fingerprint {fingerprint} --token-file {}", token.display());
+        let line = format!(
+            "context add here https://127.0.0.1:{port} --fingerprint {fingerprint} --token-file {}",
+            token.display()
+        );
         assert_eq!(self.run(&line).code, 0);
         (self, port)
     }
@@ -70,7 +84,10 @@ impl Person {
 impl Answer {
     #[track_caller]
     fn is(&self, code: i32, out: &str, err: &str) {
-        assert_eq!((self.code, self.out.as_str(), self.err.as_str()), (code, out, err));
+        assert_eq!(
+            (self.code, self.out.as_str(), self.err.as_str()),
+            (code, out, err)
+        );
     }
 }
 
@@ -78,18 +95,33 @@ impl Answer {
 fn commands(person: &Person, words: &str, found: &mut Vec<String>) {
     let help = person.run(&format!("{words} --help"));
     assert_eq!(help.code, 0, "{words} --help: {}", help.err);
-    assert!(help.err.is_empty(), "{words} --help writes to standard error");
-    assert!(help.out.contains("Usage: conpaas"), "{words} --help has no usage");
+    assert!(
+        help.err.is_empty(),
+        "{words} --help writes to standard error"
+    );
+    assert!(
+        help.out.contains("Usage: conpaas"),
+        "{words} --help has no usage"
+    );
     let listed: Vec<String> = help
         .out
         .lines()
         .skip_while(|line| *line != "Commands:")
         .skip(1)
         .take_while(|line| line.starts_with("  "))
-        .filter_map(|line| line[2..].split(' ').next().filter(|word| !word.is_empty()).map(str::to_owned))
+        .filter_map(|line| {
+            line[2..]
+                .split(' ')
+                .next()
+                .filter(|word| !word.is_empty())
+                .map(str::to_owned)
+        })
         .collect();
     if listed.is_empty() {
-        assert!(help.out.contains("Examples:\n  conpaas") || help.out.contains("Example:\n  conpaas"), "{words}: no examples");
+        assert!(
+            help.out.contains("Examples:\n  conpaas") || help.out.contains("Example:\n  conpaas"),
+            "{words}: no examples"
+        );
         found.push(words.trim().to_owned());
     }
     for word in listed {
@@ -101,8 +133,20 @@ fn commands(person: &Person, words: &str, found: &mut Vec<String>) {
 fn every_help_has_usage_and_examples() {
     let mut found = Vec::new();
     commands(&Person::new(), "", &mut found);
-    for command in ["login", "app create", "service scale", "code upload", "node replace", "logs", "operation watch", "token revoke"] {
-        assert!(found.iter().any(|known| known == command), "{command} is not in the help: {found:?}");
+    for command in [
+        "login",
+        "app create",
+        "service scale",
+        "code upload",
+        "node replace",
+        "logs",
+        "operation watch",
+        "token revoke",
+    ] {
+        assert!(
+            found.iter().any(|known| known == command),
+            "{command} is not in the help: {found:?}"
+        );
     }
 }
 
@@ -115,21 +159,51 @@ fn usage_errors_end_with_2_and_say_what_is_meant() {
         "error: unrecognized subcommand 'shwo'\n\n  tip: a similar subcommand exists: 'show'\n\n\
          Usage: conpaas app [OPTIONS] <COMMAND>\n\nFor more information, try '--help'.\n",
     );
-    person.run("ap list").is(2, "", "error: there is no command 'ap'\n\nhint: did you mean 'conpaas app'?\n");
-    person.run("xyzzy").is(2, "", "error: there is no command 'xyzzy'\n\nhint: see conpaas --help\n");
+    person.run("ap list").is(
+        2,
+        "",
+        "error: there is no command 'ap'\n\nhint: did you mean 'conpaas app'?\n",
+    );
+    person.run("xyzzy").is(
+        2,
+        "",
+        "error: there is no command 'xyzzy'\n\nhint: see conpaas --help\n",
+    );
     for (line, why) in [
-        ("app show a/b", "an application is meant here: APP or OWNER:APP"),
+        (
+            "app show a/b",
+            "an application is meant here: APP or OWNER:APP",
+        ),
         ("service show shop", "a service is meant here: APP/SERVICE"),
-        ("node show shop/web", "a node is meant here: APP/SERVICE/NODE"),
-        ("service scale shop/web", "required arguments were not provided"),
-        ("service scale shop/web backend", "it should look like KEY=VALUE"),
-        ("app start shop --timeout soon", "'soon' is no duration: write 90s, 5m or 1h30m"),
+        (
+            "node show shop/web",
+            "a node is meant here: APP/SERVICE/NODE",
+        ),
+        (
+            "service scale shop/web",
+            "required arguments were not provided",
+        ),
+        (
+            "service scale shop/web backend",
+            "it should look like KEY=VALUE",
+        ),
+        (
+            "app start shop --timeout soon",
+            "'soon' is no duration: write 90s, 5m or 1h30m",
+        ),
         ("app create Shop", "cannot be a name"),
-        ("service rollback shop/web last", "a release is a number such as r3"),
+        (
+            "service rollback shop/web last",
+            "a release is a number such as r3",
+        ),
     ] {
         let answer = person.run(line);
         assert_eq!(answer.code, 2, "{line}");
-        assert!(answer.out.is_empty() && answer.err.contains(why), "{line}: {}", answer.err);
+        assert!(
+            answer.out.is_empty() && answer.err.contains(why),
+            "{line}: {}",
+            answer.err
+        );
     }
     let nothing = person.run("");
     assert_eq!(nothing.code, 2);
@@ -149,7 +223,13 @@ fn without_any_director_the_next_step_is_named() {
 #[test]
 fn a_director_that_does_not_run_is_said_to_be_so() {
     let (person, port) = Person::new().with_dead_director();
-    for line in ["app list", "whoami --json", "service scale shop/web backend=+1", "director status", "service types"] {
+    for line in [
+        "app list",
+        "whoami --json",
+        "service scale shop/web backend=+1",
+        "director status",
+        "service types",
+    ] {
         person.run(line).is(
             1,
             "",
@@ -167,7 +247,7 @@ fn dangerous_things_name_their_flag_without_a_terminal() {
     person.run("user delete ada").is(
         2,
         "",
-        "error: the user ada is about to be deleted has to be confirmed, and there is no terminal to ask at\n\nhint: add --yes\n",
+        "error: the user ada is about to be deleted; that has to be confirmed, and there is no terminal to ask at\n\nhint: add --yes\n",
     );
 }
 
@@ -176,8 +256,16 @@ fn contexts_are_kept_and_private() {
     let person = Person::new();
     let fingerprint = "0a".repeat(32);
     assert!(person.run("context list --json").out == "[]\n");
-    person.run(&format!("context add work https://paas.example.org:8443 --fingerprint {fingerprint}")).is(0, "", "added 'work'\n");
-    person.run(&format!("context add home https://127.0.0.1:1 --fingerprint {fingerprint} -q")).is(0, "", "");
+    person
+        .run(&format!(
+            "context add work https://paas.example.org:8443 --fingerprint {fingerprint}"
+        ))
+        .is(0, "", "added 'work'\n");
+    person
+        .run(&format!(
+            "context add home https://127.0.0.1:1 --fingerprint {fingerprint} -q"
+        ))
+        .is(0, "", "");
     person.run("context list").is(
         0,
         &format!(
@@ -187,9 +275,13 @@ fn contexts_are_kept_and_private() {
         "",
     );
     person.run("context use home").is(0, "", "using 'home'\n");
-    let list: serde_json::Value = serde_json::from_str(&person.run("context list --json").out).unwrap();
+    let list: serde_json::Value =
+        serde_json::from_str(&person.run("context list --json").out).unwrap();
     assert_eq!(list[0]["name"], "home");
-    assert_eq!((&list[0]["current"], &list[1]["current"]), (&true.into(), &false.into()));
+    assert_eq!(
+        (&list[0]["current"], &list[1]["current"]),
+        (&true.into(), &false.into())
+    );
     assert_eq!(mode(&person.config().join("contexts.toml")), 0o600);
     assert_eq!(mode(&person.config()), 0o700);
     person.run("whoami --context work").is(
@@ -202,10 +294,29 @@ fn contexts_are_kept_and_private() {
         "",
         "error: there is no context 'nowhere'\n\nhint: see those there are: conpaas context list\n",
     );
-    assert_eq!(person.run(&format!("context add work https://x --fingerprint {fingerprint}")).code, 5);
-    assert_eq!(person.run("context add x https://x --fingerprint zz").code, 2);
-    assert_eq!(person.run(&format!("context add ../x https://x --fingerprint {fingerprint}")).code, 2);
-    person.run("context remove work").is(0, "", "forgot 'work'\n");
+    assert_eq!(
+        person
+            .run(&format!(
+                "context add work https://x --fingerprint {fingerprint}"
+            ))
+            .code,
+        5
+    );
+    assert_eq!(
+        person.run("context add x https://x --fingerprint zz").code,
+        2
+    );
+    assert_eq!(
+        person
+            .run(&format!(
+                "context add ../x https://x --fingerprint {fingerprint}"
+            ))
+            .code,
+        2
+    );
+    person
+        .run("context remove work")
+        .is(0, "", "forgot 'work'\n");
     assert_eq!(person.run("context remove work").code, 4);
 }
 
@@ -220,24 +331,44 @@ fn a_broken_list_of_contexts_is_named() {
     std::fs::write(person.config().join("contexts.toml"), "current = 1").unwrap();
     let answer = person.run("app list");
     assert_eq!(answer.code, 1);
-    assert!(answer.err.starts_with("error: [HOME]/.config/conpaas/contexts.toml is no list of contexts\n  cause: "), "{}", answer.err);
+    assert!(
+        answer.err.starts_with(
+            "error: [HOME]/.config/conpaas/contexts.toml is no list of contexts\n  cause: "
+        ),
+        "{}",
+        answer.err
+    );
 }
 
 #[test]
 fn a_closed_pipe_is_no_accident() {
     let person = Person::new();
-    let mut child = person.command("completion bash").stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut child = person
+        .command("completion bash")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
     drop(child.stdout.take());
     child.wait().unwrap();
     let mut err = String::new();
-    child.stderr.take().unwrap().read_to_string(&mut err).unwrap();
+    child
+        .stderr
+        .take()
+        .unwrap()
+        .read_to_string(&mut err)
+        .unwrap();
     assert_eq!(err, "");
 }
 
 #[test]
 fn a_secret_never_comes_from_the_command_line() {
     let person = Person::new();
-    for line in ["login https://x --password secret", "user create ada --password secret", "token create x --secret y"] {
+    for line in [
+        "login https://x --password secret",
+        "user create ada --password secret",
+        "token create x --secret y",
+    ] {
         let answer = person.run(line);
         assert_eq!(answer.code, 2, "{line}");
         assert!(answer.err.contains("unexpected argument"), "{}", answer.err);
@@ -276,7 +407,9 @@ impl Fake {
     }
 
     fn person(&self) -> Person {
-        Person::new().set("CONPAAS_URL", &self.url).set("CONPAAS_TOKEN", "tok.secret")
+        Person::new()
+            .set("CONPAAS_URL", &self.url)
+            .set("CONPAAS_TOKEN", "tok.secret")
     }
 
     fn seen(self) -> Vec<String> {
@@ -292,7 +425,10 @@ fn request(stream: &mut std::net::TcpStream) -> String {
         bytes.extend_from_slice(&piece[..read]);
         let text = String::from_utf8_lossy(&bytes).to_lowercase();
         if let Some((head, body)) = text.split_once("\r\n\r\n") {
-            let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")?.parse().ok()).unwrap_or(0);
+            let length = head
+                .lines()
+                .find_map(|line| line.strip_prefix("content-length: ")?.parse().ok())
+                .unwrap_or(0);
             if body.len() >= length || read == 0 {
                 return String::from_utf8(bytes).unwrap();
             }
@@ -310,30 +446,68 @@ fn operation(outcome: &str, step_done: bool) -> String {
 
 #[test]
 fn errors_of_the_director_become_exit_codes_with_hints() {
-    for (status, code, exit) in [(401, "not_logged_in", 3), (403, "forbidden", 3), (404, "not_found", 4), (409, "name_taken", 5), (422, "unknown_role", 2), (500, "internal", 1)] {
-        let body = format!(r#"{{"code":"{code}","message":"that is how it is","hint":"type this"}}"#);
+    for (status, code, exit) in [
+        (401, "not_logged_in", 3),
+        (403, "forbidden", 3),
+        (404, "not_found", 4),
+        (409, "name_taken", 5),
+        (422, "unknown_role", 2),
+        (500, "internal", 1),
+    ] {
+        let body =
+            format!(r#"{{"code":"{code}","message":"that is how it is","hint":"type this"}}"#);
         let fake = Fake::answering(&[(status, JSON, &body)]);
-        fake.person().run("app show shop --json").is(exit, "", "error: that is how it is\n\nhint: type this\n");
+        fake.person().run("app show shop --json").is(
+            exit,
+            "",
+            "error: that is how it is\n\nhint: type this\n",
+        );
         let seen = fake.seen();
-        assert!(seen[0].starts_with("GET /v1/apps/shop HTTP/1.1\r\n"), "{}", seen[0]);
-        assert!(seen[0].to_lowercase().contains("authorization: bearer tok.secret\r\n"));
+        assert!(
+            seen[0].starts_with("GET /v1/apps/shop HTTP/1.1\r\n"),
+            "{}",
+            seen[0]
+        );
+        assert!(
+            seen[0]
+                .to_lowercase()
+                .contains("authorization: bearer tok.secret\r\n")
+        );
     }
 }
 
 #[test]
 fn long_work_is_followed_to_its_end() {
     let accepted = format!(r#"{{"operation":{}}}"#, operation("running", false));
-    let stream = format!("data: {}\n\n: still here\n\ndata: {}\n\n", operation("running", true), operation("done", true));
-    let fake = Fake::answering(&[(202, JSON, &accepted), (200, "text/event-stream", &stream)]);
-    fake.person().run("service scale ada:shop/web backend=+1").is(
-        0,
-        "",
-        "step: obtain web-2\ndone: obtain web-2\nscale of shop/web: done\n",
+    let stream = format!(
+        "data: {}\n\n: still here\n\ndata: {}\n\n",
+        operation("running", true),
+        operation("done", true)
     );
+    let fake = Fake::answering(&[(202, JSON, &accepted), (200, "text/event-stream", &stream)]);
+    fake.person()
+        .run("service scale ada:shop/web backend=+1")
+        .is(
+            0,
+            "",
+            "step: obtain web-2\ndone: obtain web-2\nscale of shop/web: done\n",
+        );
     let seen = fake.seen();
-    assert!(seen[0].starts_with("POST /v1/apps/ada:shop/services/web/scale HTTP/1.1\r\n"), "{}", seen[0]);
-    assert!(seen[0].contains(r#""roles":{"backend":"+1"}"#), "{}", seen[0]);
-    assert!(seen[1].starts_with("GET /v1/operations/op-1/stream HTTP/1.1\r\n"), "{}", seen[1]);
+    assert!(
+        seen[0].starts_with("POST /v1/apps/ada:shop/services/web/scale HTTP/1.1\r\n"),
+        "{}",
+        seen[0]
+    );
+    assert!(
+        seen[0].contains(r#""roles":{"backend":"+1"}"#),
+        "{}",
+        seen[0]
+    );
+    assert!(
+        seen[1].starts_with("GET /v1/operations/op-1/stream HTTP/1.1\r\n"),
+        "{}",
+        seen[1]
+    );
 }
 
 #[test]
@@ -348,8 +522,15 @@ fn a_stream_that_breaks_is_taken_up_again() {
         (503, JSON, "{}"),
         (200, JSON, &last),
     ]);
-    let answer = fake.person().run("service scale shop/web backend=+1 --json");
-    assert_eq!((answer.code, answer.out.trim()), (0, last.as_str()), "{}", answer.err);
+    let answer = fake
+        .person()
+        .run("service scale shop/web backend=+1 --json");
+    assert_eq!(
+        (answer.code, answer.out.trim()),
+        (0, last.as_str()),
+        "{}",
+        answer.err
+    );
     assert_eq!(fake.seen().len(), 5);
 }
 
@@ -357,7 +538,9 @@ fn a_stream_that_breaks_is_taken_up_again() {
 fn who_does_not_wait_gets_the_id_and_who_waits_too_long_exit_6() {
     let accepted = format!(r#"{{"operation":{}}}"#, operation("running", false));
     let fake = Fake::answering(&[(202, JSON, &accepted)]);
-    fake.person().run("app stop shop --no-wait").is(0, "op-1\n", "");
+    fake.person()
+        .run("app stop shop --no-wait")
+        .is(0, "op-1\n", "");
     fake.seen();
     let fake = Fake::answering(&[(202, JSON, &accepted)]);
     fake.person().run("app stop shop --timeout 200ms").is(
@@ -371,7 +554,8 @@ fn who_does_not_wait_gets_the_id_and_who_waits_too_long_exit_6() {
 
 #[test]
 fn work_that_failed_fails_with_its_reason() {
-    let failed = operation("failed", false).replace(r#""reason":null"#, r#""reason":"no machine came""#);
+    let failed =
+        operation("failed", false).replace(r#""reason":null"#, r#""reason":"no machine came""#);
     let fake = Fake::answering(&[(200, JSON, &failed)]);
     fake.person().run("operation watch op-1 -q").is(
         1,
@@ -386,7 +570,8 @@ fn json_is_one_valid_value_on_every_command() {
     let page = |item: &str| format!(r#"{{"items":[{item}],"next":null}}"#);
     let empty = page("");
     let accepted = format!(r#"{{"operation":{}}}"#, operation("done", true));
-    let user = r#"{"id":"user-1","name":"ada","rank":"user","node_quota":20,"nodes":1,"created_at":""}"#;
+    let user =
+        r#"{"id":"user-1","name":"ada","rank":"user","node_quota":20,"nodes":1,"created_at":""}"#;
     let app = r#"{"id":"app-1","name":"shop","owner":"ada","description":"","labels":{},"state":"RUNNING","reason":null,"services":[],"urls":[],"credits_per_hour":1.0,"created_at":"","generation":1,"allowed":[]}"#;
     let info = r#"{"version":"0.1.0","installation":"inst-1","started_at":"","base_domain":"localhost","edge":null,"clouds":["local"]}"#;
     let code = r#"{"id":"code-1","filename":"x.tar","description":"","size":1,"files":1,"sha256":"","active":false,"created_at":"","actor":"ada"}"#;
@@ -431,11 +616,17 @@ fn json_is_one_valid_value_on_every_command() {
         ("context list", vec![]),
         ("completion zsh", vec![]),
     ] {
-        let answers: Vec<(u16, &str, &str)> = answers.into_iter().map(|body| (200, JSON, body)).collect();
+        let answers: Vec<(u16, &str, &str)> =
+            answers.into_iter().map(|body| (200, JSON, body)).collect();
         let fake = Fake::answering(&answers);
         let answer = fake.person().run(&format!("{line} --json"));
         assert_eq!(answer.code, 0, "{line}: {}", answer.err);
-        assert_eq!(answer.out.lines().count(), 1, "{line} printed {}", answer.out);
+        assert_eq!(
+            answer.out.lines().count(),
+            1,
+            "{line} printed {}",
+            answer.out
+        );
         let value: Result<serde_json::Value, _> = serde_json::from_str(&answer.out);
         assert!(value.is_ok(), "{line} printed {}", answer.out);
         fake.seen();
@@ -447,14 +638,36 @@ fn a_service_types_own_commands_come_from_the_director() {
     let types = r#"{"items":[{"name":"hello","title":"Says hello","roles":[],"commands":[{"name":"greet","title":"Greets","kind":"query","arguments":{"properties":{"who":{"type":"string","description":"whom"}}}}],"settings_schema":{},"takes_code":false}],"next":null}"#;
     let answer = r#"{"result":{"web-1":"hello 5"}}"#;
     let fake = Fake::answering(&[(200, JSON, types), (200, JSON, answer)]);
-    fake.person().run("hello greet shop/hi --who 5").is(0, "web-1:  hello 5\n", "");
+    fake.person()
+        .run("hello greet shop/hi --who 5")
+        .is(0, "web-1:  hello 5\n", "");
     let seen = fake.seen();
-    assert!(seen[1].starts_with("POST /v1/apps/shop/services/hi/commands/greet HTTP/1.1\r\n"), "{}", seen[1]);
-    assert!(seen[1].ends_with(r#"{"arguments":{"who":"5"}}"#), "{}", seen[1]);
+    assert!(
+        seen[1].starts_with("POST /v1/apps/shop/services/hi/commands/greet HTTP/1.1\r\n"),
+        "{}",
+        seen[1]
+    );
+    assert!(
+        seen[1].ends_with(r#"{"arguments":{"who":"5"}}"#),
+        "{}",
+        seen[1]
+    );
     for (line, code, err) in [
-        ("hello gret shop/hi", 2, "error: hello has no command 'gret'\n\nhint: did you mean 'greet'?\n"),
-        ("hello greet", 2, "error: the target is missing: APP/SERVICE\n\nhint: see conpaas hello greet --help\n"),
-        ("helo", 2, "error: there is no command 'helo'\n\nhint: did you mean 'conpaas hello'?\n"),
+        (
+            "hello gret shop/hi",
+            2,
+            "error: hello has no command 'gret'\n\nhint: did you mean 'greet'?\n",
+        ),
+        (
+            "hello greet",
+            2,
+            "error: the target is missing: APP/SERVICE\n\nhint: see conpaas hello greet --help\n",
+        ),
+        (
+            "helo",
+            2,
+            "error: there is no command 'helo'\n\nhint: did you mean 'conpaas hello'?\n",
+        ),
     ] {
         let fake = Fake::answering(&[(200, JSON, types)]);
         fake.person().run(line).is(code, "", err);
@@ -462,7 +675,13 @@ fn a_service_types_own_commands_come_from_the_director() {
     }
     let fake = Fake::answering(&[(200, JSON, types)]);
     let help = fake.person().run("hello greet --help");
-    assert!(help.code == 0 && help.out.contains("--who") && help.out.contains("Examples:\n  conpaas hello greet"), "{}", help.out);
+    assert!(
+        help.code == 0
+            && help.out.contains("--who")
+            && help.out.contains("Examples:\n  conpaas hello greet"),
+        "{}",
+        help.out
+    );
     fake.seen();
 }
 
@@ -471,7 +690,9 @@ fn a_download_lands_whole_and_never_over_another_file() {
     let person = Person::new();
     let file = person.home.path().join("out.tar");
     let fake = Fake::answering(&[(200, "application/octet-stream", "bytes")]);
-    let person = person.set("CONPAAS_URL", &fake.url).set("CONPAAS_TOKEN", "x");
+    let person = person
+        .set("CONPAAS_URL", &fake.url)
+        .set("CONPAAS_TOKEN", "x");
     let line = format!("code download shop/web code-1 --output {}", file.display());
     person.run(&line).is(0, "[HOME]/out.tar\n", "");
     assert_eq!(std::fs::read(&file).unwrap(), b"bytes");

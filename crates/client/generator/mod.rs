@@ -13,26 +13,48 @@ pub fn public_types(source: &str) -> BTreeSet<String> {
     source
         .lines()
         .filter_map(|line| {
-            let rest = ["pub struct ", "pub enum ", "pub type "].iter().find_map(|p| line.trim().strip_prefix(p))?;
-            Some(rest.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect())
+            let rest = ["pub struct ", "pub enum ", "pub type "]
+                .iter()
+                .find_map(|p| line.trim().strip_prefix(p))?;
+            Some(
+                rest.chars()
+                    .take_while(|c| c.is_alphanumeric() || *c == '_')
+                    .collect(),
+            )
         })
         .collect()
 }
 
 /// The text of `generated.rs`.
 pub fn generate(document: &str, known: &BTreeSet<String>) -> Result<String, String> {
-    let document: Value = serde_json::from_str(document).map_err(|e| format!("the document is no JSON: {e}"))?;
-    let paths = document["paths"].as_object().ok_or("the document has no paths")?;
-    let mut generator = Generator { document: &document, known, extra: BTreeMap::new() };
+    let document: Value =
+        serde_json::from_str(document).map_err(|e| format!("the document is no JSON: {e}"))?;
+    let paths = document["paths"]
+        .as_object()
+        .ok_or("the document has no paths")?;
+    let mut generator = Generator {
+        document: &document,
+        known,
+        extra: BTreeMap::new(),
+    };
     let mut methods = BTreeMap::new();
     let mut queries = String::new();
     for (path, item) in paths {
         let shared = item["parameters"].as_array().cloned().unwrap_or_default();
         for method in METHODS {
-            let Some(operation) = item.get(method) else { continue };
-            let id = operation["operationId"].as_str().ok_or_else(|| format!("{method} {path} has no operationId"))?;
+            let Some(operation) = item.get(method) else {
+                continue;
+            };
+            let id = operation["operationId"]
+                .as_str()
+                .ok_or_else(|| format!("{method} {path} has no operationId"))?;
             let mut parameters = shared.clone();
-            parameters.extend(operation["parameters"].as_array().cloned().unwrap_or_default());
+            parameters.extend(
+                operation["parameters"]
+                    .as_array()
+                    .cloned()
+                    .unwrap_or_default(),
+            );
             let text = generator.method(path, method, id, operation, &parameters, &mut queries)?;
             if methods.insert(id.to_owned(), text).is_some() {
                 return Err(format!("two operations are called {id}"));
@@ -109,8 +131,14 @@ impl Generator<'_> {
                 "/// What [`Client::{id}`] may be asked for.\n#[derive(Clone, Debug, Default, Serialize)]\npub struct {name} {{\n"
             );
             for parameter in query {
-                let wire = parameter["name"].as_str().ok_or("a parameter has no name")?;
-                for line in parameter["description"].as_str().unwrap_or_default().lines() {
+                let wire = parameter["name"]
+                    .as_str()
+                    .ok_or("a parameter has no name")?;
+                for line in parameter["description"]
+                    .as_str()
+                    .unwrap_or_default()
+                    .lines()
+                {
                     let _ = writeln!(queries, "    /// {line}");
                 }
                 queries.push_str("    #[serde(skip_serializing_if = \"Option::is_none\")]\n");
@@ -119,7 +147,11 @@ impl Generator<'_> {
                     let _ = writeln!(queries, "    #[serde(rename = {wire:?})]");
                 }
                 let kind = self.rust_type(&parameter["schema"])?;
-                let kind = kind.strip_prefix("Option<").and_then(|k| k.strip_suffix('>')).unwrap_or(&kind).to_owned();
+                let kind = kind
+                    .strip_prefix("Option<")
+                    .and_then(|k| k.strip_suffix('>'))
+                    .unwrap_or(&kind)
+                    .to_owned();
                 let _ = writeln!(queries, "    pub {field}: Option<{kind}>,");
             }
             queries.push_str("}\n\n");
@@ -140,7 +172,10 @@ impl Generator<'_> {
             }
         }
         let has_key = parameters.iter().any(|p| {
-            p["in"] == "header" && p["name"].as_str().is_some_and(|n| n.eq_ignore_ascii_case("idempotency-key"))
+            p["in"] == "header"
+                && p["name"]
+                    .as_str()
+                    .is_some_and(|n| n.eq_ignore_ascii_case("idempotency-key"))
         });
         if !bulk && method == "post" && (has_key || id.starts_with("create_")) {
             call.push_str(".keyed()");
@@ -158,7 +193,10 @@ impl Generator<'_> {
             }
         };
         let mut text = String::new();
-        let summary = operation["summary"].as_str().or_else(|| operation["description"].as_str()).unwrap_or_default();
+        let summary = operation["summary"]
+            .as_str()
+            .or_else(|| operation["description"].as_str())
+            .unwrap_or_default();
         for line in summary.lines() {
             let _ = writeln!(text, "    /// {}", line.trim_end());
         }
@@ -173,16 +211,33 @@ impl Generator<'_> {
     fn answer(&mut self, operation: &Value) -> Result<Answer, String> {
         let empty = Map::new();
         let responses = operation["responses"].as_object().unwrap_or(&empty);
-        for (_, response) in responses.iter().filter(|(status, _)| status.starts_with('2')) {
-            let Some(content) = response["content"].as_object() else { continue };
+        for (_, response) in responses
+            .iter()
+            .filter(|(status, _)| status.starts_with('2'))
+        {
+            let Some(content) = response["content"].as_object() else {
+                continue;
+            };
             if let Some((kind, media)) = content.iter().next() {
                 return Ok(match kind.as_str() {
                     "application/json" => Answer::Json(self.rust_type(&media["schema"])?),
                     "text/event-stream" => {
-                        let schema = if media["itemSchema"].is_object() { &media["itemSchema"] } else { &media["schema"] };
-                        let schema = if schema["type"] == "array" { &schema["items"] } else { schema };
+                        let schema = if media["itemSchema"].is_object() {
+                            &media["itemSchema"]
+                        } else {
+                            &media["schema"]
+                        };
+                        let schema = if schema["type"] == "array" {
+                            &schema["items"]
+                        } else {
+                            schema
+                        };
                         let named = schema["$ref"].is_string();
-                        Answer::Events(if named { self.rust_type(schema)? } else { "serde_json::Value".to_owned() })
+                        Answer::Events(if named {
+                            self.rust_type(schema)?
+                        } else {
+                            "serde_json::Value".to_owned()
+                        })
                     }
                     _ => Answer::Bytes,
                 });
@@ -198,7 +253,8 @@ impl Generator<'_> {
         }
         for combined in ["oneOf", "anyOf", "allOf"] {
             if let Some(options) = schema[combined].as_array() {
-                let (nulls, rest): (Vec<&Value>, Vec<&Value>) = options.iter().partition(|o| o["type"] == "null");
+                let (nulls, rest): (Vec<&Value>, Vec<&Value>) =
+                    options.iter().partition(|o| o["type"] == "null");
                 return match (rest.as_slice(), nulls.is_empty()) {
                     ([one], true) => self.rust_type(one),
                     ([one], false) => Ok(format!("Option<{}>", self.rust_type(one)?)),
@@ -209,7 +265,11 @@ impl Generator<'_> {
         let (kind, nullable) = match &schema["type"] {
             Value::String(kind) => (kind.as_str(), false),
             Value::Array(kinds) => (
-                kinds.iter().filter_map(Value::as_str).find(|k| *k != "null").unwrap_or("object"),
+                kinds
+                    .iter()
+                    .filter_map(Value::as_str)
+                    .find(|k| *k != "null")
+                    .unwrap_or("object"),
                 kinds.iter().any(|k| k == "null"),
             ),
             _ => ("", false),
@@ -225,10 +285,17 @@ impl Generator<'_> {
                 _ => "i64".to_owned(),
             },
             "array" => format!("Vec<{}>", self.rust_type(&schema["items"])?),
-            "object" if is_page(schema) => format!("Page<{}>", self.rust_type(&schema["properties"]["items"]["items"])?),
+            "object" if is_page(schema) => format!(
+                "Page<{}>",
+                self.rust_type(&schema["properties"]["items"]["items"])?
+            ),
             _ => "serde_json::Value".to_owned(),
         };
-        Ok(if nullable { format!("Option<{plain}>") } else { plain })
+        Ok(if nullable {
+            format!("Option<{plain}>")
+        } else {
+            plain
+        })
     }
 
     fn named(&mut self, name: &str) -> Result<String, String> {
@@ -240,8 +307,15 @@ impl Generator<'_> {
         if schema.is_null() {
             return Err(format!("the document has no schema {name}"));
         }
-        if name.starts_with("Page") && is_page(schema) {
-            return self.rust_type(schema);
+        if is_page(schema) {
+            // The document may write the items out instead of naming their type again.
+            let item = name
+                .strip_prefix("Page_")
+                .filter(|item| self.known.contains(*item));
+            return match item {
+                Some(item) => Ok(format!("Page<{item}>")),
+                None => self.rust_type(schema),
+            };
         }
         if schema["properties"].is_object() {
             if !self.extra.contains_key(name) {
@@ -253,14 +327,28 @@ impl Generator<'_> {
     }
 
     fn write_extra(&mut self, out: &mut String) -> Result<(), String> {
-        while let Some(name) = self.extra.iter().find(|(_, s)| s.is_some()).map(|(name, _)| name.clone()) {
-            let Some(schema) = self.extra.insert(name.clone(), None).flatten() else { continue };
+        while let Some(name) = self
+            .extra
+            .iter()
+            .find(|(_, s)| s.is_some())
+            .map(|(name, _)| name.clone())
+        {
+            let Some(schema) = self.extra.insert(name.clone(), None).flatten() else {
+                continue;
+            };
             for line in schema["description"].as_str().unwrap_or_default().lines() {
                 let _ = writeln!(out, "/// {line}");
             }
-            let _ = write!(out, "#[derive(Clone, Debug, Serialize, Deserialize)]\npub struct {name} {{\n");
-            let required: BTreeSet<&str> =
-                schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+            let _ = write!(
+                out,
+                "#[derive(Clone, Debug, Serialize, Deserialize)]\npub struct {name} {{\n"
+            );
+            let required: BTreeSet<&str> = schema["required"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .filter_map(Value::as_str)
+                .collect();
             for (wire, property) in schema["properties"].as_object().into_iter().flatten() {
                 for line in property["description"].as_str().unwrap_or_default().lines() {
                     let _ = writeln!(out, "    /// {line}");
@@ -270,7 +358,9 @@ impl Generator<'_> {
                     kind = format!("Option<{kind}>");
                 }
                 if kind.starts_with("Option<") {
-                    out.push_str("    #[serde(default, skip_serializing_if = \"Option::is_none\")]\n");
+                    out.push_str(
+                        "    #[serde(default, skip_serializing_if = \"Option::is_none\")]\n",
+                    );
                 }
                 let field = identifier(wire);
                 if &field != wire {
@@ -300,7 +390,10 @@ fn camel(snake: &str) -> String {
         .split('_')
         .map(|word| {
             let mut letters = word.chars();
-            letters.next().map(|c| c.to_uppercase().collect::<String>() + letters.as_str()).unwrap_or_default()
+            letters
+                .next()
+                .map(|c| c.to_uppercase().collect::<String>() + letters.as_str())
+                .unwrap_or_default()
         })
         .collect()
 }

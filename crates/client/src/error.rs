@@ -58,22 +58,37 @@ impl ClientError {
         while let Some(error) = cause {
             if let Some(io) = error.downcast_ref::<std::io::Error>() {
                 if io.kind() == std::io::ErrorKind::ConnectionRefused {
-                    return Self::NotRunning { url: url.to_owned() };
+                    return Self::NotRunning {
+                        url: url.to_owned(),
+                    };
                 }
                 // An I/O error hides what it wraps from `source`.
-                if io.get_ref().and_then(|inner| inner.downcast_ref()).is_some_and(is_other_key) {
-                    return Self::OtherFingerprint { url: url.to_owned() };
+                if io
+                    .get_ref()
+                    .and_then(|inner| inner.downcast_ref())
+                    .is_some_and(is_other_key)
+                {
+                    return Self::OtherFingerprint {
+                        url: url.to_owned(),
+                    };
                 }
             }
             if error.downcast_ref().is_some_and(is_other_key) {
-                return Self::OtherFingerprint { url: url.to_owned() };
+                return Self::OtherFingerprint {
+                    url: url.to_owned(),
+                };
             }
             cause = error.source();
         }
         if source.is_connect() || source.is_timeout() || source.is_builder() {
-            Self::Unreachable { url: url.to_owned(), source: source.without_url() }
+            Self::Unreachable {
+                url: url.to_owned(),
+                source: source.without_url(),
+            }
         } else {
-            Self::BrokeOff { source: source.without_url() }
+            Self::BrokeOff {
+                source: source.without_url(),
+            }
         }
     }
 

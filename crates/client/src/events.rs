@@ -94,12 +94,17 @@ impl<T: DeserializeOwned> Events<T> {
     pub async fn next(&mut self) -> Result<Option<(Option<String>, T)>, ClientError> {
         loop {
             if let Some(event) = self.ready.pop_front() {
-                let value = serde_json::from_str(&event.data).map_err(|source| ClientError::Malformed { source })?;
+                let value = serde_json::from_str(&event.data)
+                    .map_err(|source| ClientError::Malformed { source })?;
                 return Ok(Some((event.id, value)));
             }
             match self.bytes.next().await {
                 Some(Ok(bytes)) => self.ready.extend(self.parser.push(&bytes)),
-                Some(Err(source)) => return Err(ClientError::BrokeOff { source: source.without_url() }),
+                Some(Err(source)) => {
+                    return Err(ClientError::BrokeOff {
+                        source: source.without_url(),
+                    });
+                }
                 None => return Ok(None),
             }
         }
@@ -114,13 +119,28 @@ mod tests {
     fn events_survive_any_cut() {
         let text = b": hello\n\nid: 7\nevent: step\ndata: {\"a\":\ndata: 1}\n\nretry: 10\ndata:x\r\n\r\ndata: y\r\r";
         let wanted = vec![
-            ServerEvent { id: Some("7".into()), event: "step".into(), data: "{\"a\":\n1}".into() },
-            ServerEvent { id: None, event: String::new(), data: "x".into() },
-            ServerEvent { id: None, event: String::new(), data: "y".into() },
+            ServerEvent {
+                id: Some("7".into()),
+                event: "step".into(),
+                data: "{\"a\":\n1}".into(),
+            },
+            ServerEvent {
+                id: None,
+                event: String::new(),
+                data: "x".into(),
+            },
+            ServerEvent {
+                id: None,
+                event: String::new(),
+                data: "y".into(),
+            },
         ];
         for size in 1..=text.len() {
             let mut parser = ServerEventParser::default();
-            let found: Vec<_> = text.chunks(size).flat_map(|chunk| parser.push(chunk)).collect();
+            let found: Vec<_> = text
+                .chunks(size)
+                .flat_map(|chunk| parser.push(chunk))
+                .collect();
             assert_eq!(found, wanted, "cut every {size} bytes");
         }
     }

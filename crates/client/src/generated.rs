@@ -16,12 +16,16 @@ use serde::{Deserialize, Serialize};
 /// What [`Client::list_apps`] may be asked for.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct ListAppsQuery {
+    /// `next` of the page before.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cursor: Option<String>,
+    /// Most items on a page (default 100, at most 1000).
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub limit: Option<u64>,
+    pub limit: Option<u32>,
+    /// `key=value` or `key`, several by comma.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub label: Option<String>,
+    /// Another owner's, for operators; `*` for everybody's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub owner: Option<String>,
 }
@@ -29,46 +33,37 @@ pub struct ListAppsQuery {
 /// What [`Client::list_events`] may be asked for.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct ListEventsQuery {
+    /// Sequence number after which to begin.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub after: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub limit: Option<u64>,
-}
-
-/// What [`Client::list_app_nodes`] may be asked for.
-#[derive(Clone, Debug, Default, Serialize)]
-pub struct ListAppNodesQuery {
+    /// `next` of the page before.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cursor: Option<String>,
+    /// Most items on a page (default 100, at most 1000).
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub limit: Option<u64>,
-}
-
-/// What [`Client::list_services`] may be asked for.
-#[derive(Clone, Debug, Default, Serialize)]
-pub struct ListServicesQuery {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub cursor: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub limit: Option<u64>,
+    pub limit: Option<u32>,
 }
 
 /// What [`Client::list_code`] may be asked for.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct ListCodeQuery {
+    /// `next` of the page before.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cursor: Option<String>,
+    /// Most items on a page (default 100, at most 1000).
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub limit: Option<u64>,
+    pub limit: Option<u32>,
 }
 
 /// What [`Client::upload_code`] may be asked for.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct UploadCodeQuery {
+    /// The archive's file name, for people.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub filename: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub description: Option<String>,
+    /// Activate it at once.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub activate: Option<bool>,
 }
@@ -76,425 +71,461 @@ pub struct UploadCodeQuery {
 /// What [`Client::read_logs`] may be asked for.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct ReadLogsQuery {
+    /// Only of this node (its number or name).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub node: Option<String>,
+    /// Only of this role.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub role: Option<String>,
+    /// Most lines of each log (default 100, at most 10000).
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub lines: Option<u64>,
-}
-
-/// What [`Client::list_nodes`] may be asked for.
-#[derive(Clone, Debug, Default, Serialize)]
-pub struct ListNodesQuery {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub cursor: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub limit: Option<u64>,
+    pub lines: Option<u32>,
 }
 
 /// What [`Client::list_releases`] may be asked for.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct ListReleasesQuery {
+    /// `next` of the page before.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cursor: Option<String>,
+    /// Most items on a page (default 100, at most 1000).
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub limit: Option<u64>,
+    pub limit: Option<u32>,
 }
 
 /// What [`Client::list_audit`] may be asked for.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct ListAuditQuery {
+    /// `next` of the page before.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cursor: Option<String>,
+    /// Most items on a page (default 100, at most 1000).
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub limit: Option<u64>,
-}
-
-/// What [`Client::list_clouds`] may be asked for.
-#[derive(Clone, Debug, Default, Serialize)]
-pub struct ListCloudsQuery {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub cursor: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub limit: Option<u64>,
-}
-
-/// What [`Client::list_instance_types`] may be asked for.
-#[derive(Clone, Debug, Default, Serialize)]
-pub struct ListInstanceTypesQuery {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub cursor: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub limit: Option<u64>,
+    pub limit: Option<u32>,
 }
 
 /// What [`Client::list_operations`] may be asked for.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct ListOperationsQuery {
+    /// Only of this application (NAME, OWNER:NAME or id).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub app: Option<String>,
+    /// Only of this service of that application.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub service: Option<String>,
+    /// Only with this outcome, for instance `running`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub outcome: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub cursor: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub limit: Option<u64>,
-}
-
-/// What [`Client::list_service_types`] may be asked for.
-#[derive(Clone, Debug, Default, Serialize)]
-pub struct ListServiceTypesQuery {
+    pub outcome: Option<Outcome>,
+    /// `next` of the page before.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cursor: Option<String>,
+    /// Most items on a page (default 100, at most 1000).
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub limit: Option<u64>,
+    pub limit: Option<u32>,
 }
 
 /// What [`Client::list_tokens`] may be asked for.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct ListTokensQuery {
+    /// `next` of the page before.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cursor: Option<String>,
+    /// Most items on a page (default 100, at most 1000).
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub limit: Option<u64>,
+    pub limit: Option<u32>,
 }
 
 /// What [`Client::list_users`] may be asked for.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct ListUsersQuery {
+    /// `next` of the page before.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cursor: Option<String>,
+    /// Most items on a page (default 100, at most 1000).
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub limit: Option<u64>,
-}
-
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct QuotaChange {
-    pub node_quota: u32,
+    pub limit: Option<u32>,
 }
 
 impl Client {
+    /// Lead people to a code version: makes a release.
     ///
     /// `POST /v1/apps/{app}/services/{service}/code/{code}/activate`
     pub async fn activate_code(&self, app: &str, service: &str, code: &str) -> Result<Accepted, ClientError> {
         self.call(Method::POST, &format!("/v1/apps/{}/services/{}/code/{}/activate", segment(app), segment(service), segment(code))).answer().await
     }
 
+    /// Run a command of the service's type.
     ///
     /// `POST /v1/apps/{app}/services/{service}/commands/{command}`
     pub async fn call_command(&self, app: &str, service: &str, command: &str, body: &CommandCall) -> Result<CommandAnswer, ClientError> {
         self.call(Method::POST, &format!("/v1/apps/{}/services/{}/commands/{}", segment(app), segment(service), segment(command))).json(body).answer().await
     }
 
+    /// End an operation and wish what was wanted before.
     ///
     /// `POST /v1/operations/{operation}/cancel`
     pub async fn cancel_operation(&self, operation: &str) -> Result<Operation, ClientError> {
         self.call(Method::POST, &format!("/v1/operations/{}/cancel", segment(operation))).answer().await
     }
 
+    /// Change a password; other tokens of that user end.
     ///
     /// `POST /v1/users/{user}/password`
     pub async fn change_password(&self, user: &str, body: &PasswordChange) -> Result<(), ClientError> {
         self.call(Method::POST, &format!("/v1/users/{}/password", segment(user))).json(body).done().await
     }
 
+    /// Create an application.
     ///
     /// `POST /v1/apps`
     pub async fn create_app(&self, body: &AppCreate) -> Result<App, ClientError> {
         self.call(Method::POST, "/v1/apps").json(body).keyed().answer().await
     }
 
+    /// Add a service to an application.
     ///
     /// `POST /v1/apps/{app}/services`
     pub async fn create_service(&self, app: &str, body: &ServiceCreate) -> Result<Service, ClientError> {
         self.call(Method::POST, &format!("/v1/apps/{}/services", segment(app))).json(body).keyed().answer().await
     }
 
+    /// Make a token, for instance for a program.
     ///
     /// `POST /v1/tokens`
     pub async fn create_token(&self, body: &TokenCreate) -> Result<NewToken, ClientError> {
         self.call(Method::POST, "/v1/tokens").json(body).keyed().answer().await
     }
 
+    /// Add a user.
     ///
     /// `POST /v1/users`
     pub async fn create_user(&self, body: &UserCreate) -> Result<User, ClientError> {
         self.call(Method::POST, "/v1/users").json(body).keyed().answer().await
     }
 
+    /// Destroy an application with everything in it.
     ///
     /// `DELETE /v1/apps/{app}`
     pub async fn delete_app(&self, app: &str) -> Result<Accepted, ClientError> {
         self.call(Method::DELETE, &format!("/v1/apps/{}", segment(app))).answer().await
     }
 
+    /// Delete a code version that is not the active one.
     ///
     /// `DELETE /v1/apps/{app}/services/{service}/code/{code}`
     pub async fn delete_code(&self, app: &str, service: &str, code: &str) -> Result<(), ClientError> {
         self.call(Method::DELETE, &format!("/v1/apps/{}/services/{}/code/{}", segment(app), segment(service), segment(code))).done().await
     }
 
+    /// Destroy a service with its code versions and history.
     ///
     /// `DELETE /v1/apps/{app}/services/{service}`
     pub async fn delete_service(&self, app: &str, service: &str) -> Result<Accepted, ClientError> {
         self.call(Method::DELETE, &format!("/v1/apps/{}/services/{}", segment(app), segment(service))).answer().await
     }
 
+    /// Remove a user who has no applications.
     ///
     /// `DELETE /v1/users/{user}`
     pub async fn delete_user(&self, user: &str) -> Result<(), ClientError> {
         self.call(Method::DELETE, &format!("/v1/users/{}", segment(user))).done().await
     }
 
+    /// The Director and its installation.
     ///
     /// `GET /v1/director`
     pub async fn director_info(&self) -> Result<DirectorInfo, ClientError> {
         self.call(Method::GET, "/v1/director").answer().await
     }
 
+    /// Download an archive, byte for byte as it was uploaded.
     ///
     /// `GET /v1/apps/{app}/services/{service}/code/{code}/archive`
     pub async fn download_code(&self, app: &str, service: &str, code: &str) -> Result<Download, ClientError> {
         self.call(Method::GET, &format!("/v1/apps/{}/services/{}/code/{}/archive", segment(app), segment(service), segment(code))).download().await
     }
 
+    /// Whether the Director can serve.
     ///
     /// `GET /v1/healthz`
     pub async fn healthz(&self) -> Result<(), ClientError> {
         self.call(Method::GET, "/v1/healthz").done().await
     }
 
+    /// All nodes of an application, managers' included.
     ///
     /// `GET /v1/apps/{app}/nodes`
-    pub async fn list_app_nodes(&self, app: &str, query: &ListAppNodesQuery) -> Result<Page<Node>, ClientError> {
-        self.call(Method::GET, &format!("/v1/apps/{}/nodes", segment(app))).query(query).answer().await
+    pub async fn list_app_nodes(&self, app: &str) -> Result<Page<Node>, ClientError> {
+        self.call(Method::GET, &format!("/v1/apps/{}/nodes", segment(app))).answer().await
     }
 
+    /// Applications.
     ///
     /// `GET /v1/apps`
     pub async fn list_apps(&self, query: &ListAppsQuery) -> Result<Page<App>, ClientError> {
         self.call(Method::GET, "/v1/apps").query(query).answer().await
     }
 
+    /// Who changed what, newest first.
     ///
     /// `GET /v1/audit`
     pub async fn list_audit(&self, query: &ListAuditQuery) -> Result<Page<AuditRow>, ClientError> {
         self.call(Method::GET, "/v1/audit").query(query).answer().await
     }
 
+    /// Where machines come from. How many there are is for operators.
     ///
     /// `GET /v1/clouds`
-    pub async fn list_clouds(&self, query: &ListCloudsQuery) -> Result<Page<CloudInfo>, ClientError> {
-        self.call(Method::GET, "/v1/clouds").query(query).answer().await
+    pub async fn list_clouds(&self) -> Result<Page<CloudInfo>, ClientError> {
+        self.call(Method::GET, "/v1/clouds").answer().await
     }
 
+    /// Code versions, newest first.
     ///
     /// `GET /v1/apps/{app}/services/{service}/code`
     pub async fn list_code(&self, app: &str, service: &str, query: &ListCodeQuery) -> Result<Page<Code>, ClientError> {
         self.call(Method::GET, &format!("/v1/apps/{}/services/{}/code", segment(app), segment(service))).query(query).answer().await
     }
 
+    /// What happened to an application, oldest first.
     ///
     /// `GET /v1/apps/{app}/events`
     pub async fn list_events(&self, app: &str, query: &ListEventsQuery) -> Result<Page<Event>, ClientError> {
         self.call(Method::GET, &format!("/v1/apps/{}/events", segment(app))).query(query).answer().await
     }
 
+    /// Sizes of machines.
     ///
     /// `GET /v1/instance-types`
-    pub async fn list_instance_types(&self, query: &ListInstanceTypesQuery) -> Result<Page<InstanceType>, ClientError> {
-        self.call(Method::GET, "/v1/instance-types").query(query).answer().await
+    pub async fn list_instance_types(&self) -> Result<Page<InstanceType>, ClientError> {
+        self.call(Method::GET, "/v1/instance-types").answer().await
     }
 
+    /// The nodes of a service.
     ///
     /// `GET /v1/apps/{app}/services/{service}/nodes`
-    pub async fn list_nodes(&self, app: &str, service: &str, query: &ListNodesQuery) -> Result<Page<Node>, ClientError> {
-        self.call(Method::GET, &format!("/v1/apps/{}/services/{}/nodes", segment(app), segment(service))).query(query).answer().await
+    pub async fn list_nodes(&self, app: &str, service: &str) -> Result<Page<Node>, ClientError> {
+        self.call(Method::GET, &format!("/v1/apps/{}/services/{}/nodes", segment(app), segment(service))).answer().await
     }
 
+    /// Operations, newest first.
     ///
     /// `GET /v1/operations`
     pub async fn list_operations(&self, query: &ListOperationsQuery) -> Result<Page<Operation>, ClientError> {
         self.call(Method::GET, "/v1/operations").query(query).answer().await
     }
 
+    /// Releases, newest first.
     ///
     /// `GET /v1/apps/{app}/services/{service}/releases`
     pub async fn list_releases(&self, app: &str, service: &str, query: &ListReleasesQuery) -> Result<Page<ReleaseInfo>, ClientError> {
         self.call(Method::GET, &format!("/v1/apps/{}/services/{}/releases", segment(app), segment(service))).query(query).answer().await
     }
 
+    /// Types of services one can add.
     ///
     /// `GET /v1/service-types`
-    pub async fn list_service_types(&self, query: &ListServiceTypesQuery) -> Result<Page<ServiceTypeInfo>, ClientError> {
-        self.call(Method::GET, "/v1/service-types").query(query).answer().await
+    pub async fn list_service_types(&self) -> Result<Page<ServiceTypeInfo>, ClientError> {
+        self.call(Method::GET, "/v1/service-types").answer().await
     }
 
+    /// The services of an application.
     ///
     /// `GET /v1/apps/{app}/services`
-    pub async fn list_services(&self, app: &str, query: &ListServicesQuery) -> Result<Page<Service>, ClientError> {
-        self.call(Method::GET, &format!("/v1/apps/{}/services", segment(app))).query(query).answer().await
+    pub async fn list_services(&self, app: &str) -> Result<Page<Service>, ClientError> {
+        self.call(Method::GET, &format!("/v1/apps/{}/services", segment(app))).answer().await
     }
 
+    /// One's own tokens.
     ///
     /// `GET /v1/tokens`
     pub async fn list_tokens(&self, query: &ListTokensQuery) -> Result<Page<Token>, ClientError> {
         self.call(Method::GET, "/v1/tokens").query(query).answer().await
     }
 
+    /// All users.
     ///
     /// `GET /v1/users`
     pub async fn list_users(&self, query: &ListUsersQuery) -> Result<Page<User>, ClientError> {
         self.call(Method::GET, "/v1/users").query(query).answer().await
     }
 
+    /// Log in with name and password; gives a token.
     ///
     /// `POST /v1/login`
     pub async fn login(&self, body: &Login) -> Result<NewToken, ClientError> {
         self.call(Method::POST, "/v1/login").json(body).answer().await
     }
 
+    /// Revoke the token this request was made with.
     ///
     /// `POST /v1/logout`
     pub async fn logout(&self) -> Result<(), ClientError> {
         self.call(Method::POST, "/v1/logout").done().await
     }
 
+    /// The description of this API.
+    ///
+    /// `GET /v1/openapi.json`
+    pub async fn openapi_document(&self) -> Result<serde_json::Value, ClientError> {
+        self.call(Method::GET, "/v1/openapi.json").answer().await
+    }
+
+    /// The newest lines of the daemons' logs.
     ///
     /// `GET /v1/apps/{app}/services/{service}/logs`
     pub async fn read_logs(&self, app: &str, service: &str, query: &ReadLogsQuery) -> Result<Page<LogLine>, ClientError> {
         self.call(Method::GET, &format!("/v1/apps/{}/services/{}/logs", segment(app), segment(service))).query(query).answer().await
     }
 
+    /// Let a node go; another comes in its stead.
     ///
     /// `POST /v1/apps/{app}/services/{service}/nodes/{node}/replace`
     pub async fn replace_node(&self, app: &str, service: &str, node: &str) -> Result<Accepted, ClientError> {
         self.call(Method::POST, &format!("/v1/apps/{}/services/{}/nodes/{}/replace", segment(app), segment(service), segment(node))).answer().await
     }
 
+    /// End a token.
     ///
     /// `DELETE /v1/tokens/{token}`
     pub async fn revoke_token(&self, token: &str) -> Result<(), ClientError> {
         self.call(Method::DELETE, &format!("/v1/tokens/{}", segment(token))).done().await
     }
 
+    /// Take an older release's code and settings again, as a new release.
     ///
     /// `POST /v1/apps/{app}/services/{service}/rollback`
     pub async fn rollback_service(&self, app: &str, service: &str, body: &Rollback) -> Result<Accepted, ClientError> {
         self.call(Method::POST, &format!("/v1/apps/{}/services/{}/rollback", segment(app), segment(service))).json(body).answer().await
     }
 
+    /// Change how many nodes roles have.
     ///
     /// `POST /v1/apps/{app}/services/{service}/scale`
     pub async fn scale_service(&self, app: &str, service: &str, body: &Scale) -> Result<Accepted, ClientError> {
         self.call(Method::POST, &format!("/v1/apps/{}/services/{}/scale", segment(app), segment(service))).json(body).answer().await
     }
 
+    /// Set how many nodes a user may have at once.
     ///
     /// `PATCH /v1/users/{user}`
     pub async fn set_quota(&self, user: &str, body: &QuotaChange) -> Result<User, ClientError> {
         self.call(Method::PATCH, &format!("/v1/users/{}", segment(user))).json(body).answer().await
     }
 
+    /// Change settings: makes a release.
     ///
     /// `PATCH /v1/apps/{app}/services/{service}/settings`
     pub async fn set_settings(&self, app: &str, service: &str, body: &SettingsChange) -> Result<Accepted, ClientError> {
         self.call(Method::PATCH, &format!("/v1/apps/{}/services/{}/settings", segment(app), segment(service))).json(body).answer().await
     }
 
+    /// One application.
     ///
     /// `GET /v1/apps/{app}`
     pub async fn show_app(&self, app: &str) -> Result<App, ClientError> {
         self.call(Method::GET, &format!("/v1/apps/{}", segment(app))).answer().await
     }
 
+    /// One node.
     ///
     /// `GET /v1/apps/{app}/services/{service}/nodes/{node}`
     pub async fn show_node(&self, app: &str, service: &str, node: &str) -> Result<Node, ClientError> {
         self.call(Method::GET, &format!("/v1/apps/{}/services/{}/nodes/{}", segment(app), segment(service), segment(node))).answer().await
     }
 
+    /// One operation.
     ///
     /// `GET /v1/operations/{operation}`
     pub async fn show_operation(&self, operation: &str) -> Result<Operation, ClientError> {
         self.call(Method::GET, &format!("/v1/operations/{}", segment(operation))).answer().await
     }
 
+    /// One service.
     ///
     /// `GET /v1/apps/{app}/services/{service}`
     pub async fn show_service(&self, app: &str, service: &str) -> Result<Service, ClientError> {
         self.call(Method::GET, &format!("/v1/apps/{}/services/{}", segment(app), segment(service))).answer().await
     }
 
+    /// One user: oneself, or any for an operator.
     ///
     /// `GET /v1/users/{user}`
     pub async fn show_user(&self, user: &str) -> Result<User, ClientError> {
         self.call(Method::GET, &format!("/v1/users/{}", segment(user))).answer().await
     }
 
+    /// Start an application with all its services.
     ///
     /// `POST /v1/apps/{app}/start`
     pub async fn start_app(&self, app: &str) -> Result<Accepted, ClientError> {
         self.call(Method::POST, &format!("/v1/apps/{}/start", segment(app))).answer().await
     }
 
+    /// Start a service.
     ///
     /// `POST /v1/apps/{app}/services/{service}/start`
     pub async fn start_service(&self, app: &str, service: &str) -> Result<Accepted, ClientError> {
         self.call(Method::POST, &format!("/v1/apps/{}/services/{}/start", segment(app), segment(service))).answer().await
     }
 
+    /// Stop an application; configuration, code versions and history stay.
     ///
     /// `POST /v1/apps/{app}/stop`
     pub async fn stop_app(&self, app: &str) -> Result<Accepted, ClientError> {
         self.call(Method::POST, &format!("/v1/apps/{}/stop", segment(app))).answer().await
     }
 
+    /// Stop a service; configuration, code versions and history stay.
     ///
     /// `POST /v1/apps/{app}/services/{service}/stop`
     pub async fn stop_service(&self, app: &str, service: &str) -> Result<Accepted, ClientError> {
         self.call(Method::POST, &format!("/v1/apps/{}/services/{}/stop", segment(app), segment(service))).answer().await
     }
 
+    /// An application's events as they happen; `Last-Event-ID` is the last sequence number seen.
     ///
     /// `GET /v1/apps/{app}/events/stream`
     pub async fn stream_events(&self, app: &str, last_event: Option<&str>) -> Result<Events<Event>, ClientError> {
         self.call(Method::GET, &format!("/v1/apps/{}/events/stream", segment(app))).last_event(last_event).events().await
     }
 
+    /// An operation, whole, on each change; the stream ends after its outcome.
     ///
     /// `GET /v1/operations/{operation}/stream`
     pub async fn stream_operation(&self, operation: &str, last_event: Option<&str>) -> Result<Events<Operation>, ClientError> {
         self.call(Method::GET, &format!("/v1/operations/{}/stream", segment(operation))).last_event(last_event).events().await
     }
 
+    /// Rename or relabel an application.
     ///
     /// `PATCH /v1/apps/{app}`
     pub async fn update_app(&self, app: &str, body: &Rename) -> Result<App, ClientError> {
         self.call(Method::PATCH, &format!("/v1/apps/{}", segment(app))).json(body).answer().await
     }
 
+    /// Rename or relabel a service.
     ///
     /// `PATCH /v1/apps/{app}/services/{service}`
     pub async fn update_service(&self, app: &str, service: &str, body: &Rename) -> Result<Service, ClientError> {
         self.call(Method::PATCH, &format!("/v1/apps/{}/services/{}", segment(app), segment(service))).json(body).answer().await
     }
 
+    /// Upload an archive (tar, tar.gz, tar.bz2 or zip).
     ///
     /// `POST /v1/apps/{app}/services/{service}/code`
     pub async fn upload_code(&self, app: &str, service: &str, query: &UploadCodeQuery, upload: Upload) -> Result<Code, ClientError> {
         self.call(Method::POST, &format!("/v1/apps/{}/services/{}/code", segment(app), segment(service))).query(query).upload(upload).bulk_answer().await
     }
 
+    /// Which version answers. Says no more to the public.
     ///
     /// `GET /v1/version`
     pub async fn version(&self) -> Result<DirectorInfo, ClientError> {
         self.call(Method::GET, "/v1/version").answer().await
     }
 
+    /// Who one is.
     ///
     /// `GET /v1/whoami`
     pub async fn whoami(&self) -> Result<User, ClientError> {

@@ -47,7 +47,10 @@ impl Upload {
     where
         S: futures::Stream<Item = std::io::Result<Bytes>> + Send + 'static,
     {
-        Self { body: reqwest::Body::wrap_stream(stream), length }
+        Self {
+            body: reqwest::Body::wrap_stream(stream),
+            length,
+        }
     }
 }
 
@@ -66,7 +69,9 @@ impl Download {
     pub async fn next(&mut self) -> Result<Option<Bytes>, ClientError> {
         match self.bytes.next().await {
             Some(Ok(bytes)) => Ok(Some(bytes)),
-            Some(Err(source)) => Err(ClientError::BrokeOff { source: source.without_url() }),
+            Some(Err(source)) => Err(ClientError::BrokeOff {
+                source: source.without_url(),
+            }),
             None => Ok(None),
         }
     }
@@ -85,7 +90,9 @@ impl Client {
                 let tls = conpaas_pki::pinned_client_config(fingerprint).map_err(tls_error)?;
                 builder.tls_backend_preconfigured((*tls).clone())
             }
-            None if url.starts_with("http:") => builder.tls_backend_preconfigured((*first_contact()?.0).clone()),
+            None if url.starts_with("http:") => {
+                builder.tls_backend_preconfigured((*first_contact()?.0).clone())
+            }
             None => {
                 return Err(ClientError::Address {
                     url: endpoint.url.clone(),
@@ -93,8 +100,14 @@ impl Client {
                 });
             }
         };
-        let http = builder.build().map_err(|source| ClientError::Setup { source })?;
-        Ok(Self { http, url, token: endpoint.token.clone() })
+        let http = builder
+            .build()
+            .map_err(|source| ClientError::Setup { source })?;
+        Ok(Self {
+            http,
+            url,
+            token: endpoint.token.clone(),
+        })
     }
 
     /// A client that notes the fingerprint of whoever answers. Send no secret through it.
@@ -108,7 +121,14 @@ impl Client {
             .tls_backend_preconfigured((*tls).clone())
             .build()
             .map_err(|source| ClientError::Setup { source })?;
-        Ok((Self { http, url, token: None }, seen))
+        Ok((
+            Self {
+                http,
+                url,
+                token: None,
+            },
+            seen,
+        ))
     }
 
     /// The Director's address.
@@ -118,11 +138,18 @@ impl Client {
 
     pub(crate) fn call(&self, method: Method, path: &str) -> Call {
         let keyed = false;
-        let mut request = self.http.request(method.clone(), format!("{}{path}", self.url));
+        let mut request = self
+            .http
+            .request(method.clone(), format!("{}{path}", self.url));
         if let Some(token) = &self.token {
             request = request.bearer_auth(token);
         }
-        Call { url: self.url.clone(), request, repeatable: method == Method::GET, keyed }
+        Call {
+            url: self.url.clone(),
+            request,
+            repeatable: method == Method::GET,
+            keyed,
+        }
     }
 }
 
@@ -131,7 +158,9 @@ fn first_contact() -> Result<(Arc<rustls::ClientConfig>, Arc<SeenFingerprint>), 
 }
 
 fn tls_error(source: conpaas_pki::PkiError) -> ClientError {
-    ClientError::Tls { source: Box::new(source) }
+    ClientError::Tls {
+        source: Box::new(source),
+    }
 }
 
 fn builder() -> reqwest::ClientBuilder {
@@ -144,7 +173,10 @@ fn builder() -> reqwest::ClientBuilder {
 }
 
 fn check_url(text: &str) -> Result<String, ClientError> {
-    let bad = |why: &str| ClientError::Address { url: text.to_owned(), why: why.to_owned() };
+    let bad = |why: &str| ClientError::Address {
+        url: text.to_owned(),
+        why: why.to_owned(),
+    };
     let url = Url::parse(text).map_err(|_| bad("it should look like https://HOST:PORT"))?;
     let loopback = matches!(url.host_str(), Some("127.0.0.1" | "[::1]" | "localhost"));
     match url.scheme() {
@@ -197,7 +229,9 @@ impl Call {
     }
 
     pub(crate) fn upload(mut self, upload: Upload) -> Self {
-        self.request = self.request.header("content-type", "application/octet-stream");
+        self.request = self
+            .request
+            .header("content-type", "application/octet-stream");
         if let Some(length) = upload.length {
             self.request = self.request.header("content-length", length);
         }
@@ -224,7 +258,12 @@ impl Call {
     /// Sends it and takes a JSON answer.
     pub(crate) async fn answer<T: DeserializeOwned>(self) -> Result<T, ClientError> {
         let answer = self.short().send().await?;
-        let bytes = answer.bytes().await.map_err(|source| ClientError::BrokeOff { source: source.without_url() })?;
+        let bytes = answer
+            .bytes()
+            .await
+            .map_err(|source| ClientError::BrokeOff {
+                source: source.without_url(),
+            })?;
         serde_json::from_slice(&bytes).map_err(|source| ClientError::Malformed { source })
     }
 
@@ -236,13 +275,21 @@ impl Call {
     /// Sends a body that may take long, and takes a JSON answer.
     pub(crate) async fn bulk_answer<T: DeserializeOwned>(self) -> Result<T, ClientError> {
         let answer = self.send().await?;
-        let bytes = answer.bytes().await.map_err(|source| ClientError::BrokeOff { source: source.without_url() })?;
+        let bytes = answer
+            .bytes()
+            .await
+            .map_err(|source| ClientError::BrokeOff {
+                source: source.without_url(),
+            })?;
         serde_json::from_slice(&bytes).map_err(|source| ClientError::Malformed { source })
     }
 
     pub(crate) async fn download(self) -> Result<Download, ClientError> {
         let answer = self.send().await?;
-        Ok(Download { length: answer.content_length(), bytes: answer.bytes_stream().boxed() })
+        Ok(Download {
+            length: answer.content_length(),
+            bytes: answer.bytes_stream().boxed(),
+        })
     }
 
     pub(crate) async fn events<T: DeserializeOwned>(mut self) -> Result<Events<T>, ClientError> {
@@ -256,12 +303,23 @@ impl Call {
     }
 
     async fn send(self) -> Result<Response, ClientError> {
-        let Self { url, request, repeatable, .. } = self;
+        let Self {
+            url,
+            request,
+            repeatable,
+            ..
+        } = self;
         // A kept-alive connection may have died with the Director's last restart.
-        let again = if repeatable { request.try_clone() } else { None };
+        let again = if repeatable {
+            request.try_clone()
+        } else {
+            None
+        };
         let first = request.send().await;
         let answer = match (first, again) {
-            (Err(error), Some(again)) if !error.is_connect() && !error.is_timeout() => again.send().await,
+            (Err(error), Some(again)) if !error.is_connect() && !error.is_timeout() => {
+                again.send().await
+            }
             (first, _) => first,
         };
         let answer = answer.map_err(|source| ClientError::from_transport(&url, source))?;
@@ -277,19 +335,29 @@ async fn refusal(answer: Response) -> ClientError {
     let status = answer.status();
     let bytes = answer.bytes().await.unwrap_or_default();
     let body = serde_json::from_slice::<ErrorBody>(&bytes).unwrap_or_else(|_| {
-        let text: String = String::from_utf8_lossy(&bytes).trim().chars().take(300).collect();
+        let text: String = String::from_utf8_lossy(&bytes)
+            .trim()
+            .chars()
+            .take(300)
+            .collect();
         let reason = status.canonical_reason().unwrap_or("an error");
         ErrorBody {
             code: "unknown".to_owned(),
             message: if text.is_empty() {
                 format!("the Director answered {} ({reason})", status.as_u16())
             } else {
-                format!("the Director answered {} ({reason}): {text}", status.as_u16())
+                format!(
+                    "the Director answered {} ({reason}): {text}",
+                    status.as_u16()
+                )
             },
             hint: None,
         }
     });
-    ClientError::Answered { status: status.as_u16(), body }
+    ClientError::Answered {
+        status: status.as_u16(),
+        body,
+    }
 }
 
 #[cfg(test)]
@@ -306,10 +374,22 @@ mod tests {
 
     #[test]
     fn addresses_are_checked() {
-        assert_eq!(check_url("https://paas.example:9443/").unwrap(), "https://paas.example:9443");
+        assert_eq!(
+            check_url("https://paas.example:9443/").unwrap(),
+            "https://paas.example:9443"
+        );
         assert!(check_url("http://127.0.0.1:80").is_ok());
-        for bad in ["paas.example", "http://paas.example", "https://a:b@paas.example", "https://x/v1", "ftp://x"] {
-            assert!(matches!(check_url(bad), Err(ClientError::Address { .. })), "{bad}");
+        for bad in [
+            "paas.example",
+            "http://paas.example",
+            "https://a:b@paas.example",
+            "https://x/v1",
+            "ftp://x",
+        ] {
+            assert!(
+                matches!(check_url(bad), Err(ClientError::Address { .. })),
+                "{bad}"
+            );
         }
     }
 }

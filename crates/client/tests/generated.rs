@@ -10,7 +10,8 @@ fn the_client_is_up_to_date() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut known = std::collections::BTreeSet::new();
     for module in ["api", "ids", "instance", "spec", "status"] {
-        let source = std::fs::read_to_string(root.join(format!("../model/src/{module}.rs"))).unwrap();
+        let source =
+            std::fs::read_to_string(root.join(format!("../model/src/{module}.rs"))).unwrap();
         known.extend(generator::public_types(&source));
     }
     let document = std::fs::read_to_string(root.join("../../openapi/director.json")).unwrap();

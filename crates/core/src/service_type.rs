@@ -120,7 +120,8 @@ pub trait ServiceType: Send + Sync {
     /// Whether people upload code for it.
     fn takes_code(&self) -> bool;
     /// The configuration of a role (its own schema). For a role that carries releases it is
-    /// asked once per release, otherwise once per node.
+    /// asked once per release; for one that uses others, for the role as a whole (with the
+    /// release that is served) and for every release it may have to lead people to.
     fn decide(&self, decision: &Decision<'_>) -> serde_json::Value;
     /// How much work one instance can take side by side; 0 when it does not matter.
     fn capacity(&self, _decision: &Decision<'_>) -> u32 {

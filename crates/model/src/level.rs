@@ -48,8 +48,8 @@ pub struct RoleLevel {
     pub duty: Duty,
     /// What the service type decided for this role on this node (its own schema).
     pub config: serde_json::Value,
-    /// For roles that carry releases: the releases that should run here side by side.
-    /// Empty for roles that do not.
+    /// For roles that carry releases: those that should run here side by side. For roles that
+    /// use others: what they must know of each release they may have to lead people to.
     pub releases: BTreeMap<ReleaseNumber, ReleaseLevel>,
     /// For roles that use others: the release to lead people to.
     pub serve: Option<ReleaseNumber>,

@@ -20,10 +20,44 @@ pub struct Registry {
 /// Nouns of the command line: a type may not be named like one of them, since its commands
 /// stand in the same place.
 const NOUNS: &[&str] = &[
-    "app", "audit", "backup", "class", "cloud", "code", "context", "cp", "credit", "cron", "deploy", "director",
-    "domain", "env", "exec", "help", "image", "instance-type", "ledger", "link", "login", "logout", "logs", "metrics",
-    "node", "nutshell", "operation", "port-forward", "run", "secret", "service", "shell", "team", "token", "top",
-    "user", "volume", "whoami",
+    "app",
+    "audit",
+    "backup",
+    "class",
+    "cloud",
+    "code",
+    "context",
+    "cp",
+    "credit",
+    "cron",
+    "deploy",
+    "director",
+    "domain",
+    "env",
+    "exec",
+    "help",
+    "image",
+    "instance-type",
+    "ledger",
+    "link",
+    "login",
+    "logout",
+    "logs",
+    "metrics",
+    "node",
+    "nutshell",
+    "operation",
+    "port-forward",
+    "run",
+    "secret",
+    "service",
+    "shell",
+    "team",
+    "token",
+    "top",
+    "user",
+    "volume",
+    "whoami",
 ];
 
 /// What makes a registry unusable.
@@ -34,16 +68,29 @@ pub enum RegistryError {
     #[error("a service type cannot be named '{0}': that is a noun of the command line")]
     Noun(&'static str),
     #[error("role '{role}' of '{service_type}' {problem}")]
-    Role { service_type: &'static str, role: &'static str, problem: &'static str },
+    Role {
+        service_type: &'static str,
+        role: &'static str,
+        problem: &'static str,
+    },
 }
 
 impl Registry {
     /// All that ship with ConPaaS.
     pub fn standard() -> Self {
         Self::new(vec![
-            Entry { service_type: &crate::php::Php, agents: &crate::php::Php },
-            Entry { service_type: &crate::helloworld::HelloWorld, agents: &crate::helloworld::HelloWorld },
-            Entry { service_type: &crate::system::System, agents: &crate::system::System },
+            Entry {
+                service_type: &crate::php::Php,
+                agents: &crate::php::Php,
+            },
+            Entry {
+                service_type: &crate::helloworld::HelloWorld,
+                agents: &crate::helloworld::HelloWorld,
+            },
+            Entry {
+                service_type: &crate::system::System,
+                agents: &crate::system::System,
+            },
         ])
     }
     /// A registry of chosen types (tests bring their own).
@@ -51,7 +98,10 @@ impl Registry {
         Self { entries }
     }
     pub fn get(&self, name: &str) -> Option<Entry> {
-        self.entries.iter().find(|entry| entry.service_type.name() == name).copied()
+        self.entries
+            .iter()
+            .find(|entry| entry.service_type.name() == name)
+            .copied()
     }
     /// All types, internal ones included.
     pub fn all(&self) -> impl Iterator<Item = Entry> + '_ {
@@ -59,14 +109,20 @@ impl Registry {
     }
     /// Debian packages of the machine image, sorted.
     pub fn packages(&self) -> BTreeSet<&'static str> {
-        self.all().flat_map(|entry| entry.service_type.packages().iter().copied()).collect()
+        self.all()
+            .flat_map(|entry| entry.service_type.packages().iter().copied())
+            .collect()
     }
 
     /// Whether names are unique and free, and every role is whole: it uses roles that exist,
     /// has an agent half, and its counts make sense.
     pub fn check(&self) -> Result<(), RegistryError> {
         let mut names = BTreeSet::new();
-        for Entry { service_type, agents } in self.all() {
+        for Entry {
+            service_type,
+            agents,
+        } in self.all()
+        {
             let name = service_type.name();
             if !names.insert(name) {
                 return Err(RegistryError::Twice(name));
@@ -76,11 +132,21 @@ impl Registry {
             }
             let mut seen = BTreeSet::new();
             for role in service_type.roles() {
-                let bad = |problem| Err(RegistryError::Role { service_type: name, role: role.name, problem });
+                let bad = |problem| {
+                    Err(RegistryError::Role {
+                        service_type: name,
+                        role: role.name,
+                        problem,
+                    })
+                };
                 if !seen.insert(role.name) {
                     return bad("is declared twice");
                 }
-                if role.uses.iter().any(|used| *used == role.name || service_type.role(used).is_none()) {
+                if role
+                    .uses
+                    .iter()
+                    .any(|used| *used == role.name || service_type.role(used).is_none())
+                {
                     return bad("uses a role that does not exist");
                 }
                 if role.min > role.default_count || role.default_count > role.max {
@@ -113,14 +179,28 @@ mod tests {
         let registry = Registry::standard();
         registry.check().unwrap();
         assert!(registry.packages().contains("haproxy"));
-        assert!(registry.get("php").is_some_and(|e| !e.service_type.internal()));
-        assert!(registry.get("system").is_some_and(|e| e.service_type.internal()));
+        assert!(
+            registry
+                .get("php")
+                .is_some_and(|e| !e.service_type.internal())
+        );
+        assert!(
+            registry
+                .get("system")
+                .is_some_and(|e| e.service_type.internal())
+        );
         assert!(registry.get("nothing").is_none());
     }
 
     #[test]
     fn a_name_twice_is_refused() {
-        let one = Entry { service_type: &crate::system::System, agents: &crate::system::System };
-        assert_eq!(Registry::new(vec![one, one]).check(), Err(RegistryError::Twice("system")));
+        let one = Entry {
+            service_type: &crate::system::System,
+            agents: &crate::system::System,
+        };
+        assert_eq!(
+            Registry::new(vec![one, one]).check(),
+            Err(RegistryError::Twice("system"))
+        );
     }
 }

@@ -1,5 +1,11 @@
 //! Real fronts and greeters on the loopback network.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test may end by a panic"
+)]
+
 mod common;
 
 use common::{Load, World, get};
@@ -16,11 +22,28 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 fn level(role: &str, node: u8, settings: &Settings) -> RoleLevel {
-    let release = Release { number: ReleaseNumber(1), code: None, settings: settings.clone() };
+    let release = Release {
+        number: ReleaseNumber(1),
+        code: None,
+        settings: settings.clone(),
+    };
     let name = format!("greeter-{node}");
     let instance_type = &default_instance_types()[0];
-    let decision = Decision { role, node: NodeNumber(node.into()), node_name: &name, instance_type, memory_mib: 64, release: &release };
-    RoleLevel { duty: Duty::Serve, config: HelloWorld.decide(&decision), releases: BTreeMap::new(), serve: Some(ReleaseNumber(1)), providers: vec![] }
+    let decision = Decision {
+        role,
+        node: NodeNumber(node.into()),
+        node_name: &name,
+        instance_type,
+        memory_mib: 64,
+        release: &release,
+    };
+    RoleLevel {
+        duty: Duty::Serve,
+        config: HelloWorld.decide(&decision),
+        releases: BTreeMap::new(),
+        serve: Some(ReleaseNumber(1)),
+        providers: vec![],
+    }
 }
 
 fn greeting(body: &str) -> Option<u64> {
@@ -29,7 +52,10 @@ fn greeting(body: &str) -> Option<u64> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_front_hands_on_greetings_while_greeters_come_and_go() {
-    assert!(std::path::Path::new("/bin/busybox").exists(), "this test needs the Debian package busybox");
+    assert!(
+        std::path::Path::new("/bin/busybox").exists(),
+        "this test needs the Debian package busybox"
+    );
     let world = World::new(3);
     let settings = Settings::new();
     let provider = |node: u8| Provider {
@@ -44,34 +70,65 @@ async fn a_front_hands_on_greetings_while_greeters_come_and_go() {
     let greeters = [2, 3].map(|node| world.drive(&HelloWorld, node, "greeter"));
     for (node, greeter) in [2, 3].into_iter().zip(&greeters) {
         greeter.set(level("greeter", node, &settings));
-        greeter.until("greeter ready", |status| status.own == Some(Phase::Ready)).await;
+        greeter
+            .until("greeter ready", |status| status.own == Some(Phase::Ready))
+            .await;
     }
     let mut first = level("front", 1, &settings);
     first.providers = vec![provider(2)];
     front.set(first);
-    front.until("front ready", |status| status.own == Some(Phase::Ready) && status.serving == Some(ReleaseNumber(1))).await;
+    front
+        .until("front ready", |status| {
+            status.own == Some(Phase::Ready) && status.serving == Some(ReleaseNumber(1))
+        })
+        .await;
     let at = world.at(1, 8080);
-    assert_eq!(get(at, "/").await.unwrap().body.trim(), "Hello, world! This is greeter-2.");
+    assert_eq!(
+        get(at, "/").await.unwrap().body.trim(),
+        "Hello, world! This is greeter-2."
+    );
 
     let load = Load::start(at, &["/"], greeting);
     front.change(|level| level.providers.push(provider(3)));
     front.until("both", |status| status.using.len() == 2).await;
     load.more(50).await;
     front.change(|level| drop(level.providers.remove(0)));
-    front.until("one let go", |status| status.using.len() == 1).await;
+    front
+        .until("one let go", |status| status.using.len() == 1)
+        .await;
     greeters[0].change(|level| level.duty = Duty::Drain);
-    greeters[0].until("drained", |status| status.own == Some(Phase::Drained)).await;
+    greeters[0]
+        .until("drained", |status| status.own == Some(Phase::Drained))
+        .await;
     greeters[0].unset();
     let mut changed = settings.clone();
     changed.insert("greeting".into(), json!("Goedendag"));
     greeters[1].set(level("greeter", 3, &changed));
-    greeters[1].until("the new greeting", |status| status.facts.get("says").is_some_and(|says| says == "Goedendag, world! This is greeter-3.")).await;
+    greeters[1]
+        .until("the new greeting", |status| {
+            status
+                .facts
+                .get("says")
+                .is_some_and(|says| says == "Goedendag, world! This is greeter-3.")
+        })
+        .await;
     load.finish("greeters come and go").await;
 
     let mut agent = HelloWorld.role_agent("greeter").unwrap();
-    let answer = agent.command(&greeters[1].node, "greet", &json!({"shout": true})).await.unwrap();
-    assert_eq!(answer, json!({"says": "GOEDENDAG, WORLD! THIS IS GREETER-3."}));
-    assert!(agent.command(&greeters[1].node, "dance", &json!({})).await.is_err());
+    let answer = agent
+        .command(&greeters[1].node, "greet", &json!({"shout": true}))
+        .await
+        .unwrap();
+    assert_eq!(
+        answer,
+        json!({"says": "GOEDENDAG, WORLD! THIS IS GREETER-3."})
+    );
+    assert!(
+        agent
+            .command(&greeters[1].node, "dance", &json!({}))
+            .await
+            .is_err()
+    );
 
     front.unset();
     greeters[1].unset();

@@ -1,5 +1,11 @@
 //! Real load balancer, web servers and PHP backends on the loopback network, under load.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test may end by a panic"
+)]
+
 mod common;
 
 use common::{Driven, Load, World, get, request};
@@ -24,10 +30,27 @@ struct Site<'a> {
 }
 
 impl Site<'_> {
-    fn decision<T>(&self, role: &str, node: u8, release: ReleaseNumber, ask: impl FnOnce(&Decision<'_>) -> T) -> T {
-        let release = Release { number: release, code: self.codes[&release].clone(), settings: self.settings.clone() };
+    fn decision<T>(
+        &self,
+        role: &str,
+        node: u8,
+        release: ReleaseNumber,
+        ask: impl FnOnce(&Decision<'_>) -> T,
+    ) -> T {
+        let release = Release {
+            number: release,
+            code: self.codes[&release].clone(),
+            settings: self.settings.clone(),
+        };
         let instance_type = &default_instance_types()[2];
-        ask(&Decision { role, node: NodeNumber(node.into()), node_name: "n", instance_type, memory_mib: 512, release: &release })
+        ask(&Decision {
+            role,
+            node: NodeNumber(node.into()),
+            node_name: "n",
+            instance_type,
+            memory_mib: 512,
+            release: &release,
+        })
     }
     fn config(&self, role: &str, node: u8, release: ReleaseNumber) -> Value {
         let mut config = self.decision(role, node, release, |decision| Php.decide(decision));
@@ -35,14 +58,30 @@ impl Site<'_> {
         config
     }
     fn release(&self, role: &str, node: u8, release: ReleaseNumber) -> ReleaseLevel {
-        let port = if role == "proxy" { 0 } else { Php.role(role).unwrap().port_of(Some(release)) };
-        ReleaseLevel { duty: Duty::Serve, port, code: self.codes[&release].clone(), config: self.config(role, node, release) }
+        let port = if role == "proxy" {
+            0
+        } else {
+            Php.role(role).unwrap().port_of(Some(release))
+        };
+        ReleaseLevel {
+            duty: Duty::Serve,
+            port,
+            code: self.codes[&release].clone(),
+            config: self.config(role, node, release),
+        }
     }
     fn level(&self, role: &str, node: u8, releases: &[ReleaseNumber]) -> RoleLevel {
         RoleLevel {
             duty: Duty::Serve,
-            config: if role == "proxy" { self.config(role, node, releases[0]) } else { Value::Null },
-            releases: releases.iter().map(|release| (*release, self.release(role, node, *release))).collect(),
+            config: if role == "proxy" {
+                self.config(role, node, releases[0])
+            } else {
+                Value::Null
+            },
+            releases: releases
+                .iter()
+                .map(|release| (*release, self.release(role, node, *release)))
+                .collect(),
             serve: None,
             providers: vec![],
         }
@@ -68,11 +107,18 @@ fn serves(release: ReleaseNumber) -> impl Fn(&RoleStatus) -> bool {
 }
 
 fn uses(status: &RoleStatus, node: u8, release: ReleaseNumber) -> bool {
-    status.using.iter().any(|used| used.instance.node == NodeNumber(node.into()) && used.instance.release == Some(release))
+    status.using.iter().any(|used| {
+        used.instance.node == NodeNumber(node.into()) && used.instance.release == Some(release)
+    })
 }
 
 fn version(body: &str) -> Option<u64> {
-    body.split_once("version=")?.1.split_whitespace().next()?.parse().ok()
+    body.split_once("version=")?
+        .1
+        .split_whitespace()
+        .next()?
+        .parse()
+        .ok()
 }
 
 const PAGE: &str = r#"<?php
@@ -89,14 +135,25 @@ echo "version=$version root={$_SERVER['DOCUMENT_ROOT']} script={$_SERVER['SCRIPT
 fn code(world: &World, number: u64) -> CodeRef {
     let lib = format!("<?php $version = {number};");
     let css = format!("/* version={number} */");
-    let files = [("index.php", PAGE), ("lib.php", &lib), ("style.css", &css), ("a b.txt", "spaced"), ("docs/index.html", "docs"), (".env", "SECRET")];
+    let files = [
+        ("index.php", PAGE),
+        ("lib.php", &lib),
+        ("style.css", &css),
+        ("a b.txt", "spaced"),
+        ("docs/index.html", "docs"),
+        (".env", "SECRET"),
+    ];
     world.code(&format!("v{number}"), &files)
 }
 
 async fn gone(driven: &Driven) {
     let limit = Instant::now() + Duration::from_secs(60);
     while !driven.is_stopped() {
-        assert!(Instant::now() < limit, "{} does not stop", driven.node.node_name);
+        assert!(
+            Instant::now() < limit,
+            "{} does not stop",
+            driven.node.node_name
+        );
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     assert!(driven.children.pids().is_empty());
@@ -105,7 +162,11 @@ async fn gone(driven: &Driven) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_service_lives_through_every_change_without_a_failed_request() {
     let world = World::new(1);
-    let mut site = Site { world: &world, settings: Settings::new(), codes: BTreeMap::from([(R1, Some(code(&world, 1)))]) };
+    let mut site = Site {
+        world: &world,
+        settings: Settings::new(),
+        codes: BTreeMap::from([(R1, Some(code(&world, 1)))]),
+    };
     let proxy = world.drive(&Php, 1, "proxy");
     let web = world.drive(&Php, 2, "web");
     let backends = [3, 4].map(|node| world.drive(&Php, node, "backend"));
@@ -121,16 +182,39 @@ async fn a_service_lives_through_every_change_without_a_failed_request() {
         backend.until("backend ready", ready(R1)).await;
     }
     let mut level = site.level("proxy", 1, &[R1]);
-    level.providers = vec![site.provider("backend", 3, R1), site.provider("backend", 4, R1), site.provider("web", 2, R1)];
+    level.providers = vec![
+        site.provider("backend", 3, R1),
+        site.provider("backend", 4, R1),
+        site.provider("web", 2, R1),
+    ];
     level.serve = Some(R1);
     proxy.set(level);
     proxy.until("proxy serves", serves(R1)).await;
 
     // What answers which path.
     let root = world.dir.path().join("srv/r1").display().to_string();
-    let page = request(at, "GET", "/index.php/a/b?q=1", "X-Forwarded-For: 1.2.3.4, 203.0.113.7\r\nX-Forwarded-Proto: https\r\n", "").await.unwrap();
+    let page = request(
+        at,
+        "GET",
+        "/index.php/a/b?q=1",
+        "X-Forwarded-For: 1.2.3.4, 203.0.113.7\r\nX-Forwarded-Proto: https\r\n",
+        "",
+    )
+    .await
+    .unwrap();
     assert_eq!(page.status, 200, "{page:?}");
-    for part in [&*format!("root={root} "), "script=/index.php ", "info=/a/b ", "uri=/index.php/a/b?q=1 ", "from=203.0.113.7 ", "https=on ", "name=shop.example ", "writes=no", "scratch=yes", "outside=no"] {
+    for part in [
+        &*format!("root={root} "),
+        "script=/index.php ",
+        "info=/a/b ",
+        "uri=/index.php/a/b?q=1 ",
+        "from=203.0.113.7 ",
+        "https=on ",
+        "name=shop.example ",
+        "writes=no",
+        "scratch=yes",
+        "outside=no",
+    ] {
         assert!(page.body.contains(part), "{part} is not in {}", page.body);
     }
     assert!(page.head.contains("conpaas-release=1"), "{}", page.head);
@@ -151,7 +235,11 @@ async fn a_service_lives_through_every_change_without_a_failed_request() {
         assert_eq!(answer.status, status, "{path}: {answer:?}");
         assert!(answer.body.contains(part), "{path}: {answer:?}");
     }
-    assert_eq!(get(world.at(2, 8201), "/lib.php").await.unwrap().status, 404, "sources are never shown");
+    assert_eq!(
+        get(world.at(2, 8201), "/lib.php").await.unwrap().status,
+        404,
+        "sources are never shown"
+    );
 
     // A new release beside the old, the switch, and the end of the old one.
     let load = Load::start(at, &["/", "/style.css", "/?slow=1", "/index.php"], version);
@@ -166,27 +254,58 @@ async fn a_service_lives_through_every_change_without_a_failed_request() {
     }
     proxy.change(|level| {
         level.releases.insert(R2, site.release("proxy", 1, R2));
-        level.providers.extend([site.provider("backend", 3, R2), site.provider("backend", 4, R2), site.provider("web", 2, R2)]);
+        level.providers.extend([
+            site.provider("backend", 3, R2),
+            site.provider("backend", 4, R2),
+            site.provider("web", 2, R2),
+        ]);
     });
-    proxy.until("both releases", |status| uses(status, 3, R2) && uses(status, 4, R2) && uses(status, 2, R2) && status.serving == Some(R1)).await;
+    proxy
+        .until("both releases", |status| {
+            uses(status, 3, R2)
+                && uses(status, 4, R2)
+                && uses(status, 2, R2)
+                && status.serving == Some(R1)
+        })
+        .await;
     load.more(200).await;
     proxy.change(|level| level.serve = Some(R2));
     proxy.until("the switch", serves(R2)).await;
     load.more(200).await;
     proxy.change(|level| {
-        level.providers.retain(|provider| provider.release == Some(R2));
+        level
+            .providers
+            .retain(|provider| provider.release == Some(R2));
         level.releases.remove(&R1);
     });
-    proxy.until("the old let go", |status| status.using.iter().all(|used| used.instance.release == Some(R2))).await;
+    proxy
+        .until("the old let go", |status| {
+            status
+                .using
+                .iter()
+                .all(|used| used.instance.release == Some(R2))
+        })
+        .await;
     for driven in backends.iter().chain([&web]) {
         driven.change(|level| level.releases.get_mut(&R1).unwrap().duty = Duty::Drain);
-        driven.until("drained", |status| status.releases[&R1] == Phase::Drained && status.releases[&R2] == Phase::Ready).await;
+        driven
+            .until("drained", |status| {
+                status.releases[&R1] == Phase::Drained && status.releases[&R2] == Phase::Ready
+            })
+            .await;
         driven.change(|level| drop(level.releases.remove(&R1)));
     }
     for driven in backends.iter().chain([&web]) {
-        driven.until("the old gone", |status| !status.releases.contains_key(&R1)).await;
+        driven
+            .until("the old gone", |status| !status.releases.contains_key(&R1))
+            .await;
         let limit = Instant::now() + Duration::from_secs(40);
-        while driven.children.pids().keys().any(|name| name.ends_with("/r1")) {
+        while driven
+            .children
+            .pids()
+            .keys()
+            .any(|name| name.ends_with("/r1"))
+        {
             assert!(Instant::now() < limit, "the old pool stays");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -196,14 +315,22 @@ async fn a_service_lives_through_every_change_without_a_failed_request() {
 
     // All agents crash: new ones find everything again.
     let load = Load::start(at, &["/", "/style.css"], version);
-    let pids = |all: &[&Driven]| all.iter().map(|driven| driven.children.pids()).collect::<Vec<_>>();
+    let pids = |all: &[&Driven]| {
+        all.iter()
+            .map(|driven| driven.children.pids())
+            .collect::<Vec<_>>()
+    };
     let all = [&proxy, &web, &backends[0], &backends[1]];
     let before = pids(&all);
     load.more(50).await;
     for driven in all {
         driven.renew();
     }
-    proxy.until("proxy found again", |status| serves(R2)(status) && uses(status, 3, R2)).await;
+    proxy
+        .until("proxy found again", |status| {
+            serves(R2)(status) && uses(status, 3, R2)
+        })
+        .await;
     for driven in &all[1..] {
         driven.until("found again", ready(R2)).await;
     }
@@ -217,10 +344,18 @@ async fn a_service_lives_through_every_change_without_a_failed_request() {
     third.set(site.level("backend", 5, &[R2]));
     third.until("third ready", ready(R2)).await;
     proxy.change(|level| level.providers.push(site.provider("backend", 5, R2)));
-    proxy.until("third used", |status| uses(status, 5, R2)).await;
+    proxy
+        .until("third used", |status| uses(status, 5, R2))
+        .await;
     load.more(200).await;
-    proxy.change(|level| level.providers.retain(|provider| provider.node != NodeNumber(3)));
-    proxy.until("first let go", |status| !uses(status, 3, R2)).await;
+    proxy.change(|level| {
+        level
+            .providers
+            .retain(|provider| provider.node != NodeNumber(3))
+    });
+    proxy
+        .until("first let go", |status| !uses(status, 3, R2))
+        .await;
     backends[0].unset();
     gone(&backends[0]).await;
     load.more(100).await;
@@ -233,16 +368,28 @@ async fn a_service_lives_through_every_change_without_a_failed_request() {
     // A restarted load balancer has the same.
     proxy.children.crash("proxy/balancer");
     proxy.renew();
-    proxy.until("proxy back", |status| serves(R2)(status) && uses(status, 5, R2) && uses(status, 2, R2)).await;
+    proxy
+        .until("proxy back", |status| {
+            serves(R2)(status) && uses(status, 5, R2) && uses(status, 2, R2)
+        })
+        .await;
     assert_eq!(version(&get(at, "/").await.unwrap().body), Some(2));
 
     // Without backends static files still answer.
     proxy.change(|level| level.providers.retain(|provider| provider.role == "web"));
-    proxy.until("backends let go", |status| status.using.iter().all(|used| used.instance.role == "web")).await;
+    proxy
+        .until("backends let go", |status| {
+            status.using.iter().all(|used| used.instance.role == "web")
+        })
+        .await;
     assert_eq!(get(at, "/style.css").await.unwrap().status, 200);
     let answer = get(at, "/").await.unwrap();
     assert_eq!(answer.status, 503);
-    assert!(answer.head.to_lowercase().contains("retry-after"), "{}", answer.head);
+    assert!(
+        answer.head.to_lowercase().contains("retry-after"),
+        "{}",
+        answer.head
+    );
     let log = std::fs::read_to_string(web.node.log("web", "access")).unwrap();
     assert!(log.contains("GET /style.css"), "{log}");
 
@@ -257,9 +404,20 @@ async fn a_service_lives_through_every_change_without_a_failed_request() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_code_there_is_a_welcome_page_and_broken_code_never_gets_ready() {
     let world = World::new(2);
-    let broken = world.code("broken", &[("index.php", "<?php throw new Exception('no database');")]);
-    let site = Site { world: &world, settings: Settings::new(), codes: BTreeMap::from([(R1, None), (R2, Some(broken))]) };
-    let (proxy, web, backend) = (world.drive(&Php, 1, "proxy"), world.drive(&Php, 2, "web"), world.drive(&Php, 3, "backend"));
+    let broken = world.code(
+        "broken",
+        &[("index.php", "<?php throw new Exception('no database');")],
+    );
+    let site = Site {
+        world: &world,
+        settings: Settings::new(),
+        codes: BTreeMap::from([(R1, None), (R2, Some(broken))]),
+    };
+    let (proxy, web, backend) = (
+        world.drive(&Php, 1, "proxy"),
+        world.drive(&Php, 2, "web"),
+        world.drive(&Php, 3, "backend"),
+    );
     web.set(site.level("web", 2, &[R1]));
     backend.set(site.level("backend", 3, &[R1, R2]));
     let mut level = site.level("proxy", 1, &[R1]);
@@ -270,10 +428,16 @@ async fn without_code_there_is_a_welcome_page_and_broken_code_never_gets_ready()
     backend.until("welcome ready", ready(R1)).await;
     proxy.until("proxy serves", serves(R1)).await;
     let at = world.at(1, 8080);
-    assert!(get(at, "/").await.unwrap().body.contains("Your service is running"));
+    assert!(
+        get(at, "/")
+            .await
+            .unwrap()
+            .body
+            .contains("Your service is running")
+    );
     assert_eq!(get(at, "/welcome.css").await.unwrap().status, 200);
     backend
-        .until("a reason", |status| matches!(&status.releases[&R2], Phase::Failed(reason) if reason.contains("answers 500")))
+        .until("a reason", |status| matches!(&status.releases[&R2], Phase::Failed(reason) if reason.contains("answers 500") && reason.contains("no database")))
         .await;
     for driven in [&proxy, &web, &backend] {
         driven.unset();
@@ -282,34 +446,3 @@ async fn without_code_there_is_a_welcome_page_and_broken_code_never_gets_ready()
         gone(driven).await;
     }
 }
-
-//TEMP-BEGIN
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn zz_dokuwiki() {
-    let world = World::new(5);
-    let code = world.unpacked("doku", std::path::Path::new("/tmp/dw/site"));
-    let settings = json!({"writable": ["data", "conf"], "hidden": ["inc", "bin", "vendor"], "warm_up": ["/doku.php"]}).as_object().unwrap().clone();
-    let site = Site { world: &world, settings, codes: BTreeMap::from([(R1, Some(code))]) };
-    let (proxy, web) = (world.drive(&Php, 1, "proxy"), world.drive(&Php, 2, "web"));
-    web.set(site.level("web", 2, &[R1]));
-    web.until("web ready", ready(R1)).await;
-    let mut level = site.level("proxy", 1, &[R1]);
-    level.providers = vec![site.provider("web", 2, R1)];
-    let backends = [3, 4, 5].map(|node| world.drive(&Php, node, "backend"));
-    for (node, backend) in [3, 4, 5].into_iter().zip(&backends) {
-        backend.set(site.level("backend", node, &[R1]));
-        backend.until("ready", ready(R1)).await;
-        level.providers.push(site.provider("backend", node, R1));
-    }
-    level.serve = Some(R1);
-    proxy.set(level);
-    proxy.until("proxy serves", serves(R1)).await;
-    let at = world.at(1, 8080);
-    for path in ["/", "/doku.php", "/doku.php?id=start", "/doku.php?id=start&do=login", "/lib/exe/css.php?t=dokuwiki", "/lib/tpl/dokuwiki/images/logo.png", "/lib/scripts/script.js", "/data/pages/wiki/syntax.txt", "/conf/users.auth.php", "/inc/init.php", "/doku.php/wiki:syntax"] {
-        let answer = get(at, path).await.unwrap();
-        println!("{path}: {} {} login={} {}", answer.status, answer.body.len(), answer.body.contains("name=\"p\""), answer.head.lines().find(|l| l.to_lowercase().starts_with("location")).unwrap_or(""));
-        if answer.status >= 500 { println!("{}", answer.body.chars().take(500).collect::<String>()); }
-    }
-    println!("{}", std::fs::read_to_string(backends[0].node.log("backend", "php-error")).unwrap());
-}
-//TEMP-END

@@ -66,28 +66,49 @@ pub async fn login(session: &Session, args: LoginArgs) -> Outcome {
         None => name_of(&url),
     };
     check_name(&name).map_err(CliError::usage)?;
-    let pinned = if args.repin { None } else { session.pinned(&url)? };
+    let pinned = if args.repin {
+        None
+    } else {
+        session.pinned(&url)?
+    };
     let fingerprint = match args.fingerprint.clone().or(pinned) {
         Some(fingerprint) => fingerprint.replace(':', "").to_ascii_lowercase(),
         None => first_contact(session, &url, args.yes).await?,
     };
-    let client = Client::new(&Endpoint { url: url.clone(), fingerprint: Some(fingerprint.clone()), token: None })?;
+    let client = Client::new(&Endpoint {
+        url: url.clone(),
+        fingerprint: Some(fingerprint.clone()),
+        token: None,
+    })?;
     // Whether anybody is there is worth knowing before a password is typed.
     client.version().await?;
     let user = match args.user {
         Some(user) => user,
         None if can_ask() => {
             session.printer.ask("User: ");
-            read_line()?.parse().map_err(|error: conpaas_model::ids::IdError| CliError::usage(error.to_string()))?
+            read_line()?
+                .parse()
+                .map_err(|error: conpaas_model::ids::IdError| CliError::usage(error.to_string()))?
         }
         None => {
-            return Err(CliError::usage("who you are is not said, and there is no terminal to ask at")
-                .hint("add --user NAME --password-file FILE"));
+            return Err(CliError::usage(
+                "who you are is not said, and there is no terminal to ask at",
+            )
+            .hint("add --user NAME --password-file FILE"));
         }
     };
     let password = secret(args.password_file.as_deref(), "Password: ")?;
-    let token = client.login(&Login { name: user, password, label: label(), lifetime_seconds: None }).await?;
-    session.store()?.remember(&name, &url, &fingerprint, &token.secret)?;
+    let token = client
+        .login(&Login {
+            name: user,
+            password,
+            label: label(),
+            lifetime_seconds: None,
+        })
+        .await?;
+    session
+        .store()?
+        .remember(&name, &url, &fingerprint, &token.secret)?;
     let shown = serde_json::json!({
         "context": name, "url": url, "fingerprint": fingerprint, "user": token.user, "expires_at": token.expires_at,
     });
@@ -111,7 +132,16 @@ fn label() -> Option<String> {
 fn name_of(url: &str) -> String {
     let host = url.split_once("://").map_or(url, |(_, rest)| rest);
     let host = host.split('/').next().unwrap_or(host);
-    let name: String = host.chars().map(|c| if c.is_ascii_alphanumeric() || c == '.' { c } else { '-' }).collect();
+    let name: String = host
+        .chars()
+        .map(|c| {
+            if c.is_ascii_alphanumeric() || c == '.' {
+                c
+            } else {
+                '-'
+            }
+        })
+        .collect();
     name.trim_matches(['-', '.']).to_owned()
 }
 
@@ -120,16 +150,24 @@ async fn first_contact(session: &Session, url: &str, yes: bool) -> Result<String
     let (client, seen) = Client::first_contact(url)?;
     client.version().await?;
     let Some(fingerprint) = seen.get() else {
-        return Err(CliError::failed(format!("the Director at {url} shows no fingerprint"))
-            .hint("its address should start with https://"));
+        return Err(
+            CliError::failed(format!("the Director at {url} shows no fingerprint"))
+                .hint("its address should start with https://"),
+        );
     };
     if yes {
-        session.printer.note(&format!("the fingerprint of {url} is {fingerprint}"));
+        session
+            .printer
+            .note(&format!("the fingerprint of {url} is {fingerprint}"));
         return Ok(fingerprint);
     }
     if !can_ask() {
-        return Err(CliError::usage(format!("the Director at {url} is new to you; its fingerprint is {fingerprint}"))
-            .hint(format!("compare it with what the operator told you, then add --fingerprint {fingerprint}")));
+        return Err(CliError::usage(format!(
+            "the Director at {url} is new to you; its fingerprint is {fingerprint}"
+        ))
+        .hint(format!(
+            "compare it with what the operator told you, then add --fingerprint {fingerprint}"
+        )));
     }
     session.printer.ask(&format!(
         "The Director at {url} is new to you. Its fingerprint is\n  {fingerprint}\n\
@@ -138,31 +176,46 @@ async fn first_contact(session: &Session, url: &str, yes: bool) -> Result<String
     if read_line()? == "yes" {
         Ok(fingerprint)
     } else {
-        Err(CliError::new(Exit::Failed, "the fingerprint was not trusted, so nothing was sent"))
+        Err(CliError::new(
+            Exit::Failed,
+            "the fingerprint was not trusted, so nothing was sent",
+        ))
     }
 }
 
 pub async fn logout(session: &Session) -> Outcome {
     let (name, context) = session.context()?;
     let Some(token) = context.token()? else {
-        return session.printer.either(&serde_json::json!({"context": name, "revoked": false}), |p| {
-            p.note(&format!("nobody was logged in to '{name}'"));
-        });
+        return session.printer.either(
+            &serde_json::json!({"context": name, "revoked": false}),
+            |p| {
+                p.note(&format!("nobody was logged in to '{name}'"));
+            },
+        );
     };
-    let endpoint = Endpoint { url: context.url, fingerprint: Some(context.fingerprint), token: Some(token) };
+    let endpoint = Endpoint {
+        url: context.url,
+        fingerprint: Some(context.fingerprint),
+        token: Some(token),
+    };
     let revoked = match Client::new(&endpoint)?.logout().await {
         Ok(()) => true,
         // A token that the Director does not know any more needs no revoking.
         Err(error) if error.status() == Some(401) => true,
         Err(error) => {
-            session.printer.warn(&format!("the token could not be revoked and stays valid until it expires: {error}"));
+            session.printer.warn(&format!(
+                "the token could not be revoked and stays valid until it expires: {error}"
+            ));
             false
         }
     };
     crate::contexts::remove_if_there(&context.token_file)?;
-    session.printer.either(&serde_json::json!({"context": name, "revoked": revoked}), |p| {
-        p.note(&format!("logged out of '{name}'"));
-    })
+    session.printer.either(
+        &serde_json::json!({"context": name, "revoked": revoked}),
+        |p| {
+            p.note(&format!("logged out of '{name}'"));
+        },
+    )
 }
 
 pub async fn whoami(session: &Session) -> Outcome {

@@ -17,7 +17,9 @@ use std::time::Duration;
 #[derive(Subcommand)]
 pub enum AppCommand {
     /// Make an application
-    #[command(after_help = "Examples:\n  conpaas app create shop\n  conpaas app create shop --description 'our shop' --label team=web")]
+    #[command(
+        after_help = "Examples:\n  conpaas app create shop\n  conpaas app create shop --description 'our shop' --label team=web"
+    )]
     Create {
         name: Name,
         #[arg(long, default_value = "")]
@@ -27,9 +29,11 @@ pub enum AppCommand {
         labels: Vec<(String, String)>,
     },
     /// List applications
-    #[command(after_help = "Examples:\n  conpaas app list\n  conpaas app list --label team=web --json")]
+    #[command(
+        after_help = "Examples:\n  conpaas app list\n  conpaas app list --label team=web --json"
+    )]
     List {
-        /// Only those of one owner (for operators)
+        /// Those of another owner, or of everybody with '*' (for operators)
         #[arg(long)]
         owner: Option<String>,
         /// Only those with this label
@@ -40,10 +44,14 @@ pub enum AppCommand {
         limit: Option<usize>,
     },
     /// Show an application with its services
-    #[command(after_help = "Examples:\n  conpaas app show shop\n  conpaas app show ada:shop --json")]
+    #[command(
+        after_help = "Examples:\n  conpaas app show shop\n  conpaas app show ada:shop --json"
+    )]
     Show { app: AppTarget },
     /// Start all its services
-    #[command(after_help = "Examples:\n  conpaas app start shop\n  conpaas app start shop --timeout 5m")]
+    #[command(
+        after_help = "Examples:\n  conpaas app start shop\n  conpaas app start shop --timeout 5m"
+    )]
     Start {
         app: AppTarget,
         #[command(flatten)]
@@ -57,7 +65,9 @@ pub enum AppCommand {
         wait: Wait,
     },
     /// Give it another name, description or labels
-    #[command(after_help = "Examples:\n  conpaas app rename shop store\n  conpaas app rename shop --description 'the old shop'")]
+    #[command(
+        after_help = "Examples:\n  conpaas app rename shop store\n  conpaas app rename shop --description 'the old shop'"
+    )]
     Rename {
         app: AppTarget,
         new_name: Option<Name>,
@@ -78,7 +88,9 @@ pub enum AppCommand {
         wait: Wait,
     },
     /// Show what happened in it
-    #[command(after_help = "Examples:\n  conpaas app events shop\n  conpaas app events shop --follow --json")]
+    #[command(
+        after_help = "Examples:\n  conpaas app events shop\n  conpaas app events shop --follow --json"
+    )]
     Events {
         app: AppTarget,
         /// Go on with what happens from now on
@@ -102,15 +114,29 @@ pub async fn run(session: &Session, command: AppCommand) -> Outcome {
     let client = session.client()?;
     let printer = &session.printer;
     match command {
-        AppCommand::Create { name, description, labels } => {
+        AppCommand::Create {
+            name,
+            description,
+            labels,
+        } => {
             let labels = labels.into_iter().collect();
-            let app = client.create_app(&AppCreate { name, description, labels }).await?;
+            let app = client
+                .create_app(&AppCreate {
+                    name,
+                    description,
+                    labels,
+                })
+                .await?;
             printer.either(&app, |p| {
                 p.line(app.name.as_str());
                 p.note(&format!("next, add a service: conpaas service add {} TYPE (types: conpaas service types)", app.name));
             })
         }
-        AppCommand::List { owner, label, limit } => list(session, &client, owner, label, limit).await,
+        AppCommand::List {
+            owner,
+            label,
+            limit,
+        } => list(session, &client, owner, label, limit).await,
         AppCommand::Show { app } => show(session, &client, &app.app).await,
         AppCommand::Start { app, wait } => {
             let accepted = client.start_app(&app.app).await?;
@@ -124,22 +150,47 @@ pub async fn run(session: &Session, command: AppCommand) -> Outcome {
             let accepted = client.stop_app(&app.app).await?;
             finish(session, &client, accepted, &wait).await
         }
-        AppCommand::Rename { app, new_name, description, labels } => {
-            let labels = if labels.is_empty() { None } else { Some(labels.into_iter().collect()) };
+        AppCommand::Rename {
+            app,
+            new_name,
+            description,
+            labels,
+        } => {
+            let labels = if labels.is_empty() {
+                None
+            } else {
+                Some(labels.into_iter().collect())
+            };
             if new_name.is_none() && description.is_none() && labels.is_none() {
-                return Err(CliError::usage("nothing is to be changed").hint(format!("conpaas app rename {} NEW-NAME", app.app)));
+                return Err(CliError::usage("nothing is to be changed")
+                    .hint(format!("conpaas app rename {} NEW-NAME", app.app)));
             }
-            let app = client.update_app(&app.app, &Rename { name: new_name, description, labels }).await?;
+            let app = client
+                .update_app(
+                    &app.app,
+                    &Rename {
+                        name: new_name,
+                        description,
+                        labels,
+                    },
+                )
+                .await?;
             printer.either(&app, |p| p.line(app.name.as_str()))
         }
         AppCommand::Delete { app, yes, wait } => {
             let found = client.show_app(&app.app).await?;
-            let what = format!("{} is about to be deleted with its {} services, their code and history", found.name, found.services.len());
+            let what = format!(
+                "{} is about to be deleted with its {} services, their code and history",
+                found.name,
+                found.services.len()
+            );
             session.confirm(yes, &what, found.name.as_str())?;
             let accepted = client.delete_app(&app.app).await?;
             finish(session, &client, accepted, &wait).await
         }
-        AppCommand::Events { app, follow, lines } => events(session, &client, &app.app, follow, lines).await,
+        AppCommand::Events { app, follow, lines } => {
+            events(session, &client, &app.app, follow, lines).await
+        }
         AppCommand::Open { app, print } => open(session, &client, &app.app, print).await,
     }
 }
@@ -151,12 +202,28 @@ async fn list(
     label: Option<String>,
     limit: Option<usize>,
 ) -> Outcome {
-    let query = ListAppsQuery { owner, label, ..Default::default() };
-    let apps = all(limit, async |cursor| client.list_apps(&ListAppsQuery { cursor, ..query.clone() }).await).await?;
+    let query = ListAppsQuery {
+        owner,
+        label,
+        ..Default::default()
+    };
+    let apps = all(limit, async |cursor| {
+        client
+            .list_apps(&ListAppsQuery {
+                cursor,
+                ..query.clone()
+            })
+            .await
+    })
+    .await?;
     session.printer.either(&apps, |printer| {
         let mut table = Table::new(["NAME", "OWNER", "STATE", "SERVICES", "CREDITS/H", "URL"]);
         for app in &apps {
-            let services: Vec<&str> = app.services.iter().map(|service| service.name.as_str()).collect();
+            let services: Vec<&str> = app
+                .services
+                .iter()
+                .map(|service| service.name.as_str())
+                .collect();
             table.row([
                 app.name.to_string(),
                 app.owner.to_string(),
@@ -176,7 +243,11 @@ async fn list(
 async fn show(session: &Session, client: &Client, app: &str) -> Outcome {
     let app: App = client.show_app(app).await?;
     session.printer.either(&app, |printer| {
-        let labels: Vec<String> = app.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        let labels: Vec<String> = app
+            .labels
+            .iter()
+            .map(|(key, value)| format!("{key}={value}"))
+            .collect();
         print_pairs(
             printer,
             &[
@@ -199,12 +270,26 @@ async fn show(session: &Session, client: &Client, app: &str) -> Outcome {
     })
 }
 
-async fn events(session: &Session, client: &Client, app: &str, follow: bool, lines: usize) -> Outcome {
+async fn events(
+    session: &Session,
+    client: &Client,
+    app: &str,
+    follow: bool,
+    lines: usize,
+) -> Outcome {
     // Events come oldest first: the newest are at the end of the last page.
     let mut after = None;
     let mut known: Vec<Event> = Vec::new();
     loop {
-        let page = client.list_events(app, &ListEventsQuery { after, ..Default::default() }).await?;
+        let page = client
+            .list_events(
+                app,
+                &ListEventsQuery {
+                    after,
+                    ..Default::default()
+                },
+            )
+            .await?;
         let last = page.items.last().map(|event| event.sequence);
         known.extend(page.items);
         known.drain(..known.len().saturating_sub(lines));
@@ -215,7 +300,11 @@ async fn events(session: &Session, client: &Client, app: &str, follow: bool, lin
         after = last;
     }
     if !follow {
-        return session.printer.either(&known, |_| known.iter().for_each(|event| session.printer.line(&words(event))));
+        return session.printer.either(&known, |_| {
+            known
+                .iter()
+                .for_each(|event| session.printer.line(&words(event)))
+        });
     }
     let print = |event: &Event| session.printer.either(event, |p| p.line(&words(event)));
     known.iter().try_for_each(print)?;
@@ -267,25 +356,47 @@ fn words(event: &Event) -> String {
         text.push_str(&format!(": {reason}"));
     }
     text.push_str(&format!(" (by {})", event.actor));
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+    text.chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect()
 }
 
 async fn open(session: &Session, client: &Client, app: &str, print: bool) -> Outcome {
     let app = client.show_app(app).await?;
     let Some(first) = app.urls.first() else {
-        return Err(CliError::new(Exit::NotFound, format!("{} has no address in a browser", app.name))
-            .hint(format!("add a service that is reached from outside: conpaas service add {} TYPE", app.name)));
+        return Err(CliError::new(
+            Exit::NotFound,
+            format!("{} has no address in a browser", app.name),
+        )
+        .hint(format!(
+            "add a service that is reached from outside: conpaas service add {} TYPE",
+            app.name
+        )));
     };
-    session.printer.either(&app.urls, |_| urls(session, &app.urls))?;
-    let desktop = std::env::var_os("DISPLAY").is_some() || std::env::var_os("WAYLAND_DISPLAY").is_some();
+    session
+        .printer
+        .either(&app.urls, |_| urls(session, &app.urls))?;
+    let desktop =
+        std::env::var_os("DISPLAY").is_some() || std::env::var_os("WAYLAND_DISPLAY").is_some();
     if print || session.printer.is_json() || (cfg!(target_os = "linux") && !desktop) {
         return Ok(());
     }
-    let opener = if cfg!(target_os = "macos") { "open" } else { "xdg-open" };
+    let opener = if cfg!(target_os = "macos") {
+        "open"
+    } else {
+        "xdg-open"
+    };
     let quiet = std::process::Stdio::null;
-    let started = std::process::Command::new(opener).arg(first).stdin(quiet()).stdout(quiet()).stderr(quiet()).spawn();
+    let started = std::process::Command::new(opener)
+        .arg(first)
+        .stdin(quiet())
+        .stdout(quiet())
+        .stderr(quiet())
+        .spawn();
     if let Err(error) = started {
-        session.printer.warn(&format!("no browser could be opened ({opener}: {error})"));
+        session
+            .printer
+            .warn(&format!("no browser could be opened ({opener}: {error})"));
     }
     Ok(())
 }
@@ -301,6 +412,9 @@ mod tests {
             "actor": "ada", "reason": "scaled", "facts": {"node": "web-2", "none": null},
         }))
         .unwrap();
-        assert_eq!(words(&event), "2026-01-02 03:04:05  web: node up node=web-2: scaled (by ada)");
+        assert_eq!(
+            words(&event),
+            "2026-01-02 03:04:05  web: node up node=web-2: scaled (by ada)"
+        );
     }
 }

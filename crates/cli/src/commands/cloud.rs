@@ -3,9 +3,8 @@
 use crate::commands::number;
 use crate::exit::Outcome;
 use crate::printer::Table;
-use crate::session::{Session, all};
+use crate::session::Session;
 use clap::Subcommand;
-use conpaas_client::{ListCloudsQuery, ListInstanceTypesQuery};
 
 #[derive(Subcommand)]
 pub enum CloudCommand {
@@ -17,15 +16,25 @@ pub enum CloudCommand {
 #[derive(Subcommand)]
 pub enum InstanceTypeCommand {
     /// List sizes of machines with their prices
-    #[command(after_help = "Examples:\n  conpaas instance-type list\n  conpaas instance-type list --json")]
+    #[command(
+        after_help = "Examples:\n  conpaas instance-type list\n  conpaas instance-type list --json"
+    )]
     List,
 }
 
 pub async fn clouds(session: &Session, CloudCommand::List: CloudCommand) -> Outcome {
     let client = session.client()?;
-    let clouds = all(None, async |cursor| client.list_clouds(&ListCloudsQuery { cursor, ..Default::default() }).await).await?;
+    let clouds = client.list_clouds().await?.items;
     session.printer.either(&clouds, |printer| {
-        let mut table = Table::new(["NAME", "DRIVER", "MACHINES", "FREE VCPUS", "FREE MEMORY", "FREE DISK", "LIMITS"]);
+        let mut table = Table::new([
+            "NAME",
+            "DRIVER",
+            "MACHINES",
+            "FREE VCPUS",
+            "FREE MEMORY",
+            "FREE DISK",
+            "LIMITS",
+        ]);
         for cloud in &clouds {
             table.row([
                 cloud.name.clone(),
@@ -41,12 +50,12 @@ pub async fn clouds(session: &Session, CloudCommand::List: CloudCommand) -> Outc
     })
 }
 
-pub async fn instance_types(session: &Session, InstanceTypeCommand::List: InstanceTypeCommand) -> Outcome {
+pub async fn instance_types(
+    session: &Session,
+    InstanceTypeCommand::List: InstanceTypeCommand,
+) -> Outcome {
     let client = session.client()?;
-    let types = all(None, async |cursor| {
-        client.list_instance_types(&ListInstanceTypesQuery { cursor, ..Default::default() }).await
-    })
-    .await?;
+    let types = client.list_instance_types().await?.items;
     session.printer.either(&types, |printer| {
         let mut table = Table::new(["NAME", "VCPUS", "MEMORY", "CREDITS/H"]);
         for size in &types {

@@ -23,7 +23,9 @@ const PIECE: usize = 256 * 1024;
 #[derive(Subcommand)]
 pub enum CodeCommand {
     /// Upload an archive, or a folder, which is packed
-    #[command(after_help = "Examples:\n  conpaas code upload shop/web site.tar.gz --activate\n  conpaas code upload shop/web ./site --description 'new colours'")]
+    #[command(
+        after_help = "Examples:\n  conpaas code upload shop/web site.tar.gz --activate\n  conpaas code upload shop/web ./site --description 'new colours'"
+    )]
     Upload {
         target: ServiceTarget,
         /// A tar (plain, gz, bz2, xz, zst), a zip, or a folder
@@ -56,7 +58,9 @@ pub enum CodeCommand {
         wait: Wait,
     },
     /// Fetch the archive as it was uploaded
-    #[command(after_help = "Examples:\n  conpaas code download shop/web code-1a2b\n  conpaas code download shop/web code-1a2b --output - | tar tz")]
+    #[command(
+        after_help = "Examples:\n  conpaas code download shop/web code-1a2b\n  conpaas code download shop/web code-1a2b --output - | tar tz"
+    )]
     Download {
         target: ServiceTarget,
         code: String,
@@ -82,24 +86,36 @@ pub async fn run(session: &Session, command: CodeCommand) -> Outcome {
     let client = session.client()?;
     let printer = &session.printer;
     match command {
-        CodeCommand::Upload { target, source, description, activate, wait } => {
+        CodeCommand::Upload {
+            target,
+            source,
+            description,
+            activate,
+            wait,
+        } => {
             let code = upload(session, &client, &target, &source, description).await?;
             if !activate {
                 return printer.either(&code, |p| {
                     p.line(code.id.as_str());
-                    p.note(&format!("activate it: conpaas code activate {target} {}", code.id));
+                    p.note(&format!(
+                        "activate it: conpaas code activate {target} {}",
+                        code.id
+                    ));
                 });
             }
             if !printer.is_json() {
                 printer.line(code.id.as_str());
             }
-            let accepted = client.activate_code(&target.app, &target.service, code.id.as_str()).await?;
+            let accepted = client
+                .activate_code(&target.app, &target.service, code.id.as_str())
+                .await?;
             finish(session, &client, accepted, &wait).await
         }
         CodeCommand::List { target } => {
             let codes = list(&client, &target).await?;
             printer.either(&codes, |printer| {
-                let mut table = Table::new(["", "CODE", "FILE", "SIZE", "UPLOADED", "BY", "DESCRIPTION"]);
+                let mut table =
+                    Table::new(["", "CODE", "FILE", "SIZE", "UPLOADED", "BY", "DESCRIPTION"]);
                 for code in &codes {
                     table.row([
                         if code.active { "*" } else { "" }.to_owned(),
@@ -115,36 +131,62 @@ pub async fn run(session: &Session, command: CodeCommand) -> Outcome {
             })
         }
         CodeCommand::Activate { target, code, wait } => {
-            let accepted = client.activate_code(&target.app, &target.service, &code).await?;
+            let accepted = client
+                .activate_code(&target.app, &target.service, &code)
+                .await?;
             finish(session, &client, accepted, &wait).await
         }
         CodeCommand::Rollback { target, wait } => {
             let releases = all(None, async |cursor| {
-                let query = ListReleasesQuery { cursor, ..Default::default() };
-                client.list_releases(&target.app, &target.service, &query).await
+                let query = ListReleasesQuery {
+                    cursor,
+                    ..Default::default()
+                };
+                client
+                    .list_releases(&target.app, &target.service, &query)
+                    .await
             })
             .await?;
             let Some(code) = code_before(&releases) else {
-                return Err(CliError::new(Exit::Conflict, format!("{target} has had no other code version before"))
-                    .hint(format!("see its history: conpaas service history {target}")));
+                return Err(CliError::new(
+                    Exit::Conflict,
+                    format!("{target} has had no other code version before"),
+                )
+                .hint(format!("see its history: conpaas service history {target}")));
             };
-            let accepted = client.activate_code(&target.app, &target.service, code.as_str()).await?;
+            let accepted = client
+                .activate_code(&target.app, &target.service, code.as_str())
+                .await?;
             finish(session, &client, accepted, &wait).await
         }
-        CodeCommand::Download { target, code, output, force } => {
-            download(session, &client, &target, &code, output, force).await
-        }
+        CodeCommand::Download {
+            target,
+            code,
+            output,
+            force,
+        } => download(session, &client, &target, &code, output, force).await,
         CodeCommand::Delete { target, code, yes } => {
-            session.confirm(yes, &format!("{code} of {target} is about to be deleted"), &code)?;
-            client.delete_code(&target.app, &target.service, &code).await?;
-            printer.either(&serde_json::json!({"deleted": code}), |p| p.note(&format!("deleted {code}")))
+            session.confirm(
+                yes,
+                &format!("{code} of {target} is about to be deleted"),
+                &code,
+            )?;
+            client
+                .delete_code(&target.app, &target.service, &code)
+                .await?;
+            printer.either(&serde_json::json!({"deleted": code}), |p| {
+                p.note(&format!("deleted {code}"))
+            })
         }
     }
 }
 
 async fn list(client: &Client, target: &ServiceTarget) -> Result<Vec<Code>, CliError> {
     all(None, async |cursor| {
-        let query = ListCodeQuery { cursor, ..Default::default() };
+        let query = ListCodeQuery {
+            cursor,
+            ..Default::default()
+        };
         client.list_code(&target.app, &target.service, &query).await
     })
     .await
@@ -155,7 +197,9 @@ fn code_before(releases: &[ReleaseInfo]) -> Option<&CodeId> {
     let active = releases.iter().find(|release| release.active)?;
     releases
         .iter()
-        .filter(|release| release.number < active.number && release.code.is_some() && release.code != active.code)
+        .filter(|release| {
+            release.number < active.number && release.code.is_some() && release.code != active.code
+        })
         .max_by_key(|release| release.number)?
         .code
         .as_ref()
@@ -168,12 +212,16 @@ async fn upload(
     source: &Path,
     description: Option<String>,
 ) -> Result<Code, CliError> {
-    let unreadable =
-        |error: std::io::Error| CliError::usage(format!("{} cannot be read", source.display())).because(&error);
+    let unreadable = |error: std::io::Error| {
+        CliError::usage(format!("{} cannot be read", source.display())).because(&error)
+    };
     let metadata = std::fs::metadata(source).map_err(unreadable)?;
     // `.` and `..` have no name of their own.
     let whole = std::fs::canonicalize(source).map_err(unreadable)?;
-    let name = whole.file_name().map_or_else(|| "code".to_owned(), |name| name.to_string_lossy().into_owned());
+    let name = whole.file_name().map_or_else(
+        || "code".to_owned(),
+        |name| name.to_string_lossy().into_owned(),
+    );
     let (file, filename) = if metadata.is_dir() {
         (pack::folder(source)?, format!("{name}.tar.gz"))
     } else {
@@ -193,8 +241,17 @@ async fn upload(
             Ok((read > 0).then(|| (Bytes::from(piece), file)))
         }
     });
-    let query = UploadCodeQuery { filename: Some(filename), description, ..Default::default() };
-    let sent = client.upload_code(&target.app, &target.service, &query, Upload::stream(pieces, Some(length)));
+    let query = UploadCodeQuery {
+        filename: Some(filename),
+        description,
+        ..Default::default()
+    };
+    let sent = client.upload_code(
+        &target.app,
+        &target.service,
+        &query,
+        Upload::stream(pieces, Some(length)),
+    );
     let outcome = tokio::select! {
         outcome = sent => outcome.map_err(CliError::from),
         _ = tokio::signal::ctrl_c() => Err(CliError::failed("the upload was broken off; nothing was registered")),
@@ -213,7 +270,9 @@ async fn download(
 ) -> Outcome {
     let printer = &session.printer;
     if output.as_deref() == Some(Path::new("-")) {
-        let mut from = client.download_code(&target.app, &target.service, code).await?;
+        let mut from = client
+            .download_code(&target.app, &target.service, code)
+            .await?;
         while let Some(piece) = from.next().await? {
             printer.raw(&piece);
         }
@@ -222,19 +281,32 @@ async fn download(
     let path = match output {
         Some(path) => path,
         None => {
-            let known = list(client, target).await?.into_iter().find(|known| known.id.as_str() == code);
+            let known = list(client, target)
+                .await?
+                .into_iter()
+                .find(|known| known.id.as_str() == code);
             // The name came from whoever uploaded it: it must not lead elsewhere.
-            let name = known.and_then(|known| Path::new(&known.filename).file_name().map(PathBuf::from));
+            let name =
+                known.and_then(|known| Path::new(&known.filename).file_name().map(PathBuf::from));
             name.unwrap_or_else(|| PathBuf::from(code))
         }
     };
     if path.exists() && !force {
-        return Err(CliError::usage(format!("{} is there already", path.display()))
-            .hint("replace it with --force, or name another file with --output"));
+        return Err(
+            CliError::usage(format!("{} is there already", path.display()))
+                .hint("replace it with --force, or name another file with --output"),
+        );
     }
-    let failed = |error: std::io::Error| CliError::failed(format!("{} cannot be written", path.display())).because(&error);
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut from = client.download_code(&target.app, &target.service, code).await?;
+    let failed = |error: std::io::Error| {
+        CliError::failed(format!("{} cannot be written", path.display())).because(&error)
+    };
+    let folder = path
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
+    let mut from = client
+        .download_code(&target.app, &target.service, code)
+        .await?;
     let mut file = tempfile::NamedTempFile::new_in(folder).map_err(failed)?;
     let bar = printer.bytes_bar(from.length);
     let bytes = fetch(&mut from, &mut file, &bar, &failed).await;
@@ -257,14 +329,18 @@ async fn fetch(
         bar.set_position(bytes);
     }
     if let Some(length) = from.length.filter(|length| *length != bytes) {
-        return Err(CliError::failed(format!("only {bytes} of {length} bytes came")).hint("try again"));
+        return Err(
+            CliError::failed(format!("only {bytes} of {length} bytes came")).hint("try again"),
+        );
     }
     file.flush().map_err(failed)?;
     Ok(bytes)
 }
 
 fn shown(printer: &Printer, path: &Path, bytes: u64) -> Outcome {
-    printer.either(&serde_json::json!({"file": path, "size": bytes}), |p| p.line(&path.display().to_string()))
+    printer.either(&serde_json::json!({"file": path, "size": bytes}), |p| {
+        p.line(&path.display().to_string())
+    })
 }
 
 #[cfg(test)]
@@ -284,8 +360,14 @@ mod tests {
         let a = || release(1, Some("code-a"), false);
         let b = |active| release(2, Some("code-b"), active);
         assert_eq!(of(&[a(), b(true)]), Some("code-a".into()));
-        assert_eq!(of(&[release(3, Some("code-b"), true), b(false), a()]), Some("code-a".into()));
-        assert_eq!(of(&[release(0, None, false), release(1, Some("code-a"), true)]), None);
+        assert_eq!(
+            of(&[release(3, Some("code-b"), true), b(false), a()]),
+            Some("code-a".into())
+        );
+        assert_eq!(
+            of(&[release(0, None, false), release(1, Some("code-a"), true)]),
+            None
+        );
         assert_eq!(of(&[]), None);
     }
 }

@@ -7,14 +7,23 @@ use clap_complete::Shell;
 
 /// Print completions for a shell
 #[derive(Args)]
-#[command(after_help = "Examples:\n  conpaas completion bash > /etc/bash_completion.d/conpaas\n  source <(conpaas completion zsh)")]
+#[command(
+    after_help = "Examples:\n  conpaas completion bash > /etc/bash_completion.d/conpaas\n  source <(conpaas completion zsh)"
+)]
 pub struct CompletionArgs {
     shell: Shell,
 }
 
 pub fn run(session: &Session, args: CompletionArgs) -> Outcome {
     let mut script = Vec::new();
-    clap_complete::generate(args.shell, &mut crate::cli::parser(), "conpaas", &mut script);
+    clap_complete::generate(
+        args.shell,
+        &mut crate::cli::parser(),
+        "conpaas",
+        &mut script,
+    );
     let text = String::from_utf8_lossy(&script).into_owned();
-    session.printer.either(&text, |printer| printer.raw(text.as_bytes()))
+    session
+        .printer
+        .either(&text, |printer| printer.raw(text.as_bytes()))
 }

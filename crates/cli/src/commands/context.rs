@@ -60,7 +60,12 @@ pub fn run(session: &Session, command: ContextCommand) -> Outcome {
                 let mut table = Table::new(["", "NAME", "URL", "FINGERPRINT"]);
                 for (name, context) in &contexts.contexts {
                     let mark = if is_current(name) { "*" } else { "" };
-                    table.row([mark.to_owned(), name.clone(), context.url.clone(), context.fingerprint.clone()]);
+                    table.row([
+                        mark.to_owned(),
+                        name.clone(),
+                        context.url.clone(),
+                        context.fingerprint.clone(),
+                    ]);
                 }
                 table.print(printer);
             })
@@ -71,28 +76,52 @@ pub fn run(session: &Session, command: ContextCommand) -> Outcome {
             }
             contexts.current = Some(name.clone());
             store.save(&contexts)?;
-            printer.either(&serde_json::json!({"current": name}), |p| p.note(&format!("using '{name}'")))
+            printer.either(&serde_json::json!({"current": name}), |p| {
+                p.note(&format!("using '{name}'"))
+            })
         }
-        ContextCommand::Add { name, url, fingerprint, token_file } => {
+        ContextCommand::Add {
+            name,
+            url,
+            fingerprint,
+            token_file,
+        } => {
             check_name(&name).map_err(CliError::usage)?;
             if contexts.contexts.contains_key(&name) {
-                return Err(CliError::new(Exit::Conflict, format!("there is a context '{name}' already"))
-                    .hint(format!("conpaas context remove {name}")));
+                return Err(CliError::new(
+                    Exit::Conflict,
+                    format!("there is a context '{name}' already"),
+                )
+                .hint(format!("conpaas context remove {name}")));
             }
             let fingerprint = fingerprint.replace(':', "").to_ascii_lowercase();
-            let endpoint =
-                conpaas_client::Endpoint { url: url.clone(), fingerprint: Some(fingerprint.clone()), token: None };
+            let endpoint = conpaas_client::Endpoint {
+                url: url.clone(),
+                fingerprint: Some(fingerprint.clone()),
+                token: None,
+            };
             // Making a client checks the address and the fingerprint; nobody is dialled.
-            let client = conpaas_client::Client::new(&endpoint).map_err(|error| CliError { exit: Exit::Usage, ..error.into() })?;
+            let client = conpaas_client::Client::new(&endpoint).map_err(|error| CliError {
+                exit: Exit::Usage,
+                ..error.into()
+            })?;
             let token_file = match token_file {
-                Some(path) => std::path::absolute(&path)
-                    .map_err(|error| CliError::failed("the token file has no place").because(&error))?,
+                Some(path) => std::path::absolute(&path).map_err(|error| {
+                    CliError::failed("the token file has no place").because(&error)
+                })?,
                 None => store.token_file(&name),
             };
-            let context = Context { url: client.url().to_owned(), fingerprint, token_file };
-            printer.either(&serde_json::json!({"name": name, "url": context.url}), |p| {
-                p.note(&format!("added '{name}'"));
-            })?;
+            let context = Context {
+                url: client.url().to_owned(),
+                fingerprint,
+                token_file,
+            };
+            printer.either(
+                &serde_json::json!({"name": name, "url": context.url}),
+                |p| {
+                    p.note(&format!("added '{name}'"));
+                },
+            )?;
             contexts.contexts.insert(name.clone(), context);
             contexts.current.get_or_insert(name);
             store.save(&contexts)
@@ -101,7 +130,9 @@ pub fn run(session: &Session, command: ContextCommand) -> Outcome {
             if !store.forget(&name)? {
                 return Err(unknown(&name));
             }
-            printer.either(&serde_json::json!({"removed": name}), |p| p.note(&format!("forgot '{name}'")))
+            printer.either(&serde_json::json!({"removed": name}), |p| {
+                p.note(&format!("forgot '{name}'"))
+            })
         }
     }
 }

@@ -9,7 +9,9 @@ use clap::Subcommand;
 #[derive(Subcommand)]
 pub enum DirectorCommand {
     /// Show its version, since when it runs, and where applications are reached
-    #[command(after_help = "Examples:\n  conpaas director status\n  conpaas director status --json")]
+    #[command(
+        after_help = "Examples:\n  conpaas director status\n  conpaas director status --json"
+    )]
     Status,
 }
 
@@ -30,7 +32,10 @@ pub async fn run(session: &Session, DirectorCommand::Status: DirectorCommand) ->
             ],
         );
         if info.version != conpaas_model::VERSION {
-            printer.note(&format!("this program is version {}", conpaas_model::VERSION));
+            printer.note(&format!(
+                "this program is version {}",
+                conpaas_model::VERSION
+            ));
         }
     })
 }

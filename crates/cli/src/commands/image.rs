@@ -13,5 +13,7 @@ pub enum ImageCommand {
 
 pub fn run(session: &Session, ImageCommand::Packages: ImageCommand) -> Outcome {
     let packages = conpaas_services::registry::Registry::standard().packages();
-    session.printer.either(&packages, |printer| packages.iter().for_each(|package| printer.line(package)))
+    session.printer.either(&packages, |printer| {
+        packages.iter().for_each(|package| printer.line(package))
+    })
 }

@@ -4,7 +4,7 @@ use crate::exit::Outcome;
 use crate::session::Session;
 use crate::target::Target;
 use clap::Args;
-use conpaas_client::{Client, ClientError, ListServicesQuery, ReadLogsQuery};
+use conpaas_client::{Client, ClientError, ReadLogsQuery};
 use conpaas_model::api::LogLine;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -12,11 +12,13 @@ use std::time::Duration;
 /// How often to look for new lines.
 const LOOK: Duration = Duration::from_secs(1);
 /// Lines of each log that are looked at; more within one look are not seen.
-const WINDOW: u64 = 1000;
+const WINDOW: u32 = 1000;
 
 /// Show the logs of an application, a service or a node
 #[derive(Args)]
-#[command(after_help = "Examples:\n  conpaas logs shop/web\n  conpaas logs shop/web --role backend -n 100\n  conpaas logs shop/web/web-3 --follow")]
+#[command(
+    after_help = "Examples:\n  conpaas logs shop/web\n  conpaas logs shop/web --role backend -n 100\n  conpaas logs shop/web/web-3 --follow"
+)]
 pub struct LogsArgs {
     /// APP, APP/SERVICE or APP/SERVICE/NODE
     target: Target,
@@ -25,7 +27,7 @@ pub struct LogsArgs {
     follow: bool,
     /// How many of the newest lines of each log
     #[arg(long, short = 'n', value_name = "N", default_value_t = 20)]
-    lines: u64,
+    lines: u32,
     /// Only of one role
     #[arg(long)]
     role: Option<String>,
@@ -35,13 +37,20 @@ pub async fn run(session: &Session, args: LogsArgs) -> Outcome {
     let client = session.client()?;
     let first = read(&client, &args, args.lines).await?;
     if !args.follow {
-        let values: Vec<serde_json::Value> = first.iter().map(|(service, line)| value(service, line)).collect();
-        return session
-            .printer
-            .either(&values, |_| first.iter().for_each(|(service, line)| show(session, &args, service, line)));
+        let values: Vec<serde_json::Value> = first
+            .iter()
+            .map(|(service, line)| value(service, line))
+            .collect();
+        return session.printer.either(&values, |_| {
+            first
+                .iter()
+                .for_each(|(service, line)| show(session, &args, service, line))
+        });
     }
     let print = |service: &str, line: &LogLine| {
-        session.printer.either(&value(service, line), |_| show(session, &args, service, line))
+        session.printer.either(&value(service, line), |_| {
+            show(session, &args, service, line)
+        })
     };
     for (service, line) in &first {
         print(service, line)?;
@@ -61,7 +70,14 @@ pub async fn run(session: &Session, args: LogsArgs) -> Outcome {
             let old = seen.get(log).map(Vec::as_slice).unwrap_or_default();
             for line in fresh(old, lines) {
                 let (service, node, source) = log.clone();
-                print(&service, &LogLine { node, source, line: line.clone() })?;
+                print(
+                    &service,
+                    &LogLine {
+                        node,
+                        source,
+                        line: line.clone(),
+                    },
+                )?;
             }
         }
         // A node that does not answer once has not lost its lines.
@@ -71,20 +87,19 @@ pub async fn run(session: &Session, args: LogsArgs) -> Outcome {
 
 type Log = (String, String, String);
 
-async fn read(client: &Client, args: &LogsArgs, lines: u64) -> Result<Vec<(String, LogLine)>, ClientError> {
+async fn read(
+    client: &Client,
+    args: &LogsArgs,
+    lines: u32,
+) -> Result<Vec<(String, LogLine)>, ClientError> {
     let services = match &args.target.service {
         Some(service) => vec![service.clone()],
         None => {
-            let mut names = Vec::new();
-            let mut cursor = None;
-            loop {
-                let page = client.list_services(&args.target.app, &ListServicesQuery { cursor, ..Default::default() }).await?;
-                names.extend(page.items.into_iter().map(|service| service.name.to_string()));
-                cursor = page.next;
-                if cursor.is_none() {
-                    break names;
-                }
-            }
+            let services = client.list_services(&args.target.app).await?.items;
+            services
+                .into_iter()
+                .map(|service| service.name.to_string())
+                .collect()
         }
     };
     let mut found = Vec::new();
@@ -94,7 +109,10 @@ async fn read(client: &Client, args: &LogsArgs, lines: u64) -> Result<Vec<(Strin
             role: args.role.clone(),
             lines: Some(lines),
         };
-        let lines = client.read_logs(&args.target.app, &service, &query).await?.items;
+        let lines = client
+            .read_logs(&args.target.app, &service, &query)
+            .await?
+            .items;
         found.extend(lines.into_iter().map(|line| (service.clone(), line)));
     }
     Ok(found)
@@ -107,7 +125,9 @@ fn value(service: &str, line: &LogLine) -> serde_json::Value {
 fn by_log(lines: Vec<(String, LogLine)>) -> BTreeMap<Log, Vec<String>> {
     let mut logs: BTreeMap<Log, Vec<String>> = BTreeMap::new();
     for (service, line) in lines {
-        logs.entry((service, line.node, line.source)).or_default().push(line.line);
+        logs.entry((service, line.node, line.source))
+            .or_default()
+            .push(line.line);
     }
     logs
 }
@@ -126,9 +146,25 @@ fn fresh<'a>(old: &[String], new: &'a [String]) -> &'a [String] {
 
 fn show(session: &Session, args: &LogsArgs, service: &str, line: &LogLine) {
     // A log is shown as it is, except for what could take over the terminal.
-    let text: String = line.line.chars().map(|c| if c.is_control() && c != '\t' { '\u{fffd}' } else { c }).collect();
-    let service = if args.target.service.is_none() { format!("{service} ") } else { String::new() };
-    session.printer.line(&format!("{service}{} {}: {text}", line.node, line.source));
+    let text: String = line
+        .line
+        .chars()
+        .map(|c| {
+            if c.is_control() && c != '\t' {
+                '\u{fffd}'
+            } else {
+                c
+            }
+        })
+        .collect();
+    let service = if args.target.service.is_none() {
+        format!("{service} ")
+    } else {
+        String::new()
+    };
+    session
+        .printer
+        .line(&format!("{service}{} {}: {text}", line.node, line.source));
 }
 
 #[cfg(test)]

@@ -30,12 +30,14 @@ pub(crate) fn word<T: serde::Serialize>(value: &T) -> String {
 
 /// A number without needless digits.
 pub(crate) fn number(value: f64) -> String {
-    format!("{}", (value * 1000.0).round() / 1000.0)
+    // Adding nothing turns a negative zero into zero.
+    format!("{}", (value * 1000.0).round() / 1000.0 + 0.0)
 }
 
 /// `2026-01-31 12:00:05`, from the API's RFC 3339 in UTC.
 pub(crate) fn time(text: &str) -> String {
-    text.get(..19).map_or_else(|| text.to_owned(), |head| head.replace('T', " "))
+    text.get(..19)
+        .map_or_else(|| text.to_owned(), |head| head.replace('T', " "))
 }
 
 /// A JSON value in a table: text without its quotes.

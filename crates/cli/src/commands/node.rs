@@ -4,22 +4,25 @@ use crate::commands::{time, word};
 use crate::exit::{CliError, Outcome};
 use crate::follow::{Wait, finish};
 use crate::printer::{Table, print_pairs};
-use crate::session::{Session, all};
+use crate::session::Session;
 use crate::target::{NodeTarget, Target};
 use clap::Subcommand;
-use conpaas_client::{ListAppNodesQuery, ListNodesQuery};
 use conpaas_model::status::NodeSummary;
 
 #[derive(Subcommand)]
 pub enum NodeCommand {
     /// List the nodes of an application or a service
-    #[command(after_help = "Examples:\n  conpaas node list shop\n  conpaas node list shop/web --json")]
+    #[command(
+        after_help = "Examples:\n  conpaas node list shop\n  conpaas node list shop/web --json"
+    )]
     List {
         /// APP (managers' nodes too) or APP/SERVICE
         target: Target,
     },
     /// Show a node
-    #[command(after_help = "Examples:\n  conpaas node show shop/web/web-3\n  conpaas node show shop/web/3")]
+    #[command(
+        after_help = "Examples:\n  conpaas node show shop/web/web-3\n  conpaas node show shop/web/3"
+    )]
     Show { target: NodeTarget },
     /// Put a new node in its place, then let it go
     #[command(after_help = "Examples:\n  conpaas node replace shop/web/web-3")]
@@ -33,8 +36,15 @@ pub enum NodeCommand {
 /// What a node's roles do, in one line.
 pub fn roles(node: &NodeSummary) -> String {
     let of = |role: &conpaas_model::status::RoleSummary| {
-        let release = role.release.map(|release| format!(" {release}")).unwrap_or_default();
-        let reason = role.reason.as_ref().map(|reason| format!(" ({reason})")).unwrap_or_default();
+        let release = role
+            .release
+            .map(|release| format!(" {release}"))
+            .unwrap_or_default();
+        let reason = role
+            .reason
+            .as_ref()
+            .map(|reason| format!(" ({reason})"))
+            .unwrap_or_default();
         format!("{}{release} {}{reason}", role.role, role.phase)
     };
     node.roles.iter().map(of).collect::<Vec<_>>().join(", ")
@@ -46,23 +56,23 @@ pub async fn run(session: &Session, command: NodeCommand) -> Outcome {
         NodeCommand::List { target } => {
             let nodes = match &target {
                 Target { node: Some(_), .. } => {
-                    return Err(CliError::usage("an application or a service is meant here: APP or APP/SERVICE"));
+                    return Err(CliError::usage(
+                        "an application or a service is meant here: APP or APP/SERVICE",
+                    ));
                 }
-                Target { app, service: None, .. } => {
-                    all(None, async |cursor| {
-                        client.list_app_nodes(app, &ListAppNodesQuery { cursor, ..Default::default() }).await
-                    })
-                    .await?
-                }
-                Target { app, service: Some(service), .. } => {
-                    all(None, async |cursor| {
-                        client.list_nodes(app, service, &ListNodesQuery { cursor, ..Default::default() }).await
-                    })
-                    .await?
-                }
+                Target {
+                    app, service: None, ..
+                } => client.list_app_nodes(app).await?.items,
+                Target {
+                    app,
+                    service: Some(service),
+                    ..
+                } => client.list_nodes(app, service).await?.items,
             };
             session.printer.either(&nodes, |printer| {
-                let mut table = Table::new(["NODE", "SERVICE", "STATE", "TYPE", "ADDRESS", "ROLES", "TROUBLE"]);
+                let mut table = Table::new([
+                    "NODE", "SERVICE", "STATE", "TYPE", "ADDRESS", "ROLES", "TROUBLE",
+                ]);
                 for node in &nodes {
                     table.row([
                         node.name.clone(),
@@ -70,7 +80,11 @@ pub async fn run(session: &Session, command: NodeCommand) -> Outcome {
                         word(&node.state),
                         node.instance_type.clone(),
                         node.address.clone(),
-                        if node.manager { "manager".to_owned() } else { node.summary.as_ref().map(roles).unwrap_or_default() },
+                        if node.manager {
+                            "manager".to_owned()
+                        } else {
+                            node.summary.as_ref().map(roles).unwrap_or_default()
+                        },
                         node.trouble.clone().unwrap_or_default(),
                     ]);
                 }
@@ -78,10 +92,17 @@ pub async fn run(session: &Session, command: NodeCommand) -> Outcome {
             })
         }
         NodeCommand::Show { target } => {
-            let node = client.show_node(&target.app, &target.service, &target.node).await?;
+            let node = client
+                .show_node(&target.app, &target.service, &target.node)
+                .await?;
             session.printer.either(&node, |printer| {
-                let health = node.summary.as_ref().map(|summary| summary.health.clone()).unwrap_or_default();
-                let mib = |value: Option<u64>| value.map(|mib| format!("{mib} MiB")).unwrap_or_default();
+                let health = node
+                    .summary
+                    .as_ref()
+                    .map(|summary| summary.health.clone())
+                    .unwrap_or_default();
+                let mib =
+                    |value: Option<u64>| value.map(|mib| format!("{mib} MiB")).unwrap_or_default();
                 print_pairs(
                     printer,
                     &[
@@ -90,7 +111,10 @@ pub async fn run(session: &Session, command: NodeCommand) -> Outcome {
                         ("service", node.service.to_string()),
                         ("state", word(&node.state)),
                         ("trouble", node.trouble.clone().unwrap_or_default()),
-                        ("roles", node.summary.as_ref().map(roles).unwrap_or_default()),
+                        (
+                            "roles",
+                            node.summary.as_ref().map(roles).unwrap_or_default(),
+                        ),
                         ("cloud", node.cloud.clone()),
                         ("instance type", node.instance_type.clone()),
                         ("limits", node.limits.clone().unwrap_or_default()),
@@ -104,7 +128,9 @@ pub async fn run(session: &Session, command: NodeCommand) -> Outcome {
             })
         }
         NodeCommand::Replace { target, wait } => {
-            let accepted = client.replace_node(&target.app, &target.service, &target.node).await?;
+            let accepted = client
+                .replace_node(&target.app, &target.service, &target.node)
+                .await?;
             finish(session, &client, accepted, &wait).await
         }
     }

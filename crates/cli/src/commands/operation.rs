@@ -15,7 +15,9 @@ use std::time::Duration;
 #[derive(Subcommand)]
 pub enum OperationCommand {
     /// List them, newest first
-    #[command(after_help = "Examples:\n  conpaas operation list\n  conpaas operation list shop/web --outcome running")]
+    #[command(
+        after_help = "Examples:\n  conpaas operation list\n  conpaas operation list shop/web --outcome running"
+    )]
     List {
         /// Only of APP or APP/SERVICE
         target: Option<Target>,
@@ -30,7 +32,9 @@ pub enum OperationCommand {
     #[command(after_help = "Examples:\n  conpaas operation show op-1a2b")]
     Show { operation: String },
     /// Follow one to its end
-    #[command(after_help = "Examples:\n  conpaas operation watch op-1a2b\n  conpaas operation watch op-1a2b --timeout 5m --json")]
+    #[command(
+        after_help = "Examples:\n  conpaas operation watch op-1a2b\n  conpaas operation watch op-1a2b --timeout 5m --json"
+    )]
     Watch {
         operation: String,
         /// Look on no longer than this (for instance 5m); the work goes on
@@ -50,27 +54,47 @@ pub async fn run(session: &Session, command: OperationCommand) -> Outcome {
     let client = session.client()?;
     let printer = &session.printer;
     match command {
-        OperationCommand::List { target, outcome, limit } => {
+        OperationCommand::List {
+            target,
+            outcome,
+            limit,
+        } => {
             if target.as_ref().is_some_and(|target| target.node.is_some()) {
-                return Err(CliError::usage("an application or a service is meant here: APP or APP/SERVICE"));
+                return Err(CliError::usage(
+                    "an application or a service is meant here: APP or APP/SERVICE",
+                ));
             }
-            let (app, service) = target.map_or((None, None), |target| (Some(target.app), target.service));
+            let (app, service) =
+                target.map_or((None, None), |target| (Some(target.app), target.service));
             let outcome = match outcome {
                 Some(text) => Some(
-                    serde_json::from_value(serde_json::Value::String(text.clone())).map_err(|_| {
-                        CliError::usage(format!("'{text}' is no outcome"))
-                            .hint("choose running, done, failed, cancelled or superseded")
-                    })?,
+                    serde_json::from_value(serde_json::Value::String(text.clone())).map_err(
+                        |_| {
+                            CliError::usage(format!("'{text}' is no outcome"))
+                                .hint("choose running, done, failed, cancelled or superseded")
+                        },
+                    )?,
                 ),
                 None => None,
             };
-            let query = ListOperationsQuery { app, service, outcome, ..Default::default() };
+            let query = ListOperationsQuery {
+                app,
+                service,
+                outcome,
+                ..Default::default()
+            };
             let operations = all(Some(limit), async |cursor| {
-                client.list_operations(&ListOperationsQuery { cursor, ..query.clone() }).await
+                client
+                    .list_operations(&ListOperationsQuery {
+                        cursor,
+                        ..query.clone()
+                    })
+                    .await
             })
             .await?;
             printer.either(&operations, |printer| {
-                let mut table = Table::new(["OPERATION", "WHAT", "OUTCOME", "BY", "STARTED", "REASON"]);
+                let mut table =
+                    Table::new(["OPERATION", "WHAT", "OUTCOME", "BY", "STARTED", "REASON"]);
                 for operation in &operations {
                     table.row([
                         operation.id.to_string(),
@@ -101,7 +125,13 @@ pub async fn run(session: &Session, command: OperationCommand) -> Outcome {
             } else {
                 follow(session, &client, operation, wait.timeout, false).await?
             };
-            printer.either(&operation, |p| p.note(&format!("{}: {}", describe(&operation), word(&operation.outcome))))
+            printer.either(&operation, |p| {
+                p.note(&format!(
+                    "{}: {}",
+                    describe(&operation),
+                    word(&operation.outcome)
+                ))
+            })
         }
     }
 }
@@ -117,17 +147,27 @@ fn show(session: &Session, operation: &Operation) {
             ("reason", operation.reason.clone().unwrap_or_default()),
             ("by", operation.actor.clone()),
             ("started", time(&operation.created_at)),
-            ("ended", operation.ended_at.as_deref().map(time).unwrap_or_default()),
+            (
+                "ended",
+                operation.ended_at.as_deref().map(time).unwrap_or_default(),
+            ),
             ("deadline", time(&operation.deadline)),
         ],
     );
     for step in &operation.steps {
-        printer.line(&format!("  [{}] {}", if step.done { "x" } else { " " }, step.text));
+        printer.line(&format!(
+            "  [{}] {}",
+            if step.done { "x" } else { " " },
+            step.text
+        ));
     }
     for waiting in &operation.waiting {
         printer.line(&format!("  waiting: {}", waiting.text));
     }
     if operation.cancellable {
-        printer.note(&format!("undo it: conpaas operation cancel {}", operation.id));
+        printer.note(&format!(
+            "undo it: conpaas operation cancel {}",
+            operation.id
+        ));
     }
 }

@@ -48,7 +48,10 @@ pub async fn run(session: &Session, words: Vec<String>) -> Outcome {
     let name = words.next().unwrap_or_default();
     let rest: Vec<String> = words.collect();
     let nouns = crate::cli::parser();
-    let nouns: Vec<&str> = nouns.get_subcommands().map(clap::Command::get_name).collect();
+    let nouns: Vec<&str> = nouns
+        .get_subcommands()
+        .map(clap::Command::get_name)
+        .collect();
     let client = match session.client() {
         Ok(client) => client,
         Err(_) => return Err(unknown(&name, &nouns, &[])),
@@ -58,7 +61,11 @@ pub async fn run(session: &Session, words: Vec<String>) -> Outcome {
         // What it might have been cannot be known now; a slip of the finger can.
         Err(error) => {
             let guess = unknown(&name, &nouns, &[]);
-            return Err(if values::nearest(&name, nouns.iter().copied()).is_some() { guess } else { error });
+            return Err(if values::nearest(&name, nouns.iter().copied()).is_some() {
+                guess
+            } else {
+                error
+            });
         }
     };
     let Some(info) = types.iter().find(|info| info.name == name) else {
@@ -67,14 +74,23 @@ pub async fn run(session: &Session, words: Vec<String>) -> Outcome {
     let asks_help = rest.is_empty() || rest.iter().any(|word| word == "--help" || word == "-h");
     let command = rest.first().filter(|word| !word.starts_with('-'));
     let Some(command) = command else {
-        return if asks_help { help(session, info) } else { Err(CliError::usage("the command is missing").hint(usage(info))) };
+        return if asks_help {
+            help(session, info)
+        } else {
+            Err(CliError::usage("the command is missing").hint(usage(info)))
+        };
     };
     let Some(command) = info.commands.iter().find(|known| known.name == *command) else {
-        let near = values::nearest(command, info.commands.iter().map(|known| known.name.as_str()));
-        return Err(CliError::usage(format!("{name} has no command '{command}'")).hint(match near {
-            Some(near) => format!("did you mean '{near}'?"),
-            None => usage(info),
-        }));
+        let near = values::nearest(
+            command,
+            info.commands.iter().map(|known| known.name.as_str()),
+        );
+        return Err(
+            CliError::usage(format!("{name} has no command '{command}'")).hint(match near {
+                Some(near) => format!("did you mean '{near}'?"),
+                None => usage(info),
+            }),
+        );
     };
     if asks_help {
         return command_help(session, info, command);
@@ -83,9 +99,15 @@ pub async fn run(session: &Session, words: Vec<String>) -> Outcome {
         CliError::usage(why).hint(format!("see conpaas {} {} --help", info.name, command.name))
     })?;
     let target: ServiceTarget = target.parse().map_err(CliError::usage)?;
-    let call = CommandCall { arguments: Value::Object(arguments) };
-    let answer = client.call_command(&target.app, &target.service, &command.name, &call).await?;
-    session.printer.either(&answer.result, |_| show(session, &answer.result))
+    let call = CommandCall {
+        arguments: Value::Object(arguments),
+    };
+    let answer = client
+        .call_command(&target.app, &target.service, &command.name, &call)
+        .await?;
+    session
+        .printer
+        .either(&answer.result, |_| show(session, &answer.result))
 }
 
 fn usage(info: &ServiceTypeInfo) -> String {
@@ -93,11 +115,16 @@ fn usage(info: &ServiceTypeInfo) -> String {
 }
 
 fn unknown(word: &str, nouns: &[&str], types: &[ServiceTypeInfo]) -> CliError {
-    let known = nouns.iter().copied().chain(types.iter().map(|info| info.name.as_str()));
-    CliError::usage(format!("there is no command '{word}'")).hint(match values::nearest(word, known) {
-        Some(near) => format!("did you mean 'conpaas {near}'?"),
-        None => "see conpaas --help".to_owned(),
-    })
+    let known = nouns
+        .iter()
+        .copied()
+        .chain(types.iter().map(|info| info.name.as_str()));
+    CliError::usage(format!("there is no command '{word}'")).hint(
+        match values::nearest(word, known) {
+            Some(near) => format!("did you mean 'conpaas {near}'?"),
+            None => "see conpaas --help".to_owned(),
+        },
+    )
 }
 
 /// The target and the arguments out of `TARGET --key value --key=value --flag`.
@@ -118,13 +145,23 @@ fn parse(command: &CommandInfo, words: &[String]) -> Result<(String, Map<String,
             None => (option, None),
         };
         // Options are written with dashes, keys of a schema often are not.
-        let found = [key.to_owned(), key.replace('-', "_")].into_iter().find(|key| properties.get(key).is_some());
+        let found = [key.to_owned(), key.replace('-', "_")]
+            .into_iter()
+            .find(|key| properties.get(key).is_some());
         let Some(found) = found else {
-            let known: Vec<String> =
-                properties.as_object().into_iter().flatten().map(|(key, _)| format!("--{key}")).collect();
+            let known: Vec<String> = properties
+                .as_object()
+                .into_iter()
+                .flatten()
+                .map(|(key, _)| format!("--{key}"))
+                .collect();
             return Err(match known.is_empty() {
                 true => format!("'{}' takes no options, and '{word}' is one", command.name),
-                false => format!("'{}' has no option '--{key}', only {}", command.name, known.join(", ")),
+                false => format!(
+                    "'{}' has no option '--{key}', only {}",
+                    command.name,
+                    known.join(", ")
+                ),
             });
         };
         let schema = properties.get(&found);
@@ -149,7 +186,10 @@ fn parse(command: &CommandInfo, words: &[String]) -> Result<(String, Map<String,
 
 fn help(session: &Session, info: &ServiceTypeInfo) -> Outcome {
     session.printer.either(info, |printer| {
-        printer.line(&format!("{}\n\nUsage: conpaas {} COMMAND APP/SERVICE [--KEY VALUE]\n", info.title, info.name));
+        printer.line(&format!(
+            "{}\n\nUsage: conpaas {} COMMAND APP/SERVICE [--KEY VALUE]\n",
+            info.title, info.name
+        ));
         if info.commands.is_empty() {
             printer.line("It has no commands of its own.");
             return;
@@ -164,28 +204,49 @@ fn help(session: &Session, info: &ServiceTypeInfo) -> Outcome {
 
 fn command_help(session: &Session, info: &ServiceTypeInfo, command: &CommandInfo) -> Outcome {
     session.printer.either(command, |printer| {
-        printer.line(&format!("{}\n\nUsage: conpaas {} {} APP/SERVICE [--KEY VALUE]", command.title, info.name, command.name));
-        if let Some(properties) = command.arguments["properties"].as_object().filter(|properties| !properties.is_empty()) {
+        printer.line(&format!(
+            "{}\n\nUsage: conpaas {} {} APP/SERVICE [--KEY VALUE]",
+            command.title, info.name, command.name
+        ));
+        if let Some(properties) = command.arguments["properties"]
+            .as_object()
+            .filter(|properties| !properties.is_empty())
+        {
             printer.line("");
             let mut table = Table::new(["OPTION", "TYPE", "DESCRIPTION"]);
             for (key, schema) in properties {
-                let text = schema["description"].as_str().or(schema["title"].as_str()).unwrap_or_default();
+                let text = schema["description"]
+                    .as_str()
+                    .or(schema["title"].as_str())
+                    .unwrap_or_default();
                 table.row([format!("--{key}"), plain(&schema["type"]), text.to_owned()]);
             }
             table.print(printer);
         }
-        printer.line(&format!("\nExamples:\n  conpaas {} {} APP/SERVICE", info.name, command.name));
+        printer.line(&format!(
+            "\nExamples:\n  conpaas {} {} APP/SERVICE",
+            info.name, command.name
+        ));
     })
 }
 
 fn show(session: &Session, result: &Value) {
     match result {
-        Value::Object(pairs) if pairs.values().all(|value| !value.is_object() && !value.is_array()) => {
-            let pairs: Vec<(&str, String)> = pairs.iter().map(|(key, value)| (key.as_str(), plain(value))).collect();
+        Value::Object(pairs)
+            if pairs
+                .values()
+                .all(|value| !value.is_object() && !value.is_array()) =>
+        {
+            let pairs: Vec<(&str, String)> = pairs
+                .iter()
+                .map(|(key, value)| (key.as_str(), plain(value)))
+                .collect();
             print_pairs(&session.printer, &pairs);
         }
         Value::Object(_) | Value::Array(_) => {
-            session.printer.line(&serde_json::to_string_pretty(result).unwrap_or_else(|_| result.to_string()));
+            session
+                .printer
+                .line(&serde_json::to_string_pretty(result).unwrap_or_else(|_| result.to_string()));
         }
         Value::Null => {}
         other => session.printer.line(&plain(other)),
@@ -209,15 +270,22 @@ mod tests {
             kind: "query".into(),
             arguments: json!({"properties": {"who": {"type": "string"}, "how_often": {"type": "integer"}, "loud": {"type": "boolean"}}}),
         };
-        let (target, arguments) = parse(&command, &words("shop/hi --who 5 --how-often=3 --loud")).unwrap();
+        let (target, arguments) =
+            parse(&command, &words("shop/hi --who 5 --how-often=3 --loud")).unwrap();
         assert_eq!(target, "shop/hi");
-        assert_eq!(Value::Object(arguments), json!({"who": "5", "how_often": 3, "loud": true}));
+        assert_eq!(
+            Value::Object(arguments),
+            json!({"who": "5", "how_often": 3, "loud": true})
+        );
         for (bad, why) in [
             ("--who x", "the target is missing: APP/SERVICE"),
             ("a/b c/d", "'c/d' is one target too many"),
             ("a/b --who", "--who needs a value"),
             ("a/b --who 1 --who 2", "--who is given twice"),
-            ("a/b --x 1", "'greet' has no option '--x', only --how_often, --loud, --who"),
+            (
+                "a/b --x 1",
+                "'greet' has no option '--x', only --how_often, --loud, --who",
+            ),
         ] {
             assert_eq!(parse(&command, &words(bad)).unwrap_err(), why, "{bad}");
         }

@@ -8,8 +8,10 @@ use crate::session::{Session, all};
 use crate::target::{AppTarget, ServiceTarget};
 use crate::values;
 use clap::Subcommand;
-use conpaas_client::{Client, ListReleasesQuery, ListServiceTypesQuery, ListServicesQuery};
-use conpaas_model::api::{Rename, Rollback, Scale, Service, ServiceCreate, ServiceTypeInfo, SettingsChange};
+use conpaas_client::{Client, ListReleasesQuery};
+use conpaas_model::api::{
+    Rename, Rollback, Scale, Service, ServiceCreate, ServiceTypeInfo, SettingsChange,
+};
 use conpaas_model::ids::{Name, ReleaseNumber};
 use serde_json::Value;
 
@@ -22,7 +24,9 @@ pub enum ServiceCommand {
         name: Option<String>,
     },
     /// Add a service to an application
-    #[command(after_help = "Examples:\n  conpaas service add shop TYPE\n  conpaas service add shop TYPE --name web --set KEY=VALUE")]
+    #[command(
+        after_help = "Examples:\n  conpaas service add shop TYPE\n  conpaas service add shop TYPE --name web --set KEY=VALUE"
+    )]
     Add {
         app: AppTarget,
         /// See `conpaas service types`
@@ -80,7 +84,9 @@ pub enum ServiceCommand {
         labels: Vec<(String, String)>,
     },
     /// Delete it with its code and history
-    #[command(after_help = "Examples:\n  conpaas service delete shop/web\n  conpaas service delete shop/web --yes")]
+    #[command(
+        after_help = "Examples:\n  conpaas service delete shop/web\n  conpaas service delete shop/web --yes"
+    )]
     Delete {
         target: ServiceTarget,
         /// Do not ask for the name
@@ -90,7 +96,9 @@ pub enum ServiceCommand {
         wait: Wait,
     },
     /// Set how many nodes its roles have
-    #[command(after_help = "Examples:\n  conpaas service scale shop/web backend=4 web=2\n  conpaas service scale shop/web backend=+1\n  conpaas service scale shop/web backend=-1 --no-wait")]
+    #[command(
+        after_help = "Examples:\n  conpaas service scale shop/web backend=4 web=2\n  conpaas service scale shop/web backend=+1\n  conpaas service scale shop/web backend=-1 --no-wait"
+    )]
     Scale {
         target: ServiceTarget,
         /// ROLE=N, ROLE=+N or ROLE=-N
@@ -103,7 +111,9 @@ pub enum ServiceCommand {
         wait: Wait,
     },
     /// Change settings; the service goes on meanwhile
-    #[command(after_help = "Examples:\n  conpaas service set shop/web KEY=VALUE\n  conpaas service set shop/web --unset KEY")]
+    #[command(
+        after_help = "Examples:\n  conpaas service set shop/web KEY=VALUE\n  conpaas service set shop/web --unset KEY"
+    )]
     Set {
         target: ServiceTarget,
         /// Settings; values are JSON where the setting's type is not text
@@ -122,7 +132,9 @@ pub enum ServiceCommand {
     #[command(after_help = "Examples:\n  conpaas service releases shop/web --json")]
     Releases { target: ServiceTarget },
     /// Take code and settings of an earlier release
-    #[command(after_help = "Examples:\n  conpaas service rollback shop/web\n  conpaas service rollback shop/web r3")]
+    #[command(
+        after_help = "Examples:\n  conpaas service rollback shop/web\n  conpaas service rollback shop/web r3"
+    )]
     Rollback {
         target: ServiceTarget,
         /// By default the one before the active one
@@ -135,7 +147,10 @@ pub enum ServiceCommand {
 
 fn release(text: &str) -> Result<ReleaseNumber, String> {
     let digits = text.strip_prefix('r').unwrap_or(text);
-    digits.parse().map(ReleaseNumber).map_err(|_| "a release is a number such as r3".to_owned())
+    digits
+        .parse()
+        .map(ReleaseNumber)
+        .map_err(|_| "a release is a number such as r3".to_owned())
 }
 
 pub async fn run(session: &Session, command: ServiceCommand) -> Outcome {
@@ -143,13 +158,34 @@ pub async fn run(session: &Session, command: ServiceCommand) -> Outcome {
     let printer = &session.printer;
     match command {
         ServiceCommand::Types { name } => types(session, &client, name).await,
-        ServiceCommand::Add { app, service_type, name, description, labels, settings, own_manager, start, wait } => {
+        ServiceCommand::Add {
+            app,
+            service_type,
+            name,
+            description,
+            labels,
+            settings,
+            own_manager,
+            start,
+            wait,
+        } => {
             let settings = match settings.is_empty() {
                 true => Default::default(),
-                false => values::settings(&find_type(&client, &service_type).await?.settings_schema, &settings),
+                false => values::settings(
+                    &find_type(&client, &service_type).await?.settings_schema,
+                    &settings,
+                ),
             };
             let labels = labels.into_iter().collect();
-            let body = ServiceCreate { service_type, name, description, labels, own_manager, start, settings };
+            let body = ServiceCreate {
+                service_type,
+                name,
+                description,
+                labels,
+                own_manager,
+                start,
+                settings,
+            };
             let service = client.create_service(&app.app, &body).await?;
             let display = format!("{}/{}", app.app, service.name);
             if printer.is_json() && !start {
@@ -161,7 +197,13 @@ pub async fn run(session: &Session, command: ServiceCommand) -> Outcome {
             match (start, &service.operation) {
                 (true, Some(operation)) => {
                     let operation = Some(client.show_operation(operation.as_str()).await?);
-                    finish(session, &client, conpaas_model::api::Accepted { operation }, &wait).await
+                    finish(
+                        session,
+                        &client,
+                        conpaas_model::api::Accepted { operation },
+                        &wait,
+                    )
+                    .await
                 }
                 (true, None) if printer.is_json() => printer.value(&service),
                 _ => {
@@ -171,10 +213,7 @@ pub async fn run(session: &Session, command: ServiceCommand) -> Outcome {
             }
         }
         ServiceCommand::List { app } => {
-            let services = all(None, async |cursor| {
-                client.list_services(&app.app, &ListServicesQuery { cursor, ..Default::default() }).await
-            })
-            .await?;
+            let services = client.list_services(&app.app).await?.items;
             printer.either(&services, |p| table_of(&services).print(p))
         }
         ServiceCommand::Show { target } => show(session, &client, &target).await,
@@ -191,14 +230,32 @@ pub async fn run(session: &Session, command: ServiceCommand) -> Outcome {
             let accepted = client.stop_service(&target.app, &target.service).await?;
             finish(session, &client, accepted, &wait).await
         }
-        ServiceCommand::Rename { target, new_name, description, labels } => {
-            let labels = if labels.is_empty() { None } else { Some(labels.into_iter().collect()) };
+        ServiceCommand::Rename {
+            target,
+            new_name,
+            description,
+            labels,
+        } => {
+            let labels = if labels.is_empty() {
+                None
+            } else {
+                Some(labels.into_iter().collect())
+            };
             if new_name.is_none() && description.is_none() && labels.is_none() {
-                return Err(CliError::usage("nothing is to be changed").hint(format!("conpaas service rename {target} NEW-NAME")));
+                return Err(CliError::usage("nothing is to be changed")
+                    .hint(format!("conpaas service rename {target} NEW-NAME")));
             }
-            let body = Rename { name: new_name, description, labels };
-            let service = client.update_service(&target.app, &target.service, &body).await?;
-            printer.either(&service, |p| p.line(&format!("{}/{}", target.app, service.name)))
+            let body = Rename {
+                name: new_name,
+                description,
+                labels,
+            };
+            let service = client
+                .update_service(&target.app, &target.service, &body)
+                .await?;
+            printer.either(&service, |p| {
+                p.line(&format!("{}/{}", target.app, service.name))
+            })
         }
         ServiceCommand::Delete { target, yes, wait } => {
             let found = client.show_service(&target.app, &target.service).await?;
@@ -207,29 +264,55 @@ pub async fn run(session: &Session, command: ServiceCommand) -> Outcome {
             let accepted = client.delete_service(&target.app, &target.service).await?;
             finish(session, &client, accepted, &wait).await
         }
-        ServiceCommand::Scale { target, counts, instance_type, wait } => {
+        ServiceCommand::Scale {
+            target,
+            counts,
+            instance_type,
+            wait,
+        } => {
             let roles = values::counts(&counts).map_err(CliError::usage)?;
-            let body = Scale { roles, instance_type, owner: None };
-            let accepted = client.scale_service(&target.app, &target.service, &body).await?;
+            let body = Scale {
+                roles,
+                instance_type,
+                owner: None,
+            };
+            let accepted = client
+                .scale_service(&target.app, &target.service, &body)
+                .await?;
             finish(session, &client, accepted, &wait).await
         }
-        ServiceCommand::Set { target, settings, unset, wait } => {
+        ServiceCommand::Set {
+            target,
+            settings,
+            unset,
+            wait,
+        } => {
             let service = client.show_service(&target.app, &target.service).await?;
             let info = find_type(&client, &service.service_type).await?;
             let mut changes = values::settings(&info.settings_schema, &settings);
             for key in unset {
                 if changes.insert(key.clone(), Value::Null).is_some() {
-                    return Err(CliError::usage(format!("{key} is to be set and unset at once")));
+                    return Err(CliError::usage(format!(
+                        "{key} is to be set and unset at once"
+                    )));
                 }
             }
             let body = SettingsChange { settings: changes };
-            let accepted = client.set_settings(&target.app, &target.service, &body).await?;
+            let accepted = client
+                .set_settings(&target.app, &target.service, &body)
+                .await?;
             finish(session, &client, accepted, &wait).await
         }
         ServiceCommand::History { target } => releases(session, &client, &target, false).await,
         ServiceCommand::Releases { target } => releases(session, &client, &target, true).await,
-        ServiceCommand::Rollback { target, release, wait } => {
-            let accepted = client.rollback_service(&target.app, &target.service, &Rollback { release }).await?;
+        ServiceCommand::Rollback {
+            target,
+            release,
+            wait,
+        } => {
+            let accepted = client
+                .rollback_service(&target.app, &target.service, &Rollback { release })
+                .await?;
             finish(session, &client, accepted, &wait).await
         }
     }
@@ -237,18 +320,23 @@ pub async fn run(session: &Session, command: ServiceCommand) -> Outcome {
 
 /// All service types the Director offers.
 pub async fn all_types(client: &Client) -> Result<Vec<ServiceTypeInfo>, CliError> {
-    all(None, async |cursor| client.list_service_types(&ListServiceTypesQuery { cursor, ..Default::default() }).await).await
+    Ok(client.list_service_types().await?.items)
 }
 
 async fn find_type(client: &Client, name: &str) -> Result<ServiceTypeInfo, CliError> {
     let types = all_types(client).await?;
     let near = values::nearest(name, types.iter().map(|t| t.name.as_str())).map(str::to_owned);
-    types.into_iter().find(|info| info.name == name).ok_or_else(|| {
-        CliError::new(Exit::NotFound, format!("there is no service type '{name}'")).hint(match near {
-            Some(near) => format!("did you mean '{near}'?"),
-            None => "see those there are: conpaas service types".to_owned(),
+    types
+        .into_iter()
+        .find(|info| info.name == name)
+        .ok_or_else(|| {
+            CliError::new(Exit::NotFound, format!("there is no service type '{name}'")).hint(
+                match near {
+                    Some(near) => format!("did you mean '{near}'?"),
+                    None => "see those there are: conpaas service types".to_owned(),
+                },
+            )
         })
-    })
 }
 
 async fn types(session: &Session, client: &Client, name: Option<String>) -> Outcome {
@@ -265,12 +353,20 @@ async fn types(session: &Session, client: &Client, name: Option<String>) -> Outc
     };
     let info = find_type(client, &name).await?;
     session.printer.either(&info, |printer| {
-        print_pairs(printer, &[("type", info.name.clone()), ("title", info.title.clone())]);
+        print_pairs(
+            printer,
+            &[("type", info.name.clone()), ("title", info.title.clone())],
+        );
         printer.line("");
         let mut roles = Table::new(["ROLE", "COUNT", "USES", "TITLE"]);
         for role in &info.roles {
             let count = format!("{} ({} to {})", role.default_count, role.min, role.max);
-            roles.row([role.name.clone(), count, role.uses.join(","), role.title.clone()]);
+            roles.row([
+                role.name.clone(),
+                count,
+                role.uses.join(","),
+                role.title.clone(),
+            ]);
         }
         roles.print(printer);
         if let Some(properties) = info.settings_schema["properties"].as_object() {
@@ -282,7 +378,10 @@ async fn types(session: &Session, client: &Client, name: Option<String>) -> Outc
                     |choices| choices.iter().map(plain).collect::<Vec<_>>().join("|"),
                 );
                 let default = schema.get("default").map(plain).unwrap_or_default();
-                let text = schema["description"].as_str().or(schema["title"].as_str()).unwrap_or_default();
+                let text = schema["description"]
+                    .as_str()
+                    .or(schema["title"].as_str())
+                    .unwrap_or_default();
                 settings.row([key.clone(), kind, default, text.to_owned()]);
             }
             settings.print(printer);
@@ -291,7 +390,10 @@ async fn types(session: &Session, client: &Client, name: Option<String>) -> Outc
             printer.line("");
             let mut commands = Table::new(["COMMAND", "TITLE"]);
             for command in &info.commands {
-                commands.row([format!("conpaas {} {} TARGET", info.name, command.name), command.title.clone()]);
+                commands.row([
+                    format!("conpaas {} {} TARGET", info.name, command.name),
+                    command.title.clone(),
+                ]);
             }
             commands.print(printer);
         }
@@ -302,7 +404,11 @@ async fn types(session: &Session, client: &Client, name: Option<String>) -> Outc
 pub fn table_of(services: &[Service]) -> Table {
     let mut table = Table::new(["NAME", "TYPE", "STATE", "ROLES", "RELEASE", "URL", "REASON"]);
     for service in services {
-        let roles: Vec<String> = service.roles.iter().map(|(role, wish)| format!("{role}={}", wish.count())).collect();
+        let roles: Vec<String> = service
+            .roles
+            .iter()
+            .map(|(role, wish)| format!("{role}={}", wish.count()))
+            .collect();
         table.row([
             service.name.to_string(),
             service.service_type.clone(),
@@ -326,8 +432,14 @@ pub fn urls(session: &Session, urls: &[String]) {
 async fn show(session: &Session, client: &Client, target: &ServiceTarget) -> Outcome {
     let service = client.show_service(&target.app, &target.service).await?;
     session.printer.either(&service, |printer| {
-        let serving = service.serving_release.filter(|serving| *serving != service.active_release);
-        let waiting: Vec<&str> = service.waiting.iter().map(|waiting| waiting.text.as_str()).collect();
+        let serving = service
+            .serving_release
+            .filter(|serving| *serving != service.active_release);
+        let waiting: Vec<&str> = service
+            .waiting
+            .iter()
+            .map(|waiting| waiting.text.as_str())
+            .collect();
         print_pairs(
             printer,
             &[
@@ -339,9 +451,21 @@ async fn show(session: &Session, client: &Client, target: &ServiceTarget) -> Out
                 ("reason", service.reason.clone().unwrap_or_default()),
                 ("url", service.url.clone().unwrap_or_default()),
                 ("release", service.active_release.to_string()),
-                ("still serving", serving.map(|release| release.to_string()).unwrap_or_default()),
+                (
+                    "still serving",
+                    serving
+                        .map(|release| release.to_string())
+                        .unwrap_or_default(),
+                ),
                 ("waiting", waiting.join("; ")),
-                ("operation", service.operation.as_ref().map(ToString::to_string).unwrap_or_default()),
+                (
+                    "operation",
+                    service
+                        .operation
+                        .as_ref()
+                        .map(ToString::to_string)
+                        .unwrap_or_default(),
+                ),
                 ("created", time(&service.created_at)),
             ],
         );
@@ -349,7 +473,12 @@ async fn show(session: &Session, client: &Client, target: &ServiceTarget) -> Out
         let mut roles = Table::new(["ROLE", "WANTED", "INSTANCE TYPE", "CLOUD"]);
         for (role, wish) in &service.roles {
             for pool in &wish.pools {
-                roles.row([role.clone(), pool.count.to_string(), pool.instance_type.clone(), pool.cloud.clone()]);
+                roles.row([
+                    role.clone(),
+                    pool.count.to_string(),
+                    pool.instance_type.clone(),
+                    pool.cloud.clone(),
+                ]);
             }
         }
         roles.print(printer);
@@ -357,8 +486,17 @@ async fn show(session: &Session, client: &Client, target: &ServiceTarget) -> Out
             printer.line("");
             let mut nodes = Table::new(["NODE", "STATE", "ROLES", "MEMORY"]);
             for node in &service.nodes {
-                let memory = node.health.memory_used_mib.map(|mib| format!("{mib} MiB")).unwrap_or_default();
-                nodes.row([node.number.to_string(), node.state.clone(), crate::commands::node::roles(node), memory]);
+                let memory = node
+                    .health
+                    .memory_used_mib
+                    .map(|mib| format!("{mib} MiB"))
+                    .unwrap_or_default();
+                nodes.row([
+                    node.number.to_string(),
+                    node.state.clone(),
+                    crate::commands::node::roles(node),
+                    memory,
+                ]);
             }
             nodes.print(printer);
         }
@@ -366,31 +504,59 @@ async fn show(session: &Session, client: &Client, target: &ServiceTarget) -> Out
             printer.line("");
             let mut settings = Table::new(["SETTING", "VALUE"]);
             for (key, value) in &service.settings {
-                settings.row([key.clone(), value.as_f64().filter(|_| value.is_f64()).map_or_else(|| plain(value), number)]);
+                settings.row([
+                    key.clone(),
+                    value
+                        .as_f64()
+                        .filter(|_| value.is_f64())
+                        .map_or_else(|| plain(value), number),
+                ]);
             }
             settings.print(printer);
         }
     })
 }
 
-async fn releases(session: &Session, client: &Client, target: &ServiceTarget, whole: bool) -> Outcome {
+async fn releases(
+    session: &Session,
+    client: &Client,
+    target: &ServiceTarget,
+    whole: bool,
+) -> Outcome {
     let releases = all(None, async |cursor| {
-        let query = ListReleasesQuery { cursor, ..Default::default() };
-        client.list_releases(&target.app, &target.service, &query).await
+        let query = ListReleasesQuery {
+            cursor,
+            ..Default::default()
+        };
+        client
+            .list_releases(&target.app, &target.service, &query)
+            .await
     })
     .await?;
     session.printer.either(&releases, |printer| {
         let last = if whole { "SETTINGS" } else { "WHY" };
         let mut table = Table::new(["", "RELEASE", "CODE", "MADE", "BY", last]);
         for release in &releases {
-            let settings: Vec<String> = release.settings.iter().map(|(k, v)| format!("{k}={}", plain(v))).collect();
+            let settings: Vec<String> = release
+                .settings
+                .iter()
+                .map(|(k, v)| format!("{k}={}", plain(v)))
+                .collect();
             table.row([
                 if release.active { "*" } else { "" }.to_owned(),
                 release.number.to_string(),
-                release.code.as_ref().map(ToString::to_string).unwrap_or_default(),
+                release
+                    .code
+                    .as_ref()
+                    .map(ToString::to_string)
+                    .unwrap_or_default(),
                 time(&release.created_at),
                 release.actor.clone(),
-                if whole { settings.join(" ") } else { release.reason.clone() },
+                if whole {
+                    settings.join(" ")
+                } else {
+                    release.reason.clone()
+                },
             ]);
         }
         table.print(printer);

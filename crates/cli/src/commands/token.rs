@@ -35,14 +35,31 @@ pub async fn run(session: &Session, command: TokenCommand) -> Outcome {
     match command {
         TokenCommand::Create { label, lifetime } => {
             let lifetime_seconds = lifetime.map(|lifetime| lifetime.as_secs());
-            let token = client.create_token(&TokenCreate { label, lifetime_seconds }).await?;
+            let token = client
+                .create_token(&TokenCreate {
+                    label,
+                    lifetime_seconds,
+                })
+                .await?;
             printer.either(&token, |p| {
                 p.line(&token.secret);
-                p.note(&format!("{} lasts until {} UTC; its secret is not shown again", token.id, time(&token.expires_at)));
+                p.note(&format!(
+                    "{} lasts until {} UTC; its secret is not shown again",
+                    token.id,
+                    time(&token.expires_at)
+                ));
             })
         }
         TokenCommand::List => {
-            let tokens = all(None, async |cursor| client.list_tokens(&ListTokensQuery { cursor, ..Default::default() }).await).await?;
+            let tokens = all(None, async |cursor| {
+                client
+                    .list_tokens(&ListTokensQuery {
+                        cursor,
+                        ..Default::default()
+                    })
+                    .await
+            })
+            .await?;
             printer.either(&tokens, |printer| {
                 let mut table = Table::new(["TOKEN", "LABEL", "CREATED", "EXPIRES", "LAST USED"]);
                 for token in &tokens {
@@ -59,7 +76,9 @@ pub async fn run(session: &Session, command: TokenCommand) -> Outcome {
         }
         TokenCommand::Revoke { token } => {
             client.revoke_token(&token).await?;
-            printer.either(&serde_json::json!({"revoked": token}), |p| p.note(&format!("revoked {token}")))
+            printer.either(&serde_json::json!({"revoked": token}), |p| {
+                p.note(&format!("revoked {token}"))
+            })
         }
     }
 }

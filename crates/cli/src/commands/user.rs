@@ -5,15 +5,17 @@ use crate::exit::{CliError, Outcome};
 use crate::printer::{Table, print_pairs};
 use crate::session::{Session, all, can_ask, secret};
 use clap::Subcommand;
-use conpaas_client::{ListUsersQuery, QuotaChange};
-use conpaas_model::api::{PasswordChange, Rank, UserCreate};
+use conpaas_client::ListUsersQuery;
+use conpaas_model::api::{PasswordChange, QuotaChange, Rank, UserCreate};
 use conpaas_model::ids::Name;
 use std::path::PathBuf;
 
 #[derive(Subcommand)]
 pub enum UserCommand {
     /// Add a user (for operators)
-    #[command(after_help = "Examples:\n  conpaas user create ada\n  conpaas user create ada --password-file - --quota 10 < secret.txt")]
+    #[command(
+        after_help = "Examples:\n  conpaas user create ada\n  conpaas user create ada --password-file - --quota 10 < secret.txt"
+    )]
     Create {
         name: Name,
         /// Read the password from a file (- for standard input)
@@ -41,7 +43,9 @@ pub enum UserCommand {
         yes: bool,
     },
     /// Change a password: one's own, or as an operator another's
-    #[command(after_help = "Examples:\n  conpaas user password\n  conpaas user password ada --password-file new.txt")]
+    #[command(
+        after_help = "Examples:\n  conpaas user password\n  conpaas user password ada --password-file new.txt"
+    )]
     Password {
         /// By default oneself
         user: Option<String>,
@@ -65,7 +69,9 @@ pub enum UserCommand {
 fn new_password(file: Option<&std::path::Path>) -> Result<String, CliError> {
     let password = secret(file, "New password: ")?;
     if file.is_none() && can_ask() && secret(None, "Once more: ")? != password {
-        return Err(CliError::usage("the two passwords differ, so nothing was changed"));
+        return Err(CliError::usage(
+            "the two passwords differ, so nothing was changed",
+        ));
     }
     Ok(password)
 }
@@ -74,14 +80,34 @@ pub async fn run(session: &Session, command: UserCommand) -> Outcome {
     let client = session.client()?;
     let printer = &session.printer;
     match command {
-        UserCommand::Create { name, password_file, operator, quota } => {
+        UserCommand::Create {
+            name,
+            password_file,
+            operator,
+            quota,
+        } => {
             let password = new_password(password_file.as_deref())?;
             let rank = Some(if operator { Rank::Operator } else { Rank::User });
-            let user = client.create_user(&UserCreate { name, password, rank, node_quota: quota }).await?;
+            let user = client
+                .create_user(&UserCreate {
+                    name,
+                    password,
+                    rank,
+                    node_quota: quota,
+                })
+                .await?;
             printer.either(&user, |p| p.line(user.name.as_str()))
         }
         UserCommand::List => {
-            let users = all(None, async |cursor| client.list_users(&ListUsersQuery { cursor, ..Default::default() }).await).await?;
+            let users = all(None, async |cursor| {
+                client
+                    .list_users(&ListUsersQuery {
+                        cursor,
+                        ..Default::default()
+                    })
+                    .await
+            })
+            .await?;
             printer.either(&users, |printer| {
                 let mut table = Table::new(["NAME", "ID", "RANK", "NODES", "QUOTA", "CREATED"]);
                 for user in &users {
@@ -113,11 +139,21 @@ pub async fn run(session: &Session, command: UserCommand) -> Outcome {
             })
         }
         UserCommand::Delete { user, yes } => {
-            session.confirm(yes, &format!("the user {user} is about to be deleted"), &user)?;
+            session.confirm(
+                yes,
+                &format!("the user {user} is about to be deleted"),
+                &user,
+            )?;
             client.delete_user(&user).await?;
-            printer.either(&serde_json::json!({"deleted": user}), |p| p.note(&format!("deleted {user}")))
+            printer.either(&serde_json::json!({"deleted": user}), |p| {
+                p.note(&format!("deleted {user}"))
+            })
         }
-        UserCommand::Password { user, password_file, current_password_file } => {
+        UserCommand::Password {
+            user,
+            password_file,
+            current_password_file,
+        } => {
             let me = client.whoami().await?;
             let user = user.unwrap_or_else(|| me.name.to_string());
             let own = user == me.name.as_str() || user == me.id.as_str();
@@ -125,18 +161,28 @@ pub async fn run(session: &Session, command: UserCommand) -> Outcome {
                 (_, Some(file)) => Some(secret(Some(file), "")?),
                 (true, None) if can_ask() => Some(secret(None, "Present password: ")?),
                 (true, None) => {
-                    return Err(CliError::usage("your present password is needed, and there is no terminal to ask at")
-                        .hint("add --current-password-file FILE"));
+                    return Err(CliError::usage(
+                        "your present password is needed, and there is no terminal to ask at",
+                    )
+                    .hint("add --current-password-file FILE"));
                 }
                 (false, None) => None,
             };
             let new = new_password(password_file.as_deref())?;
-            client.change_password(&user, &PasswordChange { current, new }).await?;
-            printer.either(&serde_json::json!({"user": user}), |p| p.note(&format!("{user} has a new password")))
+            client
+                .change_password(&user, &PasswordChange { current, new })
+                .await?;
+            printer.either(&serde_json::json!({"user": user}), |p| {
+                p.note(&format!("{user} has a new password"))
+            })
         }
         UserCommand::Quota { user, nodes } => {
-            let user = client.set_quota(&user, &QuotaChange { node_quota: nodes }).await?;
-            printer.either(&user, |p| p.note(&format!("{} may have {} nodes", user.name, user.node_quota)))
+            let user = client
+                .set_quota(&user, &QuotaChange { node_quota: nodes })
+                .await?;
+            printer.either(&user, |p| {
+                p.note(&format!("{} may have {} nodes", user.name, user.node_quota))
+            })
         }
     }
 }

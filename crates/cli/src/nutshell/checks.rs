@@ -47,10 +47,16 @@ pub fn all(place: &Place, settings: &Settings) -> Result<Vec<Check>, CliError> {
     if !is_unpacked {
         checks.retain(|check| check.name != IMAGE_CHECK);
         checks.push(match &tarball {
-            Some(tarball) => check(IMAGE_CHECK, Ok(format!("{}, not unpacked yet", tarball.path.display()))),
+            Some(tarball) => check(
+                IMAGE_CHECK,
+                Ok(format!("{}, not unpacked yet", tarball.path.display())),
+            ),
             None => check(
                 IMAGE_CHECK,
-                Err(("there is none".to_owned(), "make it: make image (or images/build), or set CONPAAS_IMAGE".to_owned())),
+                Err((
+                    "there is none".to_owned(),
+                    "make it: make image (or images/build), or set CONPAAS_IMAGE".to_owned(),
+                )),
             ),
         });
     }
@@ -64,40 +70,81 @@ fn check(name: &str, result: Result<String, (String, String)>) -> Check {
         Ok(detail) => (true, detail, String::new()),
         Err((detail, cure)) => (false, detail, cure),
     };
-    Check { name: name.to_owned(), ok, detail, cure }
+    Check {
+        name: name.to_owned(),
+        ok,
+        detail,
+        cure,
+    }
 }
 
 /// The error for checks that failed, with every cure.
 pub fn refuse(checks: &[Check]) -> Option<CliError> {
     let failed: Vec<&Check> = checks.iter().filter(|check| !check.ok).collect();
-    let exit = if failed.iter().all(|check| check.name.starts_with("port ")) { Exit::Conflict } else { Exit::Failed };
+    let exit = if failed.iter().all(|check| check.name.starts_with("port ")) {
+        Exit::Conflict
+    } else {
+        Exit::Failed
+    };
     let mut error = CliError::new(exit, "this computer cannot run ConPaaS yet");
-    error.causes = failed.iter().map(|check| format!("{}: {}", check.name, check.detail)).collect();
-    let cures: Vec<&str> = failed.iter().map(|check| check.cure.as_str()).filter(|cure| !cure.is_empty()).collect();
-    let hint = if cures.is_empty() { "look again with: conpaas nutshell doctor".to_owned() } else { cures.join("\n      ") };
-    if failed.is_empty() { None } else { Some(error.hint(hint)) }
+    error.causes = failed
+        .iter()
+        .map(|check| format!("{}: {}", check.name, check.detail))
+        .collect();
+    let cures: Vec<&str> = failed
+        .iter()
+        .map(|check| check.cure.as_str())
+        .filter(|cure| !cure.is_empty())
+        .collect();
+    let hint = if cures.is_empty() {
+        "look again with: conpaas nutshell doctor".to_owned()
+    } else {
+        cures.join("\n      ")
+    };
+    if failed.is_empty() {
+        None
+    } else {
+        Some(error.hint(hint))
+    }
 }
 
 fn disk(state: &Path) -> Result<String, (String, String)> {
-    let existing = state.ancestors().find(|folder| folder.is_dir()).unwrap_or(Path::new("/"));
+    let existing = state
+        .ancestors()
+        .find(|folder| folder.is_dir())
+        .unwrap_or(Path::new("/"));
     match nix::sys::statvfs::statvfs(existing) {
         Ok(found) => {
-            let free = (found.blocks_available() as u64).saturating_mul(found.fragment_size() as u64) >> 20;
+            let free = (found.blocks_available() as u64)
+                .saturating_mul(found.fragment_size() as u64)
+                >> 20;
             if free >= DISK_MIB {
                 Ok(format!("{free} MiB free at {}", existing.display()))
             } else {
                 let cure = "make room, or take a folder on another disk: --state FOLDER".to_owned();
-                Err((format!("only {free} MiB free at {}, and {DISK_MIB} are needed", existing.display()), cure))
+                Err((
+                    format!(
+                        "only {free} MiB free at {}, and {DISK_MIB} are needed",
+                        existing.display()
+                    ),
+                    cure,
+                ))
             }
         }
-        Err(error) => Err((format!("{} cannot be looked at: {error}", existing.display()), String::new())),
+        Err(error) => Err((
+            format!("{} cannot be looked at: {error}", existing.display()),
+            String::new(),
+        )),
     }
 }
 
 /// Whether the ports of what does not run yet are free.
 fn ports(place: &Place, settings: &Settings) -> Vec<Check> {
     let mut checks = Vec::new();
-    for (daemon, address, option) in [(DIRECTOR, settings.api, "--api-port"), (EDGE, settings.edge, "--edge-port")] {
+    for (daemon, address, option) in [
+        (DIRECTOR, settings.api, "--api-port"),
+        (EDGE, settings.edge, "--edge-port"),
+    ] {
         if process::running(place, daemon).is_some() {
             continue;
         }
@@ -118,7 +165,10 @@ fn ports(place: &Place, settings: &Settings) -> Vec<Check> {
     }
     if settings.api.port() != 0 && settings.api.port() == settings.edge.port() {
         let cure = "take another one: conpaas nutshell up --edge-port PORT".to_owned();
-        checks.push(check("port for both", Err(("director and edge cannot share a port".to_owned(), cure))));
+        checks.push(check(
+            "port for both",
+            Err(("director and edge cannot share a port".to_owned(), cure)),
+        ));
     }
     checks
 }
@@ -149,7 +199,11 @@ mod tests {
     #[test]
     fn a_taken_port_is_seen() {
         let held = TcpListener::bind("127.0.0.1:0").unwrap();
-        let settings = Settings { api: held.local_addr().unwrap(), edge: "127.0.0.1:0".parse().unwrap(), ..Settings::default() };
+        let settings = Settings {
+            api: held.local_addr().unwrap(),
+            edge: "127.0.0.1:0".parse().unwrap(),
+            ..Settings::default()
+        };
         let folder = tempfile::tempdir().unwrap();
         let checks = ports(&Place::new(folder.path().to_owned()), &settings);
         assert!(!checks[0].ok && checks[0].cure.contains("--api-port"));

@@ -34,8 +34,15 @@ fn say(session: &Session, ended: &Ended) -> Outcome {
         if ended.daemons.is_empty() && ended.machines == 0 {
             printer.note("nothing was running");
         } else {
-            let daemons = if ended.daemons.is_empty() { "no daemon".to_owned() } else { ended.daemons.join(" and ") };
-            printer.note(&format!("ended {daemons} and {} machines; what was made stays", ended.machines));
+            let daemons = if ended.daemons.is_empty() {
+                "no daemon".to_owned()
+            } else {
+                ended.daemons.join(" and ")
+            };
+            printer.note(&format!(
+                "ended {daemons} and {} machines; what was made stays",
+                ended.machines
+            ));
         }
     })
 }
@@ -53,18 +60,29 @@ async fn end(session: &Session, place: &Place, settings: &Settings) -> Result<En
         Err(_) => Ok(0),
     };
     bar.finish_and_clear();
-    Ok(Ended { daemons: daemons?, machines: machines? })
+    Ok(Ended {
+        daemons: daemons?,
+        machines: machines?,
+    })
 }
 
 async fn end_machines(place: &Place, settings: &Settings) -> Result<usize, CliError> {
     let installation = match std::fs::read_to_string(place.installation()) {
         Ok(text) => text.trim().parse::<InstallationId>().map_err(|error| {
-            CliError::failed(format!("{} names no installation", place.installation().display())).because(&error)
+            CliError::failed(format!(
+                "{} names no installation",
+                place.installation().display()
+            ))
+            .because(&error)
         })?,
         // It is noted before anybody can ask for a machine.
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(0),
         Err(error) => {
-            return Err(CliError::failed(format!("{} cannot be read", place.installation().display())).because(&error));
+            return Err(CliError::failed(format!(
+                "{} cannot be read",
+                place.installation().display()
+            ))
+            .because(&error));
         }
     };
     if !place.cloud().is_dir() {
@@ -81,7 +99,8 @@ async fn end_machines(place: &Place, settings: &Settings) -> Result<usize, CliEr
         .map_err(|error| CliError::failed("ending machines broke off").because(&error))?
         .map_err(failed)?;
     let machines = cloud.list(&installation).await.map_err(failed)?;
-    let gone = futures::future::join_all(machines.iter().map(|machine| cloud.destroy(&machine.id))).await;
+    let gone =
+        futures::future::join_all(machines.iter().map(|machine| cloud.destroy(&machine.id))).await;
     for outcome in gone {
         outcome.map_err(failed)?;
     }
@@ -91,15 +110,23 @@ async fn end_machines(place: &Place, settings: &Settings) -> Result<usize, CliEr
 pub async fn destroy(session: &Session, place: &Place, yes: bool) -> Outcome {
     let state = place.state();
     if !state.is_dir() {
-        return session.printer.either(&serde_json::json!({"destroyed": false}), |printer| {
-            printer.note(&format!("there is no nutshell in {}", state.display()));
-        });
+        return session
+            .printer
+            .either(&serde_json::json!({"destroyed": false}), |printer| {
+                printer.note(&format!("there is no nutshell in {}", state.display()));
+            });
     }
     let ours = place.settings().is_file() || place.run().is_dir();
     if !ours {
-        return Err(CliError::usage(format!("{} is no state folder of a nutshell, so it is left alone", state.display())));
+        return Err(CliError::usage(format!(
+            "{} is no state folder of a nutshell, so it is left alone",
+            state.display()
+        )));
     }
-    let what = format!("everything in {} is about to be destroyed: all applications, code and history", state.display());
+    let what = format!(
+        "everything in {} is about to be destroyed: all applications, code and history",
+        state.display()
+    );
     session.confirm(yes, &what, CONTEXT)?;
     let lock = lock(session, place).await?;
     let settings = Settings::load(place).unwrap_or_default();
@@ -108,18 +135,26 @@ pub async fn destroy(session: &Session, place: &Place, yes: bool) -> Outcome {
     tokio::task::spawn_blocking(move || conpaas_cloud::remove_state(&config))
         .await
         .map_err(|error| CliError::failed("removing images broke off").because(&error))?
-        .map_err(|error| CliError::failed("the machines' folder cannot be removed").because(&error))?;
+        .map_err(|error| {
+            CliError::failed("the machines' folder cannot be removed").because(&error)
+        })?;
     forget_context(session, &settings);
     remove(state)?;
     drop(lock);
-    session.printer.either(&serde_json::json!({"destroyed": true, "state_folder": state}), |printer| {
-        printer.note(&format!("removed {}", state.display()));
-    })
+    session.printer.either(
+        &serde_json::json!({"destroyed": true, "state_folder": state}),
+        |printer| {
+            printer.note(&format!("removed {}", state.display()));
+        },
+    )
 }
 
 fn forget_context(session: &Session, settings: &Settings) {
     let Ok(store) = session.store() else { return };
-    let known = store.load().ok().and_then(|contexts| contexts.contexts.get(CONTEXT).cloned());
+    let known = store
+        .load()
+        .ok()
+        .and_then(|contexts| contexts.contexts.get(CONTEXT).cloned());
     if known.is_some_and(|context| context.url == settings.api_url())
         && let Err(error) = store.forget(CONTEXT)
     {
@@ -131,12 +166,18 @@ fn forget_context(session: &Session, settings: &Settings) {
 fn remove(state: &Path) -> Outcome {
     match std::fs::remove_dir_all(state) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        Err(error) if state.read_dir().is_ok_and(|mut entries| entries.next().is_none()) => {
+        Err(error)
+            if state
+                .read_dir()
+                .is_ok_and(|mut entries| entries.next().is_none()) =>
+        {
             // Nothing is left in it; whoever made the folder may keep it.
             let _ = error;
             Ok(())
         }
-        Err(error) => Err(CliError::failed(format!("{} cannot be removed", state.display())).because(&error)),
+        Err(error) => {
+            Err(CliError::failed(format!("{} cannot be removed", state.display())).because(&error))
+        }
         Ok(()) => Ok(()),
     }
 }

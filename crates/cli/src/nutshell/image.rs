@@ -17,21 +17,33 @@ const ENDINGS: [&str; 2] = [".tar.zst", ".tar"];
 
 fn name_of(path: &Path) -> Option<String> {
     let file = path.file_name()?.to_str()?;
-    let name = ENDINGS.iter().find_map(|ending| file.strip_suffix(ending))?;
+    let name = ENDINGS
+        .iter()
+        .find_map(|ending| file.strip_suffix(ending))?;
     (!name.is_empty() && !name.starts_with('.')).then(|| name.to_owned())
 }
 
 /// The tarball to use, if there is one.
 pub fn find() -> Result<Option<Tarball>, CliError> {
-    let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let variable = |name| {
+        std::env::var_os(name)
+            .filter(|value| !value.is_empty())
+            .map(PathBuf::from)
+    };
     if let Some(path) = variable("CONPAAS_IMAGE") {
         let path = std::path::absolute(&path).unwrap_or(path);
         let Some(name) = name_of(&path) else {
-            return Err(CliError::usage(format!("CONPAAS_IMAGE is {}, which is no .tar.zst or .tar", path.display())));
+            return Err(CliError::usage(format!(
+                "CONPAAS_IMAGE is {}, which is no .tar.zst or .tar",
+                path.display()
+            )));
         };
         if !path.is_file() {
-            return Err(CliError::usage(format!("CONPAAS_IMAGE is {}, which is not there", path.display()))
-                .hint("make the machine image: make image"));
+            return Err(CliError::usage(format!(
+                "CONPAAS_IMAGE is {}, which is not there",
+                path.display()
+            ))
+            .hint("make the machine image: make image"));
         }
         return Ok(Some(Tarball { path, name }));
     }
@@ -49,7 +61,11 @@ fn newest(folder: &Path) -> Option<Tarball> {
         let metadata = entry.metadata().ok().filter(std::fs::Metadata::is_file)?;
         Some((metadata.modified().ok()?, Tarball { path, name }))
     };
-    entries.flatten().filter_map(of).max_by_key(|(made, _)| *made).map(|(_, tarball)| tarball)
+    entries
+        .flatten()
+        .filter_map(of)
+        .max_by_key(|(made, _)| *made)
+        .map(|(_, tarball)| tarball)
 }
 
 /// Where an image lies once it is unpacked.
@@ -59,15 +75,24 @@ pub fn unpacked(place: &Place, tarball: &Tarball) -> PathBuf {
 
 /// What to do when there is none at all.
 pub fn missing() -> CliError {
-    CliError::failed("there is no machine image").hint("make it: make image (or images/build), or set CONPAAS_IMAGE to one")
+    CliError::failed("there is no machine image")
+        .hint("make it: make image (or images/build), or set CONPAAS_IMAGE to one")
 }
 
 /// The unpacked image, unpacking it when that was not done yet. Blocks for seconds.
 pub fn prepare(place: &Place, settings: &Settings) -> Result<PathBuf, CliError> {
     match find()? {
-        Some(tarball) => conpaas_cloud::prepare_image(&settings.local(place), &tarball.path, &tarball.name)
-            .map_err(|error| CliError::failed("the machine image cannot be used").because(&error)),
-        None => settings.image.clone().filter(|folder| folder.is_dir()).ok_or_else(missing),
+        Some(tarball) => {
+            conpaas_cloud::prepare_image(&settings.local(place), &tarball.path, &tarball.name)
+                .map_err(|error| {
+                    CliError::failed("the machine image cannot be used").because(&error)
+                })
+        }
+        None => settings
+            .image
+            .clone()
+            .filter(|folder| folder.is_dir())
+            .ok_or_else(missing),
     }
 }
 
@@ -80,7 +105,12 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         assert_eq!(newest(folder.path()), None);
         let old = SystemTime::now() - std::time::Duration::from_secs(100);
-        for (name, age) in [("a.tar.zst", true), ("b.tar", false), (".c.tar", false), ("d.partial", false)] {
+        for (name, age) in [
+            ("a.tar.zst", true),
+            ("b.tar", false),
+            (".c.tar", false),
+            ("d.partial", false),
+        ] {
             let file = std::fs::File::create(folder.path().join(name)).unwrap();
             if age {
                 file.set_modified(old).unwrap();

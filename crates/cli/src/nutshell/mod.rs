@@ -29,7 +29,12 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(60);
 #[derive(Args, Clone, Debug)]
 pub struct Where {
     /// Where everything is kept
-    #[arg(long, value_name = "FOLDER", env = "CONPAAS_STATE", hide_env_values = true)]
+    #[arg(
+        long,
+        value_name = "FOLDER",
+        env = "CONPAAS_STATE",
+        hide_env_values = true
+    )]
     state: Option<PathBuf>,
 }
 
@@ -53,7 +58,9 @@ pub struct Change {
 #[derive(Subcommand)]
 pub enum NutshellCommand {
     /// Start ConPaaS here; what runs already goes on
-    #[command(after_help = "Examples:\n  conpaas nutshell up\n  conpaas nutshell up --api-port 7443 --edge-port 80 --bind 0.0.0.0 --base-domain apps.example.org\n\nThe machine image comes from CONPAAS_IMAGE, or is the newest one in the cache folder.")]
+    #[command(
+        after_help = "Examples:\n  conpaas nutshell up\n  conpaas nutshell up --api-port 7443 --edge-port 80 --bind 0.0.0.0 --base-domain apps.example.org\n\nThe machine image comes from CONPAAS_IMAGE, or is the newest one in the cache folder."
+    )]
     Up {
         #[command(flatten)]
         place: Where,
@@ -61,7 +68,9 @@ pub enum NutshellCommand {
         change: Change,
     },
     /// Show what runs, and where to log in
-    #[command(after_help = "Examples:\n  conpaas nutshell status\n  conpaas nutshell status --json")]
+    #[command(
+        after_help = "Examples:\n  conpaas nutshell status\n  conpaas nutshell status --json"
+    )]
     Status {
         #[command(flatten)]
         place: Where,
@@ -73,7 +82,9 @@ pub enum NutshellCommand {
         place: Where,
     },
     /// End everything and remove all that was ever made
-    #[command(after_help = "Examples:\n  conpaas nutshell destroy\n  conpaas nutshell destroy --yes")]
+    #[command(
+        after_help = "Examples:\n  conpaas nutshell destroy\n  conpaas nutshell destroy --yes"
+    )]
     Destroy {
         #[command(flatten)]
         place: Where,
@@ -82,7 +93,9 @@ pub enum NutshellCommand {
         yes: bool,
     },
     /// Look whether this computer can run it, and say what to do where it cannot
-    #[command(after_help = "Examples:\n  conpaas nutshell doctor\n  conpaas nutshell doctor --json")]
+    #[command(
+        after_help = "Examples:\n  conpaas nutshell doctor\n  conpaas nutshell doctor --json"
+    )]
     Doctor {
         #[command(flatten)]
         place: Where,
@@ -91,10 +104,14 @@ pub enum NutshellCommand {
 
 pub async fn run(session: &Session, command: NutshellCommand) -> Outcome {
     match command {
-        NutshellCommand::Up { place, change } => up::run(session, &Place::find(place.state)?, change).await,
+        NutshellCommand::Up { place, change } => {
+            up::run(session, &Place::find(place.state)?, change).await
+        }
         NutshellCommand::Status { place } => status::run(session, &Place::find(place.state)?).await,
         NutshellCommand::Down { place } => end::down(session, &Place::find(place.state)?).await,
-        NutshellCommand::Destroy { place, yes } => end::destroy(session, &Place::find(place.state)?, yes).await,
+        NutshellCommand::Destroy { place, yes } => {
+            end::destroy(session, &Place::find(place.state)?, yes).await
+        }
         NutshellCommand::Doctor { place } => checks::doctor(session, &Place::find(place.state)?),
     }
 }
@@ -103,12 +120,19 @@ pub async fn run(session: &Session, command: NutshellCommand) -> Outcome {
 async fn lock(session: &Session, place: &Place) -> Result<File, CliError> {
     let path = place.lock();
     let failed = |error: std::io::Error| {
-        CliError::failed(format!("the state folder {} cannot be used", place.state().display()))
-            .because(&error)
-            .hint("take a folder of your own: --state FOLDER")
+        CliError::failed(format!(
+            "the state folder {} cannot be used",
+            place.state().display()
+        ))
+        .because(&error)
+        .hint("take a folder of your own: --state FOLDER")
     };
     std::fs::create_dir_all(place.run()).map_err(failed)?;
-    let file = File::options().create(true).append(true).open(&path).map_err(failed)?;
+    let file = File::options()
+        .create(true)
+        .append(true)
+        .open(&path)
+        .map_err(failed)?;
     let began = Instant::now();
     let mut told = false;
     loop {
@@ -120,12 +144,17 @@ async fn lock(session: &Session, place: &Place) -> Result<File, CliError> {
         if began.elapsed() > LOCK_PATIENCE {
             return Err(CliError::new(
                 Exit::Conflict,
-                format!("another conpaas nutshell is at work on {}", place.state().display()),
+                format!(
+                    "another conpaas nutshell is at work on {}",
+                    place.state().display()
+                ),
             )
             .hint("wait for it, or take another folder: --state FOLDER"));
         }
         if !told {
-            session.printer.note("another conpaas nutshell is at work on this state folder, waiting for it");
+            session
+                .printer
+                .note("another conpaas nutshell is at work on this state folder, waiting for it");
             told = true;
         }
         tokio::time::sleep(Duration::from_millis(100)).await;

@@ -38,7 +38,10 @@ impl Identity {
             return None;
         }
         let started = fields.nth(18)?.parse().ok()?;
-        let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?.trim().to_owned();
+        let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
+            .ok()?
+            .trim()
+            .to_owned();
         Some(Self { pid, started, boot })
     }
 
@@ -57,18 +60,25 @@ impl Identity {
 /// The running daemon of that name, if there is one.
 pub fn running(place: &Place, daemon: &str) -> Option<Identity> {
     let text = std::fs::read(place.record(daemon)).ok()?;
-    serde_json::from_slice::<Identity>(&text).ok().filter(Identity::is_alive)
+    serde_json::from_slice::<Identity>(&text)
+        .ok()
+        .filter(Identity::is_alive)
 }
 
 /// This very program, also when the file it was started from has been replaced.
 fn program() -> PathBuf {
-    std::env::current_exe().ok().filter(|path| path.exists()).unwrap_or_else(|| "/proc/self/exe".into())
+    std::env::current_exe()
+        .ok()
+        .filter(|path| path.exists())
+        .unwrap_or_else(|| "/proc/self/exe".into())
 }
 
 /// Starts a daemon of this program apart from the terminal, and records it.
 pub fn start(place: &Place, daemon: &str) -> Result<(Child, Identity), CliError> {
     let log = open_log(&place.log(daemon))?;
-    let failed = |error: std::io::Error| CliError::failed(format!("the {daemon} cannot be started")).because(&error);
+    let failed = |error: std::io::Error| {
+        CliError::failed(format!("the {daemon} cannot be started")).because(&error)
+    };
     let errors = log.try_clone().map_err(failed)?;
     let child = Command::new(program())
         .arg0("conpaas")
@@ -87,8 +97,9 @@ pub fn start(place: &Place, daemon: &str) -> Result<(Child, Identity), CliError>
     let Some(identity) = Identity::of(pid) else {
         return Err(ended_early(place, daemon));
     };
-    let text = serde_json::to_vec(&identity)
-        .map_err(|error| CliError::failed(format!("the {daemon} cannot be recorded")).because(&error))?;
+    let text = serde_json::to_vec(&identity).map_err(|error| {
+        CliError::failed(format!("the {daemon} cannot be recorded")).because(&error)
+    })?;
     write_private(&place.record(daemon), &text)?;
     Ok((child, identity))
 }
@@ -102,7 +113,9 @@ pub fn ended_early(place: &Place, daemon: &str) -> CliError {
 }
 
 fn open_log(path: &Path) -> Result<File, CliError> {
-    let failed = |error: std::io::Error| CliError::failed(format!("{} cannot be written", path.display())).because(&error);
+    let failed = |error: std::io::Error| {
+        CliError::failed(format!("{} cannot be written", path.display())).because(&error)
+    };
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder).map_err(failed)?;
     }
@@ -118,38 +131,69 @@ fn open_log(path: &Path) -> Result<File, CliError> {
 pub fn last_lines(path: &Path, most: usize) -> Vec<String> {
     let text = std::fs::read(path).unwrap_or_default();
     let text = String::from_utf8_lossy(&text[text.len().saturating_sub(16 << 10)..]).into_owned();
-    let lines: Vec<String> = text.lines().map(readable).filter(|line| !line.is_empty()).collect();
+    let lines: Vec<String> = text
+        .lines()
+        .map(readable)
+        .filter(|line| !line.is_empty())
+        .collect();
     lines[lines.len().saturating_sub(most)..].to_vec()
 }
 
 fn readable(line: &str) -> String {
-    let Ok(value) = serde_json::from_str::<serde_json::Value>(line) else { return line.trim().to_owned() };
+    let Ok(value) = serde_json::from_str::<serde_json::Value>(line) else {
+        return line.trim().to_owned();
+    };
     let fields = &value["fields"];
-    let Some(message) = fields["message"].as_str() else { return line.trim().to_owned() };
+    let Some(message) = fields["message"].as_str() else {
+        return line.trim().to_owned();
+    };
     let level = value["level"].as_str().unwrap_or_default();
-    let more: Vec<&str> =
-        ["causes", "error"].iter().filter_map(|key| fields[key].as_str()).filter(|text| !text.is_empty()).collect();
-    format!("{level} {message}{}{}", if more.is_empty() { "" } else { ": " }, more.join(": "))
+    let more: Vec<&str> = ["causes", "error"]
+        .iter()
+        .filter_map(|key| fields[key].as_str())
+        .filter(|text| !text.is_empty())
+        .collect();
+    format!(
+        "{level} {message}{}{}",
+        if more.is_empty() { "" } else { ": " },
+        more.join(": ")
+    )
 }
 
 /// Ends daemons: asks first, and after `grace` no more. Forgets them.
-pub async fn stop(place: &Place, daemons: &[&str], grace: Duration) -> Result<Vec<String>, CliError> {
+pub async fn stop(
+    place: &Place,
+    daemons: &[&str],
+    grace: Duration,
+) -> Result<Vec<String>, CliError> {
     let found: Vec<(String, Identity)> = daemons
         .iter()
-        .filter_map(|daemon| running(place, daemon).map(|identity| ((*daemon).to_owned(), identity)))
+        .filter_map(|daemon| {
+            running(place, daemon).map(|identity| ((*daemon).to_owned(), identity))
+        })
         .collect();
-    found.iter().for_each(|(_, identity)| identity.signal(Signal::SIGTERM));
+    found
+        .iter()
+        .for_each(|(_, identity)| identity.signal(Signal::SIGTERM));
     let began = Instant::now();
     let mut killed = false;
     while found.iter().any(|(_, identity)| identity.is_alive()) {
         if began.elapsed() > grace && !killed {
-            found.iter().for_each(|(_, identity)| identity.signal(Signal::SIGKILL));
+            found
+                .iter()
+                .for_each(|(_, identity)| identity.signal(Signal::SIGKILL));
             killed = true;
         }
         if began.elapsed() > grace + Duration::from_secs(10) {
-            let left: Vec<String> =
-                found.iter().filter(|(_, i)| i.is_alive()).map(|(name, i)| format!("{name} ({})", i.pid)).collect();
-            return Err(CliError::failed(format!("{} cannot be ended", left.join(" and "))));
+            let left: Vec<String> = found
+                .iter()
+                .filter(|(_, i)| i.is_alive())
+                .map(|(name, i)| format!("{name} ({})", i.pid))
+                .collect();
+            return Err(CliError::failed(format!(
+                "{} cannot be ended",
+                left.join(" and ")
+            )));
         }
         tokio::time::sleep(Duration::from_millis(25)).await;
     }
@@ -167,8 +211,20 @@ mod tests {
     fn another_process_with_the_same_id_is_not_ours() {
         let own = Identity::of(i32::try_from(std::process::id()).unwrap()).unwrap();
         assert!(own.is_alive());
-        assert!(!Identity { started: own.started + 1, ..own.clone() }.is_alive());
-        assert!(!Identity { boot: "another".into(), ..own }.is_alive());
+        assert!(
+            !Identity {
+                started: own.started + 1,
+                ..own.clone()
+            }
+            .is_alive()
+        );
+        assert!(
+            !Identity {
+                boot: "another".into(),
+                ..own
+            }
+            .is_alive()
+        );
     }
 
     #[test]

@@ -19,13 +19,19 @@ pub struct Place {
 
 impl Place {
     pub fn new(state: PathBuf) -> Self {
-        Self { state: std::path::absolute(&state).unwrap_or(state) }
+        Self {
+            state: std::path::absolute(&state).unwrap_or(state),
+        }
     }
 
     /// `--state`, `CONPAAS_STATE`, or the usual place: `/var/lib/conpaas` for root, a folder of
     /// their own for others.
     pub fn find(given: Option<PathBuf>) -> Result<Self, CliError> {
-        let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+        let absolute = |name| {
+            std::env::var_os(name)
+                .map(PathBuf::from)
+                .filter(|path| path.is_absolute())
+        };
         if let Some(state) = given {
             return Ok(Self::new(state));
         }
@@ -35,7 +41,10 @@ impl Place {
         absolute("XDG_STATE_HOME")
             .or_else(|| absolute("HOME").map(|home| home.join(".local/state")))
             .map(|folder| Self::new(folder.join("conpaas")))
-            .ok_or_else(|| CliError::usage("there is no folder for state").hint("set HOME, or add --state FOLDER"))
+            .ok_or_else(|| {
+                CliError::usage("there is no folder for state")
+                    .hint("set HOME, or add --state FOLDER")
+            })
     }
 
     pub fn state(&self) -> &Path {
@@ -143,7 +152,11 @@ impl Settings {
     }
 
     fn check(&self, path: &Path) -> Result<(), CliError> {
-        if self.instance_types.iter().any(|size| size.name == self.default_instance_type) {
+        if self
+            .instance_types
+            .iter()
+            .any(|size| size.name == self.default_instance_type)
+        {
             return Ok(());
         }
         Err(CliError::usage(format!(
@@ -154,14 +167,19 @@ impl Settings {
     }
 
     pub fn save(&self, place: &Place) -> Result<(), CliError> {
-        let text = toml::to_string_pretty(self)
-            .map_err(|error| CliError::failed("the settings cannot be written down").because(&error))?;
+        let text = toml::to_string_pretty(self).map_err(|error| {
+            CliError::failed("the settings cannot be written down").because(&error)
+        })?;
         crate::contexts::write_private(&place.settings(), text.as_bytes())
     }
 
     /// The address people use: a listener on all addresses is reached at this computer's own.
     pub fn api_url(&self) -> String {
-        let ip = if self.api.ip().is_unspecified() { Ipv4Addr::LOCALHOST.into() } else { self.api.ip() };
+        let ip = if self.api.ip().is_unspecified() {
+            Ipv4Addr::LOCALHOST.into()
+        } else {
+            self.api.ip()
+        };
         format!("https://{}", SocketAddr::new(ip, self.api.port()))
     }
 
@@ -208,18 +226,29 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let place = Place::new(folder.path().to_owned());
         assert_eq!(Settings::load(&place).unwrap(), Settings::default());
-        let settings = Settings { base_domain: "apps.example.org".into(), memory_mib: Some(2048), ..Settings::default() };
+        let settings = Settings {
+            base_domain: "apps.example.org".into(),
+            memory_mib: Some(2048),
+            ..Settings::default()
+        };
         settings.save(&place).unwrap();
         assert_eq!(Settings::load(&place).unwrap(), settings);
         for bad in ["prot = 1", "api = 'x'", "default_instance_type = 'huge'"] {
             std::fs::write(place.settings(), bad).unwrap();
-            assert_eq!(Settings::load(&place).unwrap_err().exit, crate::exit::Exit::Usage, "{bad}");
+            assert_eq!(
+                Settings::load(&place).unwrap_err().exit,
+                crate::exit::Exit::Usage,
+                "{bad}"
+            );
         }
     }
 
     #[test]
     fn the_url_is_one_to_dial() {
-        let settings = Settings { api: "0.0.0.0:7443".parse().unwrap(), ..Settings::default() };
+        let settings = Settings {
+            api: "0.0.0.0:7443".parse().unwrap(),
+            ..Settings::default()
+        };
         assert_eq!(settings.api_url(), "https://127.0.0.1:7443");
     }
 }

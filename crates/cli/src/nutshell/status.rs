@@ -5,7 +5,7 @@ use super::{CONTEXT, DIRECTOR, EDGE, process};
 use crate::exit::{CliError, Outcome};
 use crate::printer::{Table, print_pairs};
 use crate::session::{Session, all};
-use conpaas_client::{Client, Endpoint, ListAppsQuery, ListCloudsQuery};
+use conpaas_client::{Client, Endpoint, ListAppsQuery};
 use conpaas_model::api::{App, CloudInfo};
 use serde::Serialize;
 use std::path::PathBuf;
@@ -57,10 +57,18 @@ pub async fn run(session: &Session, place: &Place) -> Outcome {
     show(session, &status)
 }
 
-pub async fn collect(session: &Session, place: &Place, settings: &Settings) -> Result<Status, CliError> {
+pub async fn collect(
+    session: &Session,
+    place: &Place,
+    settings: &Settings,
+) -> Result<Status, CliError> {
     let daemon = |name: &str| {
         let found = process::running(place, name);
-        Daemon { running: found.is_some(), pid: found.map(|identity| identity.pid), log: place.log(name) }
+        Daemon {
+            running: found.is_some(),
+            pid: found.map(|identity| identity.pid),
+            log: place.log(name),
+        }
     };
     let (director, edge) = (daemon(DIRECTOR), daemon(EDGE));
     let url = settings.api_url();
@@ -73,11 +81,26 @@ pub async fn collect(session: &Session, place: &Place, settings: &Settings) -> R
         }
         if let Some(client) = own_client(session, &url) {
             // Without a valid login the rest is worth showing all the same.
-            clouds = all(None, async |cursor| client.list_clouds(&ListCloudsQuery { cursor, ..Default::default() }).await)
+            clouds = client
+                .list_clouds()
                 .await
+                .map(|page| page.items)
                 .unwrap_or_default();
-            let apps = all(None, async |cursor| client.list_apps(&ListAppsQuery { cursor, ..Default::default() }).await);
-            applications = apps.await.unwrap_or_default().into_iter().map(application).collect();
+            let apps = all(None, async |cursor| {
+                client
+                    .list_apps(&ListAppsQuery {
+                        owner: Some("*".to_owned()),
+                        cursor,
+                        ..Default::default()
+                    })
+                    .await
+            });
+            applications = apps
+                .await
+                .unwrap_or_default()
+                .into_iter()
+                .map(application)
+                .collect();
         }
     }
     let state = match (director.running && version.is_some(), edge.running) {
@@ -87,7 +110,11 @@ pub async fn collect(session: &Session, place: &Place, settings: &Settings) -> R
     };
     Ok(Status {
         state,
-        mode: if nix::unistd::geteuid().is_root() { "root" } else { "user" },
+        mode: if nix::unistd::geteuid().is_root() {
+            "root"
+        } else {
+            "user"
+        },
         state_folder: place.state().to_owned(),
         url,
         user: ADMIN,
@@ -104,15 +131,29 @@ pub async fn collect(session: &Session, place: &Place, settings: &Settings) -> R
 }
 
 fn application(app: App) -> Application {
-    Application { name: app.name.to_string(), owner: app.owner.to_string(), state: app.state.to_string(), urls: app.urls }
+    Application {
+        name: app.name.to_string(),
+        owner: app.owner.to_string(),
+        state: app.state.to_string(),
+        urls: app.urls,
+    }
 }
 
 /// A client by the nutshell's own context, if somebody is logged in there.
 fn own_client(session: &Session, url: &str) -> Option<Client> {
     let contexts = session.store().ok()?.load().ok()?;
-    let context = contexts.contexts.get(CONTEXT).filter(|context| context.url == url)?.clone();
+    let context = contexts
+        .contexts
+        .get(CONTEXT)
+        .filter(|context| context.url == url)?
+        .clone();
     let token = context.token().ok().flatten()?;
-    Client::new(&Endpoint { url: context.url, fingerprint: Some(context.fingerprint), token: Some(token) }).ok()
+    Client::new(&Endpoint {
+        url: context.url,
+        fingerprint: Some(context.fingerprint),
+        token: Some(token),
+    })
+    .ok()
 }
 
 pub fn show(session: &Session, status: &Status) -> Outcome {
@@ -122,7 +163,11 @@ pub fn show(session: &Session, status: &Status) -> Outcome {
             None => "does not run".to_owned(),
         };
         let director = if status.director.running && !status.answers {
-            format!("{}, but does not answer; see {}", daemon(&status.director), status.director.log.display())
+            format!(
+                "{}, but does not answer; see {}",
+                daemon(&status.director),
+                status.director.log.display()
+            )
         } else {
             daemon(&status.director)
         };
@@ -131,21 +176,49 @@ pub fn show(session: &Session, status: &Status) -> Outcome {
             ("director", director),
             ("edge", daemon(&status.edge)),
             ("api", status.url.clone()),
-            ("log in as", format!("{}, password in {}", status.user, status.password_file.display())),
-            ("applications at", format!("NAME-OWNER.{}, port of {}", status.base_domain, status.edge_address)),
+            (
+                "log in as",
+                format!(
+                    "{}, password in {}",
+                    status.user,
+                    status.password_file.display()
+                ),
+            ),
+            (
+                "applications at",
+                format!(
+                    "NAME-OWNER.{}, port of {}",
+                    status.base_domain, status.edge_address
+                ),
+            ),
             ("mode", status.mode.to_owned()),
             ("state folder", status.state_folder.display().to_string()),
         ];
         for cloud in &status.clouds {
-            let free = format!("free: {} vCPUs, {} MiB of memory", crate::commands::number(cloud.free_vcpus), cloud.free_memory_mib);
-            pairs.push(("cloud", format!("{}: {} machines, {free}, limits: {}", cloud.name, cloud.machines, cloud.limits)));
+            let free = format!(
+                "free: {} vCPUs, {} MiB of memory",
+                crate::commands::number(cloud.free_vcpus),
+                cloud.free_memory_mib
+            );
+            pairs.push((
+                "cloud",
+                format!(
+                    "{}: {} machines, {free}, limits: {}",
+                    cloud.name, cloud.machines, cloud.limits
+                ),
+            ));
         }
         print_pairs(printer, &pairs);
         if !status.applications.is_empty() {
             printer.line("");
             let mut table = Table::new(["APPLICATION", "OWNER", "STATE", "URL"]);
             for app in &status.applications {
-                table.row([app.name.clone(), app.owner.clone(), app.state.clone(), app.urls.join(" ")]);
+                table.row([
+                    app.name.clone(),
+                    app.owner.clone(),
+                    app.state.clone(),
+                    app.urls.join(" "),
+                ]);
             }
             table.print(printer);
         }

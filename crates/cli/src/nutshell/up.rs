@@ -23,8 +23,11 @@ pub async fn run(session: &Session, place: &Place, change: Change) -> Outcome {
     let director_runs = process::running(place, DIRECTOR).is_some();
     let edge_runs = process::running(place, EDGE).is_some();
     if (director_runs || edge_runs) && settings != before {
-        return Err(CliError::new(Exit::Conflict, "the nutshell runs with other settings already")
-            .hint("end it first, nothing is lost: conpaas nutshell down"));
+        return Err(CliError::new(
+            Exit::Conflict,
+            "the nutshell runs with other settings already",
+        )
+        .hint("end it first, nothing is lost: conpaas nutshell down"));
     }
     if !(director_runs && edge_runs) {
         settings.api = some_port(settings.api)?;
@@ -39,8 +42,9 @@ pub async fn run(session: &Session, place: &Place, change: Change) -> Outcome {
         let (of, with) = (place.clone(), settings.clone());
         let prepared = tokio::task::spawn_blocking(move || image::prepare(&of, &with)).await;
         bar.finish_and_clear();
-        settings.image =
-            Some(prepared.map_err(|error| CliError::failed("preparing the machine image broke off").because(&error))??);
+        settings.image = Some(prepared.map_err(|error| {
+            CliError::failed("preparing the machine image broke off").because(&error)
+        })??);
     }
     settings.save(place)?;
 
@@ -51,7 +55,9 @@ pub async fn run(session: &Session, place: &Place, change: Change) -> Outcome {
     let fingerprint = started?;
     if let Err(error) = log_in(session, place, &settings, &fingerprint).await {
         // Everything runs; only this person's own configuration is not as it should be.
-        session.printer.warn(&format!("nobody could be logged in: {}", error.what));
+        session
+            .printer
+            .warn(&format!("nobody could be logged in: {}", error.what));
         if let Some(hint) = error.hint {
             session.printer.note(&format!("hint: {hint}"));
         }
@@ -64,11 +70,18 @@ fn make_state(place: &Place) -> Outcome {
     if place.state().is_dir() {
         return Ok(());
     }
-    std::fs::DirBuilder::new().recursive(true).mode(0o711).create(place.state()).map_err(|error| {
-        CliError::failed(format!("the state folder {} cannot be made", place.state().display()))
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o711)
+        .create(place.state())
+        .map_err(|error| {
+            CliError::failed(format!(
+                "the state folder {} cannot be made",
+                place.state().display()
+            ))
             .because(&error)
             .hint("take a folder of your own: --state FOLDER")
-    })
+        })
 }
 
 fn changed(mut settings: Settings, change: &Change) -> Settings {
@@ -95,7 +108,9 @@ fn some_port(address: SocketAddr) -> Result<SocketAddr, CliError> {
     }
     TcpListener::bind(address)
         .and_then(|listener| listener.local_addr())
-        .map_err(|error| CliError::failed(format!("there is no free port at {}", address.ip())).because(&error))
+        .map_err(|error| {
+            CliError::failed(format!("there is no free port at {}", address.ip())).because(&error)
+        })
 }
 
 /// Starts what does not run, and waits until it answers. Gives the Director's fingerprint.
@@ -108,10 +123,16 @@ async fn start(place: &Place, settings: &Settings) -> Result<String, CliError> {
         Some(_) => None,
         None => Some(process::start(place, EDGE)?.0),
     };
-    let fingerprint = wait(place, DIRECTOR, &mut director, async || director_answers(settings).await).await?;
+    let fingerprint = wait(place, DIRECTOR, &mut director, async || {
+        director_answers(settings).await
+    })
+    .await?;
     let address = reachable(settings.edge);
     wait(place, EDGE, &mut edge, async || {
-        tokio::net::TcpStream::connect(address).await.map(drop).map_err(|error| error.to_string())
+        tokio::net::TcpStream::connect(address)
+            .await
+            .map(drop)
+            .map_err(|error| error.to_string())
     })
     .await?;
     Ok(fingerprint)
@@ -125,9 +146,11 @@ fn reachable(mut address: SocketAddr) -> SocketAddr {
 }
 
 async fn director_answers(settings: &Settings) -> Result<String, String> {
-    let (client, seen) = Client::first_contact(&settings.api_url()).map_err(|error| error.to_string())?;
+    let (client, seen) =
+        Client::first_contact(&settings.api_url()).map_err(|error| error.to_string())?;
     client.version().await.map_err(|error| error.to_string())?;
-    seen.get().ok_or_else(|| "it shows no fingerprint".to_owned())
+    seen.get()
+        .ok_or_else(|| "it shows no fingerprint".to_owned())
 }
 
 /// Asks until there is an answer, the daemon ended, or time is up.
@@ -152,24 +175,39 @@ async fn wait<T>(
         };
         if began.elapsed() > START_LIMIT {
             let log = place.log(daemon);
-            let mut error = CliError::failed(format!("the {daemon} did not answer within {} seconds", START_LIMIT.as_secs()));
+            let mut error = CliError::failed(format!(
+                "the {daemon} did not answer within {} seconds",
+                START_LIMIT.as_secs()
+            ));
             error.causes.push(why);
             error.causes.extend(process::last_lines(&log, 5));
-            return Err(error.hint(format!("its whole log: {}; end it with: conpaas nutshell down", log.display())));
+            return Err(error.hint(format!(
+                "its whole log: {}; end it with: conpaas nutshell down",
+                log.display()
+            )));
         }
         tokio::time::sleep(LOOK).await;
     }
 }
 
 /// Makes the context of the nutshell, logged in as its first operator.
-async fn log_in(session: &Session, place: &Place, settings: &Settings, fingerprint: &str) -> Outcome {
+async fn log_in(
+    session: &Session,
+    place: &Place,
+    settings: &Settings,
+    fingerprint: &str,
+) -> Outcome {
     let url = settings.api_url();
     let store = session.store()?;
     let known = store.load()?.contexts.get(CONTEXT).cloned();
     if let Some(known) = known.filter(|known| known.url == url && known.fingerprint == fingerprint)
         && let Some(token) = known.token()?
     {
-        let endpoint = Endpoint { url: url.clone(), fingerprint: Some(fingerprint.to_owned()), token: Some(token.clone()) };
+        let endpoint = Endpoint {
+            url: url.clone(),
+            fingerprint: Some(fingerprint.to_owned()),
+            token: Some(token.clone()),
+        };
         let client = Client::new(&endpoint)?;
         if client.whoami().await.is_ok() {
             store.remember(CONTEXT, &url, fingerprint, &token)?;
@@ -182,17 +220,29 @@ async fn log_in(session: &Session, place: &Place, settings: &Settings, fingerpri
             .because(&error)
             .hint(format!("log in yourself: conpaas login {url}"))
     })?;
-    let mut endpoint = Endpoint { url: url.clone(), fingerprint: Some(fingerprint.to_owned()), token: None };
-    let name = status::ADMIN.parse().map_err(|error: conpaas_model::ids::IdError| CliError::failed(error.to_string()))?;
+    let mut endpoint = Endpoint {
+        url: url.clone(),
+        fingerprint: Some(fingerprint.to_owned()),
+        token: None,
+    };
+    let name = status::ADMIN
+        .parse()
+        .map_err(|error: conpaas_model::ids::IdError| CliError::failed(error.to_string()))?;
     let login = Login {
         name,
         password: password.trim().to_owned(),
         label: Some("conpaas nutshell up".to_owned()),
         lifetime_seconds: None,
     };
-    let token = Client::new(&endpoint)?.login(&login).await.map_err(|error| {
-        CliError::from(error).hint(format!("if its password was changed, log in yourself: conpaas login {url} --user {}", status::ADMIN))
-    })?;
+    let token = Client::new(&endpoint)?
+        .login(&login)
+        .await
+        .map_err(|error| {
+            CliError::from(error).hint(format!(
+                "if its password was changed, log in yourself: conpaas login {url} --user {}",
+                status::ADMIN
+            ))
+        })?;
     store.remember(CONTEXT, &url, fingerprint, &token.secret)?;
     endpoint.token = Some(token.secret);
     note_installation(place, &Client::new(&endpoint)?).await

@@ -442,27 +442,28 @@ impl<'a> Rollout<'a> {
                 .collect();
             entry.providers.sort();
             if !role.carries_releases {
-                self.add_release_facts(entry, duty, serving);
+                self.add_release_facts(entry, node, role, duty, serving);
             }
         }
     }
 
     /// A user learns code and settings of every release that it may have to lead people to.
-    fn add_release_facts(&self, entry: &mut RoleLevel, duty: Duty, serving: Option<ReleaseNumber>) {
+    fn add_release_facts(
+        &self,
+        entry: &mut RoleLevel,
+        node: &Node,
+        role: &RoleDeclaration,
+        duty: Duty,
+        serving: Option<ReleaseNumber>,
+    ) {
         let mut numbers: BTreeSet<ReleaseNumber> = entry.providers.iter().filter_map(|p| p.release).collect();
         numbers.extend(serving);
         numbers.insert(self.input.spec.active);
         for number in numbers {
-            if let Some(release) = self.input.spec.release(number) {
-                entry.releases.insert(
-                    number,
-                    ReleaseLevel {
-                        duty,
-                        port: 0,
-                        code: release.code.clone(),
-                        config: serde_json::Value::Object(release.settings.clone()),
-                    },
-                );
+            let Some(release) = self.input.spec.release(number) else { continue };
+            if let Some(config) = self.decision(node, role, release, |d| self.input.service_type.decide(d)) {
+                let code = release.code.clone();
+                entry.releases.insert(number, ReleaseLevel { duty, port: 0, code, config });
             }
         }
     }

@@ -142,7 +142,7 @@ impl Broker {
                         for machine in machines.iter().filter(|m| m.state == MachineState::Running) {
                             networks.insert(machine.application.clone(), machine.network_instance.clone());
                         }
-                        self.shared.listeners.observe(&self.shared, &cloud, &networks);
+                        self.shared.listeners.observe(&self.shared, &cloud, &networks, asked);
                         CloudView::Listed { asked, machines: machines.into_iter().map(listed).collect() }
                     }
                     Err(reason) => {
@@ -153,10 +153,10 @@ impl Broker {
                 Arc::make_mut(&mut self.views).insert(cloud, view);
             }
             Done::Called { machine, cloud, result, network } => {
-                if let Some(network) = network {
-                    self.shared.listeners.ensure(&self.shared, &cloud, &network.application, network.instance);
-                }
                 self.stamp += 1;
+                if let Some(Network { application, instance: Some(instance) }) = network {
+                    self.shared.listeners.ensure(&self.shared, &cloud, &application, Some(instance), self.stamp);
+                }
                 Arc::make_mut(&mut self.settled).insert(machine.clone(), self.stamp);
                 if result == CallResult::Destroyed {
                     self.due.insert(cloud, Instant::now());

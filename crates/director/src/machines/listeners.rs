@@ -16,6 +16,8 @@ use tokio_util::sync::CancellationToken;
 struct Open {
     /// The network it was made in: a network that died and was made anew has another name.
     instance: Option<String>,
+    /// When it was last known to be wanted, on the broker's scale of calls and lists.
+    stamp: u64,
     /// Cancelled when it is to end, and by itself when it has ended.
     end: CancellationToken,
 }
@@ -27,12 +29,20 @@ pub struct Listeners {
 }
 
 impl Listeners {
-    /// Takes in which networks of a cloud have running machines: opens what lacks, closes the rest.
-    pub fn observe(&self, shared: &Arc<Shared>, cloud: &str, networks: &BTreeMap<ApplicationId, Option<String>>) {
+    /// Takes in which networks of a cloud have running machines, by a list that was asked for at
+    /// `asked`: opens what lacks, closes the rest.
+    pub fn observe(
+        &self,
+        shared: &Arc<Shared>,
+        cloud: &str,
+        networks: &BTreeMap<ApplicationId, Option<String>>,
+        asked: u64,
+    ) {
         {
             let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
             open.retain(|(of, application), entry| {
-                let keep = of != cloud || networks.contains_key(application);
+                // A list from before its first machine knows nothing of it.
+                let keep = of != cloud || networks.contains_key(application) || entry.stamp > asked;
                 if !keep {
                     entry.end.cancel();
                 }
@@ -40,23 +50,32 @@ impl Listeners {
             });
         }
         for (application, instance) in networks {
-            self.ensure(shared, cloud, application, instance.clone());
+            self.ensure(shared, cloud, application, instance.clone(), asked);
         }
     }
 
-    /// Makes sure that a network has its listener.
-    pub fn ensure(&self, shared: &Arc<Shared>, cloud: &str, application: &ApplicationId, instance: Option<String>) {
+    /// Makes sure that a network has its listener, by what was known at `stamp`.
+    pub fn ensure(
+        &self,
+        shared: &Arc<Shared>,
+        cloud: &str,
+        application: &ApplicationId,
+        instance: Option<String>,
+        stamp: u64,
+    ) {
         let end = shared.shutdown.child_token();
         {
             let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
             let key = (cloud.to_owned(), application.clone());
-            if let Some(entry) = open.get(&key) {
-                if entry.instance == instance && !entry.end.is_cancelled() {
+            if let Some(entry) = open.get_mut(&key) {
+                let fits = entry.instance == instance || entry.stamp > stamp;
+                if fits && !entry.end.is_cancelled() {
+                    entry.stamp = entry.stamp.max(stamp);
                     return;
                 }
                 entry.end.cancel();
             }
-            open.insert(key, Open { instance, end: end.clone() });
+            open.insert(key, Open { instance, stamp, end: end.clone() });
         }
         let (shared, cloud, application) = (shared.clone(), cloud.to_owned(), application.clone());
         let tasks = shared.tasks.clone();

@@ -232,8 +232,12 @@ pub async fn command(
     let message = ToManager::Command { id, service: service.clone(), name: name.to_owned(), arguments };
     let outcome = tokio::time::timeout(COMMAND_DEADLINE, async {
         sender.send(&message).await.map_err(|error| full(&error))?;
-        // The sender is dropped only together with the hub.
-        answer.await.map_err(|_| "the Director ends".to_owned())
+        let handle = sender.handle();
+        tokio::select! {
+            // The sender is dropped only together with the hub.
+            answer = answer => answer.map_err(|_| "the Director ends".to_owned()),
+            () = handle.closed() => Err("its stream broke off".to_owned()),
+        }
     })
     .await;
     shared.hub.forget(id);

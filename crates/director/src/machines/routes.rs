@@ -277,7 +277,7 @@ mod tests {
         // The same number for other upstreams is another exposure.
         let reused = place("a", true, 2, &[3]);
         assert!(write(&mut written, std::slice::from_ref(&reused), 2));
-        assert_eq!(written.status(&reused, Some(&applied(3, &[]))).applied, ExposureVersion::default());
+        assert_eq!(written.status(&reused, Some(&applied(3, &[]))).applied, one.exposure.version);
         assert_eq!(written.status(&reused, Some(&applied(4, &[]))).applied, reused.exposure.version);
     }
 

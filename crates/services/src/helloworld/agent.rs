@@ -48,18 +48,44 @@ pub struct Front {
 }
 
 fn read(level: &RoleLevel) -> Result<Config, RoleError> {
-    serde_json::from_value(level.config.clone()).map_err(|error| RoleError::Failed(format!("the role's configuration cannot be read: {error}")))
+    serde_json::from_value(level.config.clone()).map_err(|error| {
+        RoleError::Failed(format!("the role's configuration cannot be read: {error}"))
+    })
 }
 
 /// Makes a role's web server run over a folder.
-async fn serve(node: &NodeContext, role: &str, port: u16, folder: &Path, stops: &mut Stops) -> Result<(), RoleError> {
+async fn serve(
+    node: &NodeContext,
+    role: &str,
+    port: u16,
+    folder: &Path,
+    stops: &mut Stops,
+) -> Result<(), RoleError> {
     stops.settle(Duration::ZERO).await?;
     let name = node.process_name(role, "httpd");
-    if stops.under_way(&name) || node.processes.list().await?.iter().any(|process| process.name == name && process.running) {
+    if stops.under_way(&name)
+        || node
+            .processes
+            .list()
+            .await?
+            .iter()
+            .any(|process| process.name == name && process.running)
+    {
         return Ok(());
     }
     files::folder(&node.log_folder, 0o755)?;
-    let mut argv: Vec<String> = [PROGRAM, "httpd", "-f", "-v", "-p", &format!("{}:{port}", node.address), "-h", &folder.display().to_string()].map(str::to_owned).to_vec();
+    let mut argv: Vec<String> = [
+        PROGRAM,
+        "httpd",
+        "-f",
+        "-v",
+        "-p",
+        &format!("{}:{port}", node.address),
+        "-h",
+        &folder.display().to_string(),
+    ]
+    .map(str::to_owned)
+    .to_vec();
     if files::is_root() {
         argv.extend(["-u", "www-data"].map(str::to_owned));
     }
@@ -76,12 +102,25 @@ async fn serve(node: &NodeContext, role: &str, port: u16, folder: &Path, stops: 
 }
 
 /// A role's phase, proven by a real request; and the answer.
-async fn look(node: &NodeContext, role: &str, port: u16, level: &RoleLevel) -> Result<(Phase, Option<String>), RoleError> {
+async fn look(
+    node: &NodeContext,
+    role: &str,
+    port: u16,
+    level: &RoleLevel,
+) -> Result<(Phase, Option<String>), RoleError> {
     let name = node.process_name(role, "httpd");
-    let process = node.processes.list().await?.into_iter().find(|process| process.name == name);
+    let process = node
+        .processes
+        .list()
+        .await?
+        .into_iter()
+        .find(|process| process.name == name);
     if process.as_ref().is_none_or(|process| !process.running) {
         let phase = match process.and_then(|process| process.exit) {
-            Some(exit) => Phase::Failed(format!("the web server ended with {exit}: {}", files::last_line(&node.log(role, "httpd")).unwrap_or_default())),
+            Some(exit) => Phase::Failed(format!(
+                "the web server ended with {exit}: {}",
+                files::last_line(&node.log(role, "httpd")).unwrap_or_default()
+            )),
             None if level.duty == Duty::Drain => Phase::Drained,
             None => Phase::Starting,
         };
@@ -89,7 +128,10 @@ async fn look(node: &NodeContext, role: &str, port: u16, level: &RoleLevel) -> R
     }
     let answer = http::get(SocketAddrV4::new(node.address, port).into(), "/", LIMIT).await;
     Ok(match answer {
-        Ok(answer) if answer.status == 200 => (Phase::Ready, Some(String::from_utf8_lossy(&answer.body).trim().to_owned())),
+        Ok(answer) if answer.status == 200 => (
+            Phase::Ready,
+            Some(String::from_utf8_lossy(&answer.body).trim().to_owned()),
+        ),
         // A front without greeters does its own part: it says so, with 503.
         Ok(answer) if answer.status == 503 && level.providers.is_empty() => (Phase::Ready, None),
         Ok(answer) => (Phase::Failed(format!("it answers {}", answer.status)), None),
@@ -104,7 +146,10 @@ fn connections() -> Vec<(SocketAddrV4, SocketAddrV4)> {
         let (address, port) = text.split_once(':')?;
         // The table shows addresses as the machine's own 32-bit numbers.
         let address = u32::from_str_radix(address, 16).ok()?.to_ne_bytes();
-        Some(SocketAddrV4::new(Ipv4Addr::from(address), u16::from_str_radix(port, 16).ok()?))
+        Some(SocketAddrV4::new(
+            Ipv4Addr::from(address),
+            u16::from_str_radix(port, 16).ok()?,
+        ))
     };
     table
         .lines()
@@ -129,7 +174,10 @@ fn draining(phase: Phase, in_flight: usize) -> Phase {
 /// Connections to a port of this node.
 fn incoming(node: &NodeContext, port: u16) -> usize {
     let own = SocketAddrV4::new(node.address, port);
-    connections().iter().filter(|(local, _)| *local == own).count()
+    connections()
+        .iter()
+        .filter(|(local, _)| *local == own)
+        .count()
 }
 
 #[async_trait]
@@ -138,16 +186,27 @@ impl RoleAgent for Greeter {
         let config = read(level)?;
         let folder = node.role_folder(GREETER);
         files::folder(&folder, 0o755)?;
-        files::write_if_changed(&folder.join("index.html"), format!("{}\n", config.text).as_bytes(), 0o644)?;
+        files::write_if_changed(
+            &folder.join("index.html"),
+            format!("{}\n", config.text).as_bytes(),
+            0o644,
+        )?;
         serve(node, GREETER, GREETER_PORT, &folder, &mut self.stops).await
     }
 
-    async fn observe(&mut self, node: &NodeContext, level: &RoleLevel) -> Result<RoleStatus, RoleError> {
+    async fn observe(
+        &mut self,
+        node: &NodeContext,
+        level: &RoleLevel,
+    ) -> Result<RoleStatus, RoleError> {
         let (mut phase, text) = look(node, GREETER, GREETER_PORT, level).await?;
         if level.duty == Duty::Drain {
             phase = draining(phase, incoming(node, GREETER_PORT));
         }
-        let mut status = RoleStatus { own: Some(phase), ..RoleStatus::default() };
+        let mut status = RoleStatus {
+            own: Some(phase),
+            ..RoleStatus::default()
+        };
         if let Some(text) = text {
             status.facts.insert("says".into(), text.into());
         }
@@ -155,16 +214,38 @@ impl RoleAgent for Greeter {
     }
 
     async fn stop(&mut self, node: &NodeContext) -> Result<bool, RoleError> {
-        stop_all(&node.processes, &mut self.stops, &node.process_name(GREETER, ""), GRACE).await
+        stop_all(
+            &node.processes,
+            &mut self.stops,
+            &node.process_name(GREETER, ""),
+            GRACE,
+        )
+        .await
     }
 
-    async fn command(&mut self, node: &NodeContext, name: &str, arguments: &Value) -> Result<Value, RoleError> {
+    async fn command(
+        &mut self,
+        node: &NodeContext,
+        name: &str,
+        arguments: &Value,
+    ) -> Result<Value, RoleError> {
         if name != "greet" {
-            return Err(RoleError::Failed(format!("this role has no command '{name}'")));
+            return Err(RoleError::Failed(format!(
+                "this role has no command '{name}'"
+            )));
         }
-        let answer = http::get(SocketAddrV4::new(node.address, GREETER_PORT).into(), "/", LIMIT).await.map_err(RoleError::io("asking the greeter"))?;
+        let answer = http::get(
+            SocketAddrV4::new(node.address, GREETER_PORT).into(),
+            "/",
+            LIMIT,
+        )
+        .await
+        .map_err(RoleError::io("asking the greeter"))?;
         let text = String::from_utf8_lossy(&answer.body).trim().to_owned();
-        let shout = arguments.get("shout").and_then(Value::as_bool).unwrap_or(false);
+        let shout = arguments
+            .get("shout")
+            .and_then(Value::as_bool)
+            .unwrap_or(false);
         Ok(json!({"says": if shout { text.to_uppercase() } else { text }}))
     }
 }
@@ -176,7 +257,12 @@ impl RoleAgent for Front {
         let scripts = folder.join("cgi-bin");
         files::folder(&folder, 0o755)?;
         files::folder(&scripts, 0o755)?;
-        let greeters: String = level.providers.iter().filter(|p| p.role == GREETER).map(|p| format!("{}:{}\n", p.address, p.port)).collect();
+        let greeters: String = level
+            .providers
+            .iter()
+            .filter(|p| p.role == GREETER)
+            .map(|p| format!("{}:{}\n", p.address, p.port))
+            .collect();
         files::write_if_changed(&scripts.join("greeters"), greeters.as_bytes(), 0o644)?;
         files::write_if_changed(&scripts.join("index.cgi"), SCRIPT.as_bytes(), 0o755)?;
         self.known.retain(|old| !level.providers.contains(old));
@@ -184,25 +270,55 @@ impl RoleAgent for Front {
         serve(node, FRONT, FRONT_PORT, &folder, &mut self.stops).await
     }
 
-    async fn observe(&mut self, node: &NodeContext, level: &RoleLevel) -> Result<RoleStatus, RoleError> {
+    async fn observe(
+        &mut self,
+        node: &NodeContext,
+        level: &RoleLevel,
+    ) -> Result<RoleStatus, RoleError> {
         let (mut phase, _) = look(node, FRONT, FRONT_PORT, level).await?;
         let open = connections();
         let in_flight = |provider: &Provider| {
             let end = SocketAddrV4::new(provider.address, provider.port);
             open.iter().filter(|(_, remote)| *remote == end).count() as u64
         };
-        let using: Vec<InUse> = self.known.iter().map(|provider| InUse { instance: provider.instance(), in_flight: in_flight(provider) }).collect();
+        let using: Vec<InUse> = self
+            .known
+            .iter()
+            .map(|provider| InUse {
+                instance: provider.instance(),
+                in_flight: in_flight(provider),
+            })
+            .collect();
         if level.duty == Duty::Drain {
             phase = draining(phase, incoming(node, FRONT_PORT));
         }
-        self.known.retain(|provider| level.providers.contains(provider) || in_flight(provider) > 0);
-        let using = using.into_iter().filter(|used| self.known.iter().any(|provider| provider.instance() == used.instance)).collect();
+        self.known
+            .retain(|provider| level.providers.contains(provider) || in_flight(provider) > 0);
+        let using = using
+            .into_iter()
+            .filter(|used| {
+                self.known
+                    .iter()
+                    .any(|provider| provider.instance() == used.instance)
+            })
+            .collect();
         let serving = phase.is_ready().then_some(level.serve).flatten();
-        Ok(RoleStatus { own: Some(phase), serving, using, ..RoleStatus::default() })
+        Ok(RoleStatus {
+            own: Some(phase),
+            serving,
+            using,
+            ..RoleStatus::default()
+        })
     }
 
     async fn stop(&mut self, node: &NodeContext) -> Result<bool, RoleError> {
         self.known.clear();
-        stop_all(&node.processes, &mut self.stops, &node.process_name(FRONT, ""), GRACE).await
+        stop_all(
+            &node.processes,
+            &mut self.stops,
+            &node.process_name(FRONT, ""),
+            GRACE,
+        )
+        .await
     }
 }

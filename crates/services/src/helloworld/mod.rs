@@ -5,7 +5,9 @@
 mod agent;
 
 use conpaas_core::role_agent::{RoleAgent, RoleAgents};
-use conpaas_core::service_type::{CommandDeclaration, CommandKind, Decision, Disruption, Fencing, RoleDeclaration, ServiceType};
+use conpaas_core::service_type::{
+    CommandDeclaration, CommandKind, Decision, Disruption, Fencing, RoleDeclaration, ServiceType,
+};
 use conpaas_model::level::Instance;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -110,22 +112,48 @@ impl ServiceType for HelloWorld {
         false
     }
     fn decide(&self, decision: &Decision<'_>) -> Value {
-        let setting = |name: &str, default: &str| decision.release.settings.get(name).and_then(Value::as_str).unwrap_or(default).to_owned();
+        let setting = |name: &str, default: &str| {
+            decision
+                .release
+                .settings
+                .get(name)
+                .and_then(Value::as_str)
+                .unwrap_or(default)
+                .to_owned()
+        };
         let text = match decision.role {
-            GREETER => format!("{}, {}! This is {}.", setting("greeting", "Hello"), setting("audience", "world"), decision.node_name),
+            GREETER => format!(
+                "{}, {}! This is {}.",
+                setting("greeting", "Hello"),
+                setting("audience", "world"),
+                decision.node_name
+            ),
             _ => String::new(),
         };
         serde_json::to_value(Config { text }).unwrap_or_default()
     }
     /// A front that goes on serving must keep somebody to ask.
     fn may_disrupt(&self, disruption: &Disruption<'_>) -> Result<(), String> {
-        let staying = |role: &str| disruption.ready.difference(disruption.instances).filter(|instance| instance.role == role).count();
-        let greeters: Vec<&Instance> = disruption.instances.iter().filter(|instance| instance.role == GREETER).collect();
+        let staying = |role: &str| {
+            disruption
+                .ready
+                .difference(disruption.instances)
+                .filter(|instance| instance.role == role)
+                .count()
+        };
+        let greeters: Vec<&Instance> = disruption
+            .instances
+            .iter()
+            .filter(|instance| instance.role == GREETER)
+            .collect();
         if greeters.is_empty() || staying(FRONT) == 0 || staying(GREETER) > 0 {
             return Ok(());
         }
         let names: Vec<String> = greeters.iter().map(ToString::to_string).collect();
-        Err(format!("{} would leave the front without a greeter: another must be ready first", names.join(" and ")))
+        Err(format!(
+            "{} would leave the front without a greeter: another must be ready first",
+            names.join(" and ")
+        ))
     }
 }
 
@@ -146,14 +174,24 @@ mod tests {
     use std::collections::{BTreeMap, BTreeSet};
 
     fn instances(of: &[(&str, u64)]) -> BTreeSet<Instance> {
-        of.iter().map(|(role, node)| Instance { role: (*role).to_owned(), node: NodeNumber(*node), release: None }).collect()
+        of.iter()
+            .map(|(role, node)| Instance {
+                role: (*role).to_owned(),
+                node: NodeNumber(*node),
+                release: None,
+            })
+            .collect()
     }
 
     #[test]
     fn the_last_greeter_stays_while_a_front_serves() {
         let facts = BTreeMap::new();
         let ask = |stop: &[(&str, u64)], ready: &[(&str, u64)]| {
-            HelloWorld.may_disrupt(&Disruption { instances: &instances(stop), ready: &instances(ready), facts: &facts })
+            HelloWorld.may_disrupt(&Disruption {
+                instances: &instances(stop),
+                ready: &instances(ready),
+                facts: &facts,
+            })
         };
         let ready = [(FRONT, 1), (GREETER, 1), (GREETER, 2)];
         assert!(ask(&[(GREETER, 1)], &ready).is_ok());

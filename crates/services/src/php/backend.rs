@@ -14,7 +14,7 @@ use conpaas_model::level::{Duty, ReleaseLevel, RoleLevel};
 use conpaas_model::status::{Phase, RoleStatus};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{SocketAddr, SocketAddrV4};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -50,7 +50,9 @@ impl Pool {
         self.failed = Some((reason, Instant::now()));
     }
     fn may_try(&self) -> bool {
-        self.failed.as_ref().is_none_or(|(_, since)| since.elapsed() >= AGAIN)
+        self.failed
+            .as_ref()
+            .is_none_or(|(_, since)| since.elapsed() >= AGAIN)
     }
 }
 
@@ -68,29 +70,49 @@ fn was_ready(node: &NodeContext, release: ReleaseNumber, pid: i32) -> bool {
 }
 
 fn running<'a>(list: &'a [ProcessStatus], name: &str) -> Option<&'a ProcessStatus> {
-    list.iter().find(|process| process.name == name && process.running)
+    list.iter()
+        .find(|process| process.name == name && process.running)
 }
 
 fn addresses(node: &NodeContext, level: &ReleaseLevel) -> (SocketAddrV4, SocketAddrV4) {
     let status = level.port.saturating_add(STATUS_OFFSET);
-    (SocketAddrV4::new(node.address, level.port), SocketAddrV4::new(node.address, status))
+    (
+        SocketAddrV4::new(node.address, level.port),
+        SocketAddrV4::new(node.address, status),
+    )
 }
 
 /// Fetches a release's code and lays it out.
-fn prepare(node: &NodeContext, config: &BackendConfig, release: ReleaseNumber, level: &ReleaseLevel, keep: BTreeSet<ReleaseNumber>) -> Background<Site> {
+fn prepare(
+    node: &NodeContext,
+    config: &BackendConfig,
+    release: ReleaseNumber,
+    level: &ReleaseLevel,
+    keep: BTreeSet<ReleaseNumber>,
+) -> Background<Site> {
     let (node, plan, level) = (node.clone(), config.site.clone(), level.clone());
     Background::start(async move {
         let source = site::source(&node, &plan, &level).await?;
         let work = move || {
             let folder = site::lay_out(&source, &plan, release, &keep)?;
-            site::survey(&folder, &plan).map_err(RoleError::io(format!("looking through {}", folder.display())))
+            site::survey(&folder, &plan).map_err(RoleError::io(format!(
+                "looking through {}",
+                folder.display()
+            )))
         };
-        tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| Err(RoleError::Failed("laying out code was cut off".into())))
+        tokio::task::spawn_blocking(work)
+            .await
+            .unwrap_or_else(|_| Err(RoleError::Failed("laying out code was cut off".into())))
     })
 }
 
 /// Writes a release's configuration and says how its master is run.
-fn configure(node: &NodeContext, config: &BackendConfig, release: ReleaseNumber, level: &ReleaseLevel) -> Result<ProcessSpec, RoleError> {
+fn configure(
+    node: &NodeContext,
+    config: &BackendConfig,
+    release: ReleaseNumber,
+    level: &ReleaseLevel,
+) -> Result<ProcessSpec, RoleError> {
     let name = release.to_string();
     let folder = node.role_folder(BACKEND);
     let ini_folder = folder.join(format!("{release}.d"));
@@ -102,7 +124,10 @@ fn configure(node: &NodeContext, config: &BackendConfig, release: ReleaseNumber,
     if !error_log.exists() {
         files::write_if_changed(&error_log, b"", 0o640)?;
     }
-    files::give(&error_log, ACCOUNT).map_err(RoleError::io(format!("giving {} to {ACCOUNT}", error_log.display())))?;
+    files::give(&error_log, ACCOUNT).map_err(RoleError::io(format!(
+        "giving {} to {ACCOUNT}",
+        error_log.display()
+    )))?;
     let place = Place {
         name: &name,
         listen,
@@ -113,12 +138,29 @@ fn configure(node: &NodeContext, config: &BackendConfig, release: ReleaseNumber,
     };
     let pool = folder.join(format!("{release}.conf"));
     files::write_if_changed(&pool, pool_file(&place, config, release).as_bytes(), 0o644)?;
-    files::write_if_changed(&ini_folder.join("settings.ini"), ini_file(config).as_bytes(), 0o644)?;
+    files::write_if_changed(
+        &ini_folder.join("settings.ini"),
+        ini_file(config).as_bytes(),
+        0o644,
+    )?;
     Ok(ProcessSpec {
         name: process_name(node, release),
-        argv: [PROGRAM, "--nodaemonize", "--fpm-config", &pool.display().to_string()].map(str::to_owned).to_vec(),
+        argv: [
+            PROGRAM,
+            "--nodaemonize",
+            "--fpm-config",
+            &pool.display().to_string(),
+        ]
+        .map(str::to_owned)
+        .to_vec(),
         // An empty first part stands for the folder that was compiled in, with the extensions.
-        env: vec![("PHP_INI_SCAN_DIR".into(), format!(":{}", ini_folder.display())), ("PATH".into(), "/usr/sbin:/usr/bin:/sbin:/bin".into())],
+        env: vec![
+            (
+                "PHP_INI_SCAN_DIR".into(),
+                format!(":{}", ini_folder.display()),
+            ),
+            ("PATH".into(), "/usr/sbin:/usr/bin:/sbin:/bin".into()),
+        ],
         user: None,
         log: node.log(BACKEND, "fpm"),
         working_directory: PathBuf::from("/"),
@@ -126,16 +168,40 @@ fn configure(node: &NodeContext, config: &BackendConfig, release: ReleaseNumber,
     })
 }
 
+/// The newest line of PHP's log that says why a script ended.
+fn last_error(log: &Path) -> Option<String> {
+    let text = files::tail(log)?;
+    let found = text
+        .lines()
+        .rev()
+        .find(|line| line.contains("PHP Fatal error") || line.contains("PHP Parse error"))?;
+    Some(
+        found
+            .split_once("] ")
+            .map_or(found, |(_, rest)| rest)
+            .to_owned(),
+    )
+}
+
 /// Proves that a new pool answers, and runs its warm-up pages.
-fn warm(address: SocketAddr, config: &BackendConfig, release: ReleaseNumber, site: &Site) -> Background<()> {
-    let root = site::document_root(&config.site, release).display().to_string();
+fn warm(
+    address: SocketAddr,
+    config: &BackendConfig,
+    release: ReleaseNumber,
+    site: &Site,
+    error_log: PathBuf,
+) -> Background<()> {
+    let root = site::document_root(&config.site, release)
+        .display()
+        .to_string();
     let limit = Duration::from_secs(config.site.request_timeout);
     let pages: Vec<(String, String)> = config
         .warm_up
         .iter()
         .filter_map(|page| {
             let path = page.split('?').next().unwrap_or_default();
-            site.script(path).map(|script| (page.clone(), script.to_owned()))
+            site.script(path)
+                .map(|script| (page.clone(), script.to_owned()))
         })
         .collect();
     Background::start(async move {
@@ -144,17 +210,33 @@ fn warm(address: SocketAddr, config: &BackendConfig, release: ReleaseNumber, sit
         loop {
             match fastcgi::ask_pool(address, PING, "", SILENCE).await {
                 Ok(answer) if answer.status == 200 => break,
-                Ok(answer) => return Err(RoleError::Failed(format!("PHP answers its own test with {}", answer.status))),
-                Err(error) if Instant::now() >= until => return Err(RoleError::Failed(format!("PHP does not answer at {address}: {error}"))),
+                Ok(answer) => {
+                    return Err(RoleError::Failed(format!(
+                        "PHP answers its own test with {}",
+                        answer.status
+                    )));
+                }
+                Err(error) if Instant::now() >= until => {
+                    return Err(RoleError::Failed(format!(
+                        "PHP does not answer at {address}: {error}"
+                    )));
+                }
                 Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
             }
         }
         for (page, script) in pages {
             let file = format!("{root}{script}");
-            let answer = fastcgi::request(address, &page_params(&page, &script, &root, &file), limit).await;
-            let answer = answer.map_err(|error| RoleError::Failed(format!("the warm-up page {page} does not answer: {error}")))?;
+            let answer =
+                fastcgi::request(address, &page_params(&page, &script, &root, &file), limit).await;
+            let answer = answer.map_err(|error| {
+                RoleError::Failed(format!("the warm-up page {page} does not answer: {error}"))
+            })?;
             if answer.status >= 500 {
-                let said: String = answer.errors.chars().take(300).collect();
+                let said: String = last_error(&error_log)
+                    .unwrap_or(answer.errors)
+                    .chars()
+                    .take(300)
+                    .collect();
                 return Err(RoleError::Failed(format!(
                     "the warm-up page {page} answers {}{}{said}; upload code that does not, or set warm_up to other pages",
                     answer.status,
@@ -167,7 +249,12 @@ fn warm(address: SocketAddr, config: &BackendConfig, release: ReleaseNumber, sit
 }
 
 /// A page's request as the load balancer would send it.
-fn page_params<'a>(page: &'a str, script: &'a str, root: &'a str, file: &'a str) -> Vec<(&'a str, &'a str)> {
+fn page_params<'a>(
+    page: &'a str,
+    script: &'a str,
+    root: &'a str,
+    file: &'a str,
+) -> Vec<(&'a str, &'a str)> {
     let query = page.split_once('?').map_or("", |(_, query)| query);
     vec![
         ("GATEWAY_INTERFACE", "CGI/1.1"),
@@ -191,8 +278,13 @@ fn page_params<'a>(page: &'a str, script: &'a str, root: &'a str, file: &'a str)
 /// Requests a pool is working on or has waiting.
 async fn busy(status: SocketAddr) -> std::io::Result<u64> {
     let answer = fastcgi::ask_pool(status, STATUS, "json", Duration::from_secs(2)).await?;
-    let figures: serde_json::Value = serde_json::from_slice(&answer.body).map_err(|_| std::io::Error::other("a status that is no JSON"))?;
-    let figure = |name: &str| figures[name].as_u64().ok_or_else(|| std::io::Error::other(format!("a status without '{name}'")));
+    let figures: serde_json::Value = serde_json::from_slice(&answer.body)
+        .map_err(|_| std::io::Error::other("a status that is no JSON"))?;
+    let figure = |name: &str| {
+        figures[name]
+            .as_u64()
+            .ok_or_else(|| std::io::Error::other(format!("a status without '{name}'")))
+    };
     Ok(figure("active processes")? + figure("listen queue")?)
 }
 
@@ -200,13 +292,25 @@ async fn busy(status: SocketAddr) -> std::io::Result<u64> {
 impl RoleAgent for Backend {
     async fn apply(&mut self, node: &NodeContext, level: &RoleLevel) -> Result<(), RoleError> {
         let list = node.processes.list().await?;
-        let wanted: BTreeSet<String> = level.releases.keys().map(|release| process_name(node, *release)).collect();
+        let wanted: BTreeSet<String> = level
+            .releases
+            .keys()
+            .map(|release| process_name(node, *release))
+            .collect();
         let prefix = node.process_name(BACKEND, "");
-        for process in list.iter().filter(|p| p.name.starts_with(&prefix) && !wanted.contains(&p.name)) {
-            self.stops.begin(&node.processes, &process.name, Duration::from_secs(LEAST_GRACE));
+        for process in list
+            .iter()
+            .filter(|p| p.name.starts_with(&prefix) && !wanted.contains(&p.name))
+        {
+            self.stops.begin(
+                &node.processes,
+                &process.name,
+                Duration::from_secs(LEAST_GRACE),
+            );
         }
         self.stops.settle(Duration::ZERO).await?;
-        self.releases.retain(|release, _| level.releases.contains_key(release));
+        self.releases
+            .retain(|release, _| level.releases.contains_key(release));
         for (release, wish) in &level.releases {
             let config: BackendConfig = site::read(&wish.config)?;
             let pool = self.releases.entry(*release).or_default();
@@ -232,13 +336,19 @@ impl RoleAgent for Backend {
                 if list.iter().any(|p| p.name == name) && pool.warming.is_some() {
                     pool.warming = None;
                 }
-                node.processes.ensure(&configure(node, &config, *release, wish)?).await?;
+                node.processes
+                    .ensure(&configure(node, &config, *release, wish)?)
+                    .await?;
             }
         }
         Ok(())
     }
 
-    async fn observe(&mut self, node: &NodeContext, level: &RoleLevel) -> Result<RoleStatus, RoleError> {
+    async fn observe(
+        &mut self,
+        node: &NodeContext,
+        level: &RoleLevel,
+    ) -> Result<RoleStatus, RoleError> {
         let list = node.processes.list().await?;
         let mut status = RoleStatus::default();
         let mut busiest = serde_json::Map::new();
@@ -257,7 +367,13 @@ impl RoleAgent for Backend {
 
     async fn stop(&mut self, node: &NodeContext) -> Result<bool, RoleError> {
         self.releases.clear();
-        stop_all(&node.processes, &mut self.stops, &node.process_name(BACKEND, ""), Duration::from_secs(LEAST_GRACE)).await
+        stop_all(
+            &node.processes,
+            &mut self.stops,
+            &node.process_name(BACKEND, ""),
+            Duration::from_secs(LEAST_GRACE),
+        )
+        .await
     }
 }
 
@@ -276,7 +392,10 @@ async fn look(
         pool.warming = None;
         if let Some(exit) = list.iter().find(|p| p.name == name).and_then(|p| p.exit) {
             let said = files::last_line(&node.log(BACKEND, "fpm")).unwrap_or_default();
-            return (Phase::Failed(format!("PHP ended with {exit}: {said}")), None);
+            return (
+                Phase::Failed(format!("PHP ended with {exit}: {said}")),
+                None,
+            );
         }
         return match &pool.failed {
             Some((reason, _)) => (Phase::Failed(reason.clone()), None),
@@ -292,7 +411,13 @@ async fn look(
             && pool.warming.is_none()
             && pool.may_try()
         {
-            pool.warming = Some(warm(address.into(), config, release, site));
+            pool.warming = Some(warm(
+                address.into(),
+                config,
+                release,
+                site,
+                node.log(BACKEND, "php-error"),
+            ));
         }
         let result = match &mut pool.warming {
             Some(work) => work.poll(MOMENT).await,
@@ -301,7 +426,11 @@ async fn look(
         match result {
             Some(Ok(())) => {
                 (pool.warming, pool.failed) = (None, None);
-                if let Err(error) = files::write_if_changed(&ready_file(node, release), process.pid.to_string().as_bytes(), 0o644) {
+                if let Err(error) = files::write_if_changed(
+                    &ready_file(node, release),
+                    process.pid.to_string().as_bytes(),
+                    0o644,
+                ) {
                     return (Phase::Failed(describe(&error)), None);
                 }
             }
@@ -331,7 +460,10 @@ async fn look(
         Err(error) => {
             let since = *pool.silent.get_or_insert_with(Instant::now);
             if since.elapsed() >= SILENCE {
-                (Phase::Failed(format!("PHP does not answer any more: {error}")), None)
+                (
+                    Phase::Failed(format!("PHP does not answer any more: {error}")),
+                    None,
+                )
             } else if wish.duty == Duty::Drain {
                 (Phase::Draining, None)
             } else {

@@ -36,7 +36,10 @@ pub fn pool_file(place: &Place<'_>, config: &BackendConfig, release: ReleaseNumb
     line(format_args!("[global]"));
     line(format_args!("error_log = /proc/self/fd/2"));
     line(format_args!("daemonize = no"));
-    line(format_args!("process_control_timeout = {}s", plan.request_timeout.max(LEAST_GRACE)));
+    line(format_args!(
+        "process_control_timeout = {}s",
+        plan.request_timeout.max(LEAST_GRACE)
+    ));
     line(format_args!("[{}]", place.name));
     if place.root {
         line(format_args!("user = {ACCOUNT}"));
@@ -51,15 +54,23 @@ pub fn pool_file(place: &Place<'_>, config: &BackendConfig, release: ReleaseNumb
     line(format_args!("pm.status_listen = {}", place.status));
     line(format_args!("ping.path = {PING}"));
     line(format_args!("access.log = {}", place.access_log.display()));
-    line(format_args!("access.format = \"%t %m %r%Q%q %s %{{milli}}dms %{{kilo}}MkB %C%%\""));
+    line(format_args!(
+        "access.format = \"%t %m %r%Q%q %s %{{milli}}dms %{{kilo}}MkB %C%%\""
+    ));
     line(format_args!("access.suppress_path[] = {PING}"));
     line(format_args!("access.suppress_path[] = {STATUS}"));
     line(format_args!("catch_workers_output = yes"));
     line(format_args!("decorate_workers_output = no"));
     line(format_args!("clear_env = yes"));
     line(format_args!("security.limit_extensions = .php"));
-    line(format_args!("request_terminate_timeout = {}s", plan.request_timeout));
-    line(format_args!("chdir = {}", site::document_root(plan, release).display()));
+    line(format_args!(
+        "request_terminate_timeout = {}s",
+        plan.request_timeout
+    ));
+    line(format_args!(
+        "chdir = {}",
+        site::document_root(plan, release).display()
+    ));
     let tmp = scratch.join("tmp");
     line(format_args!("env[TMPDIR] = {}", tmp.display()));
     line(format_args!("env[PATH] = /usr/local/bin:/usr/bin:/bin"));
@@ -68,16 +79,31 @@ pub fn pool_file(place: &Place<'_>, config: &BackendConfig, release: ReleaseNumb
     line(format_args!("php_admin_flag[allow_url_fopen] = off"));
     line(format_args!("php_admin_flag[allow_url_include] = off"));
     line(format_args!("php_admin_flag[enable_dl] = off"));
-    line(format_args!("php_admin_value[memory_limit] = {}", config.memory_limit));
-    line(format_args!("php_admin_value[error_log] = {}", place.error_log.display()));
+    line(format_args!(
+        "php_admin_value[memory_limit] = {}",
+        config.memory_limit
+    ));
+    line(format_args!(
+        "php_admin_value[error_log] = {}",
+        place.error_log.display()
+    ));
     line(format_args!(
         "php_admin_value[open_basedir] = {}/:{}/:/usr/share/php/",
         site::release_folder(plan, release).display(),
         scratch.display()
     ));
-    line(format_args!("php_admin_value[upload_tmp_dir] = {}", tmp.display()));
-    line(format_args!("php_admin_value[sys_temp_dir] = {}", tmp.display()));
-    line(format_args!("php_admin_value[session.save_path] = {}", scratch.join("sessions").display()));
+    line(format_args!(
+        "php_admin_value[upload_tmp_dir] = {}",
+        tmp.display()
+    ));
+    line(format_args!(
+        "php_admin_value[sys_temp_dir] = {}",
+        tmp.display()
+    ));
+    line(format_args!(
+        "php_admin_value[session.save_path] = {}",
+        scratch.join("sessions").display()
+    ));
     text
 }
 
@@ -89,16 +115,28 @@ pub fn ini_file(config: &BackendConfig) -> String {
         let _ = writeln!(text, "{name} = {}", ini_value(name, value));
     }
     let writable = !config.site.writable.is_empty();
-    let _ = writeln!(text, "disable_functions = {}", config.disable_functions.join(","));
+    let _ = writeln!(
+        text,
+        "disable_functions = {}",
+        config.disable_functions.join(",")
+    );
     let _ = writeln!(text, "expose_php = off");
     let _ = writeln!(text, "variables_order = GPCS");
     let _ = writeln!(text, "session.use_strict_mode = on");
     let _ = writeln!(text, "session.gc_probability = 1");
     let _ = writeln!(text, "opcache.memory_consumption = {}", config.opcache_mib);
-    let _ = writeln!(text, "opcache.interned_strings_buffer = {}", (config.opcache_mib / 8).clamp(1, 16));
+    let _ = writeln!(
+        text,
+        "opcache.interned_strings_buffer = {}",
+        (config.opcache_mib / 8).clamp(1, 16)
+    );
     let _ = writeln!(text, "opcache.max_accelerated_files = 20000");
     // A release's files never change, unless code itself may write some.
-    let _ = writeln!(text, "opcache.validate_timestamps = {}", if writable { "on" } else { "off" });
+    let _ = writeln!(
+        text,
+        "opcache.validate_timestamps = {}",
+        if writable { "on" } else { "off" }
+    );
     let _ = writeln!(text, "opcache.revalidate_freq = 0");
     let _ = writeln!(text, "opcache.jit = off");
     text

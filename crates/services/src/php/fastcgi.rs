@@ -28,15 +28,35 @@ pub struct Answer {
 }
 
 /// Runs one request without a body and waits for its end.
-pub async fn request(address: SocketAddr, params: &[(&str, &str)], limit: Duration) -> io::Result<Answer> {
+pub async fn request(
+    address: SocketAddr,
+    params: &[(&str, &str)],
+    limit: Duration,
+) -> io::Result<Answer> {
     tokio::time::timeout(limit, run(address, params))
         .await
-        .unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {limit:?}"))))
+        .unwrap_or_else(|_| {
+            Err(io::Error::new(
+                io::ErrorKind::TimedOut,
+                format!("no answer within {limit:?}"),
+            ))
+        })
 }
 
 /// Asks for a path that the pool itself answers.
-pub async fn ask_pool(address: SocketAddr, path: &str, query: &str, limit: Duration) -> io::Result<Answer> {
-    let params = [("REQUEST_METHOD", "GET"), ("SCRIPT_NAME", path), ("SCRIPT_FILENAME", path), ("REQUEST_URI", path), ("QUERY_STRING", query)];
+pub async fn ask_pool(
+    address: SocketAddr,
+    path: &str,
+    query: &str,
+    limit: Duration,
+) -> io::Result<Answer> {
+    let params = [
+        ("REQUEST_METHOD", "GET"),
+        ("SCRIPT_NAME", path),
+        ("SCRIPT_FILENAME", path),
+        ("REQUEST_URI", path),
+        ("QUERY_STRING", query),
+    ];
     request(address, &params, limit).await
 }
 
@@ -94,17 +114,33 @@ fn record(message: &mut Vec<u8>, kind: u8, content: &[u8]) {
 fn parse(out: &[u8], errors: &[u8]) -> io::Result<Answer> {
     let end = [&b"\r\n\r\n"[..], b"\n\n"]
         .iter()
-        .filter_map(|mark| out.windows(mark.len()).position(|w| w == *mark).map(|at| (at, at + mark.len())))
+        .filter_map(|mark| {
+            out.windows(mark.len())
+                .position(|w| w == *mark)
+                .map(|at| (at, at + mark.len()))
+        })
         .min();
     let (head, body) = match end {
         Some((head, body)) => (&out[..head], &out[body..]),
-        None => return Err(io::Error::new(io::ErrorKind::InvalidData, "an answer without an end of its head")),
+        None => {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "an answer without an end of its head",
+            ));
+        }
     };
     let status = String::from_utf8_lossy(head)
         .lines()
-        .find_map(|line| line.strip_prefix("Status:").and_then(|rest| rest.trim().get(..3)?.parse().ok()))
+        .find_map(|line| {
+            line.strip_prefix("Status:")
+                .and_then(|rest| rest.trim().get(..3)?.parse().ok())
+        })
         .unwrap_or(200);
-    Ok(Answer { status, body: body.to_vec(), errors: String::from_utf8_lossy(errors).trim().to_owned() })
+    Ok(Answer {
+        status,
+        body: body.to_vec(),
+        errors: String::from_utf8_lossy(errors).trim().to_owned(),
+    })
 }
 
 #[cfg(test)]
@@ -114,7 +150,14 @@ mod tests {
     #[test]
     fn answers_are_taken_apart() {
         let answer = parse(b"Status: 503 Busy\r\nX: y\r\n\r\nhello", b" oops\n").unwrap();
-        assert_eq!(answer, Answer { status: 503, body: b"hello".to_vec(), errors: "oops".into() });
+        assert_eq!(
+            answer,
+            Answer {
+                status: 503,
+                body: b"hello".to_vec(),
+                errors: "oops".into()
+            }
+        );
         assert_eq!(parse(b"X: y\r\n\r\n", b"").unwrap().status, 200);
         assert!(parse(b"nonsense", b"").is_err());
     }

@@ -52,7 +52,9 @@ impl Server {
 
 impl Runtime {
     pub fn new(socket: &Path) -> Self {
-        Self { socket: socket.to_owned() }
+        Self {
+            socket: socket.to_owned(),
+        }
     }
 
     /// One command and its answer, trimmed.
@@ -64,9 +66,12 @@ impl Runtime {
             stream.read_to_string(&mut answer).await?;
             Ok(answer.trim().to_owned())
         };
-        tokio::time::timeout(LIMIT, talk)
-            .await
-            .unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, "the load balancer's runtime interface is silent")))
+        tokio::time::timeout(LIMIT, talk).await.unwrap_or_else(|_| {
+            Err(io::Error::new(
+                io::ErrorKind::TimedOut,
+                "the load balancer's runtime interface is silent",
+            ))
+        })
     }
 
     /// A command that answers nothing when it succeeds, or one of the given beginnings.
@@ -76,7 +81,9 @@ impl Runtime {
             return Ok(());
         }
         let short = command.lines().next().unwrap_or_default();
-        Err(io::Error::other(format!("the load balancer refused '{short}': {answer}")))
+        Err(io::Error::other(format!(
+            "the load balancer refused '{short}': {answer}"
+        )))
     }
 
     /// All servers of all backends.
@@ -86,14 +93,22 @@ impl Runtime {
     }
 
     /// Replaces a map's whole content at one instant.
-    pub async fn replace_map(&self, map: &Path, entries: impl Iterator<Item = (String, String)>) -> io::Result<()> {
+    pub async fn replace_map(
+        &self,
+        map: &Path,
+        entries: impl Iterator<Item = (String, String)>,
+    ) -> io::Result<()> {
         let map = map.display();
         let answer = self.ask(&format!("prepare map {map}")).await?;
         let version = answer
             .rsplit(' ')
             .next()
             .and_then(|word| word.parse::<u64>().ok())
-            .ok_or_else(|| io::Error::other(format!("the load balancer refused a new version of {map}: {answer}")))?;
+            .ok_or_else(|| {
+                io::Error::other(format!(
+                    "the load balancer refused a new version of {map}: {answer}"
+                ))
+            })?;
         let mut batch = String::new();
         for (key, value) in entries {
             let line = format!("{key} {value}\n");
@@ -106,29 +121,48 @@ impl Runtime {
         if !batch.is_empty() {
             self.add(&map, version, &batch).await?;
         }
-        self.order(&format!("commit map @{version} {map}"), &[]).await
+        self.order(&format!("commit map @{version} {map}"), &[])
+            .await
     }
 
     async fn add(&self, map: &impl std::fmt::Display, version: u64, batch: &str) -> io::Result<()> {
         // The batch ends in a line break; an empty line ends the payload.
-        self.order(&format!("add map @{version} {map} <<\n{batch}"), &[]).await
+        self.order(&format!("add map @{version} {map} <<\n{batch}"), &[])
+            .await
     }
 }
 
 /// Reads the table that `show stat` gives; columns are found by name.
 fn servers(table: &str) -> io::Result<Vec<Server>> {
     let mut lines = table.lines().filter(|line| !line.is_empty());
-    let head: Vec<&str> = lines.next().unwrap_or_default().trim_start_matches("# ").split(',').collect();
+    let head: Vec<&str> = lines
+        .next()
+        .unwrap_or_default()
+        .trim_start_matches("# ")
+        .split(',')
+        .collect();
     let column = |name: &str| {
-        head.iter().position(|title| *title == name).ok_or_else(|| io::Error::other(format!("the load balancer's table has no column '{name}'")))
+        head.iter().position(|title| *title == name).ok_or_else(|| {
+            io::Error::other(format!("the load balancer's table has no column '{name}'"))
+        })
     };
-    let (backend, name, address, status) = (column("pxname")?, column("svname")?, column("addr")?, column("status")?);
+    let (backend, name, address, status) = (
+        column("pxname")?,
+        column("svname")?,
+        column("addr")?,
+        column("status")?,
+    );
     let (queue, sessions, most) = (column("qcur")?, column("scur")?, column("slim")?);
     Ok(lines
         .map(|line| {
             let cells: Vec<&str> = line.split(',').collect();
             let text = |at: usize| cells.get(at).copied().unwrap_or_default().to_owned();
-            let number = |at: usize| cells.get(at).and_then(|cell| cell.parse::<u64>().ok()).unwrap_or(0);
+            let number = |at: usize| {
+                cells
+                    .get(at)
+                    .and_then(|cell| cell.parse::<u64>().ok())
+                    .unwrap_or(0)
+            };
             Server {
                 backend: text(backend),
                 name: text(name),
@@ -147,10 +181,14 @@ mod tests {
 
     #[test]
     fn the_table_is_read_by_column_names() {
-        let table = "# pxname,svname,qcur,qmax,scur,slim,status,addr,\nb,s,2,9,3,5,UP 1/3,10.0.0.1:80,\n\n";
+        let table =
+            "# pxname,svname,qcur,qmax,scur,slim,status,addr,\nb,s,2,9,3,5,UP 1/3,10.0.0.1:80,\n\n";
         let found = servers(table).unwrap();
         assert_eq!(found.len(), 1);
-        assert_eq!((found[0].in_flight, found[0].most, found[0].is_up()), (5, 5, true));
+        assert_eq!(
+            (found[0].in_flight, found[0].most, found[0].is_up()),
+            (5, 5, true)
+        );
         assert_eq!(found[0].address, "10.0.0.1:80");
         assert!(servers("# a,b\n").is_err());
     }

@@ -91,7 +91,10 @@ pub fn decide(decision: &Decision<'_>) -> Value {
                 memory_limit: text(settings, "memory_limit"),
                 disable_functions: list(settings, "disable_functions"),
                 warm_up: list(settings, "warm_up"),
-                php: PHP_SETTINGS.iter().map(|name| ((*name).to_owned(), value(settings, name))).collect(),
+                php: PHP_SETTINGS
+                    .iter()
+                    .map(|name| ((*name).to_owned(), value(settings, name)))
+                    .collect(),
             })
         }
         _ => serde_json::to_value(WebConfig {
@@ -106,7 +109,11 @@ pub fn decide(decision: &Decision<'_>) -> Value {
 
 /// Requests a backend can work on at once; web servers have no such bound.
 pub fn capacity(decision: &Decision<'_>) -> u32 {
-    if decision.role == BACKEND { pool(decision).children } else { 0 }
+    if decision.role == BACKEND {
+        pool(decision).children
+    } else {
+        0
+    }
 }
 
 fn pool(decision: &Decision<'_>) -> sizing::PoolSize {

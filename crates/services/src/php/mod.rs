@@ -9,6 +9,7 @@ mod haproxy;
 mod manager;
 mod proxy;
 mod proxy_config;
+mod proxy_servers;
 mod settings;
 mod site;
 mod sizing;

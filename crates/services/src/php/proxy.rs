@@ -5,7 +5,8 @@
 use super::backend::describe;
 use super::haproxy::{Runtime, Server};
 use super::manager::{ProxyConfig, SitePlan};
-use super::proxy_config::{Maps, Place, backend_name, file, parse_server_name, path_entries, server_name};
+use super::proxy_config::{Maps, Place, file, parse_server_name, path_entries};
+use super::proxy_servers::{Watcher, balancer, update_servers};
 use super::site::{self, Site};
 use super::{BACKEND, PING, PROXY, ROLES, WEB};
 use crate::support::background::{Background, MOMENT, Stops, stop_all};
@@ -13,14 +14,13 @@ use crate::support::{files, http};
 use async_trait::async_trait;
 use conpaas_core::role_agent::{NodeContext, ProcessSpec, RoleAgent, RoleError};
 use conpaas_model::ids::{NodeNumber, ReleaseNumber};
-use conpaas_model::level::{Duty, Instance, Provider, ReleaseLevel, RoleLevel};
+use conpaas_model::level::{Duty, Instance, ReleaseLevel, RoleLevel};
 use conpaas_model::status::{InUse, Phase, RoleStatus};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::net::SocketAddrV4;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 const PROGRAM: &str = "/usr/sbin/haproxy";
@@ -29,10 +29,6 @@ const SIGUSR1: i32 = 10;
 const GRACE: Duration = Duration::from_secs(60);
 /// The same when it has none: only idle connections are left.
 const IDLE_GRACE: Duration = Duration::from_secs(2);
-/// How often the watcher looks, and how long a server must be down before its sessions are cut:
-/// longer than a connection attempt, so that attempts under way are tried elsewhere first.
-const WATCH: Duration = Duration::from_millis(150);
-const DOWN_LONG_ENOUGH: Duration = Duration::from_millis(300);
 /// What a request may take beyond the application's own limit before we give up on it.
 const LEEWAY_SECONDS: u64 = 5;
 const AGAIN: Duration = Duration::from_secs(2);
@@ -64,15 +60,6 @@ struct Applied {
     connections: u64,
 }
 
-/// Cuts sessions of servers that went down; ends when dropped.
-struct Watcher(JoinHandle<()>);
-
-impl Drop for Watcher {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
-
 fn process_name(node: &NodeContext) -> String {
     node.process_name(PROXY, "balancer")
 }
@@ -86,12 +73,11 @@ fn socket(node: &NodeContext) -> PathBuf {
 }
 
 fn address(node: &NodeContext) -> SocketAddrV4 {
-    let port = ROLES.iter().find(|role| role.name == PROXY).map_or(0, |role| role.port);
+    let port = ROLES
+        .iter()
+        .find(|role| role.name == PROXY)
+        .map_or(0, |role| role.port);
     SocketAddrV4::new(node.address, port)
-}
-
-fn balancer(what: &str) -> impl FnOnce(std::io::Error) -> RoleError + '_ {
-    RoleError::io(what.to_owned())
 }
 
 /// Starts looking through a release's files.
@@ -99,19 +85,35 @@ fn look_through(node: &NodeContext, plan: &SitePlan, level: &ReleaseLevel) -> Ba
     let (node, plan, level) = (node.clone(), plan.clone(), level.clone());
     Background::start(async move {
         let source = site::source(&node, &plan, &level).await?;
-        let work = move || site::survey(&source, &plan).map_err(RoleError::io(format!("looking through {}", source.display())));
-        tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| Err(RoleError::Failed("looking through code was cut off".into())))
+        let work = move || {
+            site::survey(&source, &plan).map_err(RoleError::io(format!(
+                "looking through {}",
+                source.display()
+            )))
+        };
+        tokio::task::spawn_blocking(work)
+            .await
+            .unwrap_or_else(|_| Err(RoleError::Failed("looking through code was cut off".into())))
     })
 }
 
 impl Proxy {
     /// Learns about the level's releases and forgets others.
     async fn learn(&mut self, node: &NodeContext, level: &RoleLevel) -> Result<(), RoleError> {
-        self.releases.retain(|release, _| level.releases.contains_key(release));
+        self.releases
+            .retain(|release, _| level.releases.contains_key(release));
         for (release, wish) in &level.releases {
             let plan: SitePlan = site::read(&wish.config)?;
-            let known = self.releases.entry(*release).or_insert_with(|| Known { plan, site: None, looking: None, failed: None });
-            let may_try = known.failed.as_ref().is_none_or(|(_, since)| since.elapsed() >= AGAIN);
+            let known = self.releases.entry(*release).or_insert_with(|| Known {
+                plan,
+                site: None,
+                looking: None,
+                failed: None,
+            });
+            let may_try = known
+                .failed
+                .as_ref()
+                .is_none_or(|(_, since)| since.elapsed() >= AGAIN);
             if known.site.is_none() && known.looking.is_none() && may_try {
                 known.looking = Some(look_through(node, &known.plan, wish));
             }
@@ -131,7 +133,13 @@ impl Proxy {
     /// Starts the load balancer unless it runs; gives its process number.
     async fn start(&mut self, node: &NodeContext, config: &ProxyConfig) -> Result<i32, RoleError> {
         let name = process_name(node);
-        if let Some(found) = node.processes.list().await?.into_iter().find(|process| process.name == name && process.running) {
+        if let Some(found) = node
+            .processes
+            .list()
+            .await?
+            .into_iter()
+            .find(|process| process.name == name && process.running)
+        {
             return Ok(found.pid);
         }
         let folder = node.role_folder(PROXY);
@@ -147,12 +155,19 @@ impl Proxy {
                 files::write_if_changed(map, b"", 0o644)?;
             }
         }
-        let place = Place { listen: address(node), socket: &socket(node), folder: &folder, is_root: files::is_root() };
+        let place = Place {
+            listen: address(node),
+            socket: &socket(node),
+            folder: &folder,
+            is_root: files::is_root(),
+        };
         let path = folder.join("haproxy.cfg");
         files::write_if_changed(&path, file(&place, config).as_bytes(), 0o644)?;
         let spec = ProcessSpec {
             name,
-            argv: [PROGRAM, "-db", "-f", &path.display().to_string()].map(str::to_owned).to_vec(),
+            argv: [PROGRAM, "-db", "-f", &path.display().to_string()]
+                .map(str::to_owned)
+                .to_vec(),
             env: vec![],
             user: None,
             log: node.log(PROXY, "access"),
@@ -164,67 +179,135 @@ impl Proxy {
 
     /// Brings maps to what is known, before or after servers change. A release stays ready once
     /// it was; it becomes so when its paths are known and one of its servers is up.
-    async fn update_maps(&mut self, node: &NodeContext, config: &ProxyConfig, runtime: &Runtime, pid: i32, servers: &[Server]) -> Result<(), RoleError> {
+    async fn update_maps(
+        &mut self,
+        node: &NodeContext,
+        config: &ProxyConfig,
+        runtime: &Runtime,
+        pid: i32,
+        servers: &[Server],
+    ) -> Result<(), RoleError> {
         let maps = Maps::in_folder(&node.role_folder(PROXY));
-        let before = match self.applied.take_if(|applied| applied.pid == pid) {
-            Some(applied) => Some(applied),
-            None => None,
+        let before = self.applied.take_if(|applied| applied.pid == pid);
+        let was_ready = before
+            .as_ref()
+            .map_or_else(|| numbers_in(&maps.roots), |applied| applied.ready.clone());
+        let up: BTreeSet<ReleaseNumber> = servers
+            .iter()
+            .filter(|s| s.is_up())
+            .filter_map(|s| parse_server_name(&s.name))
+            .map(|(release, _)| release)
+            .collect();
+        let known: BTreeMap<ReleaseNumber, (&Known, &Site)> = self
+            .releases
+            .iter()
+            .filter_map(|(release, known)| Some((*release, (known, known.site.as_ref()?))))
+            .collect();
+        let ready: BTreeSet<ReleaseNumber> = known
+            .keys()
+            .copied()
+            .filter(|release| was_ready.contains(release) || up.contains(release))
+            .collect();
+        let now = Applied {
+            pid,
+            releases: known.keys().copied().collect(),
+            ready,
+            connections: config.connections,
         };
-        let was_ready = before.as_ref().map_or_else(|| numbers_in(&maps.roots), |applied| applied.ready.clone());
-        let up: BTreeSet<ReleaseNumber> = servers.iter().filter(|s| s.is_up()).filter_map(|s| parse_server_name(&s.name)).map(|(release, _)| release).collect();
-        let known: BTreeMap<ReleaseNumber, (&Known, &Site)> =
-            self.releases.iter().filter_map(|(release, known)| Some((*release, (known, known.site.as_ref()?)))).collect();
-        let ready: BTreeSet<ReleaseNumber> = known.keys().copied().filter(|release| was_ready.contains(release) || up.contains(release)).collect();
-        let now = Applied { pid, releases: known.keys().copied().collect(), ready, connections: config.connections };
         if before.as_ref() != Some(&now) {
-            let limit = |known: &Known| ((known.plan.request_timeout + LEEWAY_SECONDS) * 1000).to_string();
-            let paths = known.iter().flat_map(|(release, (_, site))| path_entries(*release, site));
-            let limits = known.iter().map(|(release, (known, _))| (release.0.to_string(), limit(known)));
+            let limit =
+                |known: &Known| ((known.plan.request_timeout + LEEWAY_SECONDS) * 1000).to_string();
+            let paths = known
+                .iter()
+                .flat_map(|(release, (_, site))| path_entries(*release, site));
+            let limits = known
+                .iter()
+                .map(|(release, (known, _))| (release.0.to_string(), limit(known)));
             // An agent that starts anew may know less than the running load balancer for a
             // moment: what is in use there stays until its files were looked through again.
-            let complete = was_ready.iter().all(|release| known.contains_key(release) || !self.releases.contains_key(release));
+            let complete = was_ready
+                .iter()
+                .all(|release| known.contains_key(release) || !self.releases.contains_key(release));
             if !complete {
                 return Ok(());
             }
-            if before.as_ref().is_none_or(|applied| applied.releases != now.releases) {
+            if before
+                .as_ref()
+                .is_none_or(|applied| applied.releases != now.releases)
+            {
                 replace(runtime, &maps.paths, paths.collect()).await?;
                 replace(runtime, &maps.limits, limits.collect()).await?;
             }
             let roots = now.ready.iter().filter_map(|release| {
                 let (known, _) = known.get(release)?;
-                Some((release.0.to_string(), site::document_root(&known.plan, *release).display().to_string()))
+                Some((
+                    release.0.to_string(),
+                    site::document_root(&known.plan, *release)
+                        .display()
+                        .to_string(),
+                ))
             });
             replace(runtime, &maps.roots, roots.collect()).await?;
             let connections = config.connections.min(super::sizing::MOST_CONNECTIONS);
-            runtime.order(&format!("set maxconn global {connections}"), &[]).await.map_err(balancer("setting the load balancer's connections"))?;
+            runtime
+                .order(&format!("set maxconn global {connections}"), &[])
+                .await
+                .map_err(balancer("setting the load balancer's connections"))?;
         }
         self.applied = Some(now);
         Ok(())
     }
 
     /// Leads people to the wanted release, once it is ready here.
-    async fn switch(&mut self, node: &NodeContext, runtime: &Runtime, wanted: Option<ReleaseNumber>) -> Result<(), RoleError> {
-        let Some(wanted) = wanted.filter(|wanted| self.applied.as_ref().is_some_and(|applied| applied.ready.contains(wanted))) else {
+    async fn switch(
+        &mut self,
+        node: &NodeContext,
+        runtime: &Runtime,
+        wanted: Option<ReleaseNumber>,
+    ) -> Result<(), RoleError> {
+        let Some(wanted) = wanted.filter(|wanted| {
+            self.applied
+                .as_ref()
+                .is_some_and(|applied| applied.ready.contains(wanted))
+        }) else {
             return Ok(());
         };
         let maps = Maps::in_folder(&node.role_folder(PROXY));
-        if serving(runtime, &maps.active).await.map_err(balancer("reading the active release"))? != Some(wanted) {
+        if serving(runtime, &maps.active)
+            .await
+            .map_err(balancer("reading the active release"))?
+            != Some(wanted)
+        {
             let order = format!("set map {} active {}", maps.active.display(), wanted.0);
-            runtime.order(&order, &[]).await.map_err(balancer("switching the active release"))?;
+            runtime
+                .order(&order, &[])
+                .await
+                .map_err(balancer("switching the active release"))?;
         }
-        files::write_if_changed(&maps.active, format!("active {}\n", wanted.0).as_bytes(), 0o644)?;
+        files::write_if_changed(
+            &maps.active,
+            format!("active {}\n", wanted.0).as_bytes(),
+            0o644,
+        )?;
         Ok(())
     }
 }
 
 /// Replaces a map in the running load balancer and in its file, so that a restart has the same.
-async fn replace(runtime: &Runtime, map: &Path, entries: BTreeMap<String, String>) -> Result<(), RoleError> {
+async fn replace(
+    runtime: &Runtime,
+    map: &Path,
+    entries: BTreeMap<String, String>,
+) -> Result<(), RoleError> {
     let mut text = String::new();
     for (key, value) in &entries {
         // Writing to a String cannot fail.
         let _ = writeln!(text, "{key} {value}");
     }
-    runtime.replace_map(map, entries.into_iter()).await.map_err(RoleError::io(format!("replacing {}", map.display())))?;
+    runtime
+        .replace_map(map, entries.into_iter())
+        .await
+        .map_err(RoleError::io(format!("replacing {}", map.display())))?;
     files::write_if_changed(map, text.as_bytes(), 0o644)?;
     Ok(())
 }
@@ -232,134 +315,22 @@ async fn replace(runtime: &Runtime, map: &Path, entries: BTreeMap<String, String
 /// The releases that a map's file has entries of.
 fn numbers_in(map: &Path) -> BTreeSet<ReleaseNumber> {
     let text = std::fs::read_to_string(map).unwrap_or_default();
-    text.lines().filter_map(|line| line.split(' ').next()?.parse().ok()).map(ReleaseNumber).collect()
+    text.lines()
+        .filter_map(|line| line.split(' ').next()?.parse().ok())
+        .map(ReleaseNumber)
+        .collect()
 }
 
 /// The release people are led to by the running load balancer.
 async fn serving(runtime: &Runtime, active: &Path) -> std::io::Result<Option<ReleaseNumber>> {
-    let answer = runtime.ask(&format!("show map {}", active.display())).await?;
-    let number = answer.lines().filter(|line| line.contains(" active ")).find_map(|line| line.rsplit(' ').next()?.parse().ok());
+    let answer = runtime
+        .ask(&format!("show map {}", active.display()))
+        .await?;
+    let number = answer
+        .lines()
+        .filter(|line| line.contains(" active "))
+        .find_map(|line| line.rsplit(' ').next()?.parse().ok());
     Ok(number.filter(|number| *number != 0).map(ReleaseNumber))
-}
-
-/// Takes in new providers and lets go of those that are absent from the level.
-async fn update_servers(runtime: &Runtime, providers: &[Provider]) -> Result<(), RoleError> {
-    let failed = || balancer("reading the load balancer's servers");
-    let servers = runtime.servers().await.map_err(failed())?;
-    let wanted: BTreeMap<String, &Provider> = providers
-        .iter()
-        .filter_map(|provider| {
-            let release = provider.release?;
-            let path = format!("{}/{}", backend_name(provider.role == BACKEND, release), server_name(release, provider.node.0));
-            (provider.role == BACKEND || provider.role == WEB).then_some((path, provider))
-        })
-        .collect();
-    let place = |provider: &Provider| format!("{}:{}", provider.address, provider.port);
-    let mut leaving = false;
-    for server in servers.iter().filter(|server| parse_server_name(&server.name).is_some()) {
-        match wanted.get(&server.path()) {
-            Some(provider) if place(provider) == server.address => keep(runtime, server, provider).await?,
-            _ if server.is_draining() || server.in_maintenance() => leaving = true,
-            _ => {
-                leaving = true;
-                runtime.order(&format!("set server {} state drain", server.path()), &[]).await.map_err(balancer("letting a server drain"))?;
-            }
-        }
-    }
-    if leaving {
-        let_go(runtime, &wanted, place).await?;
-    }
-    let servers = runtime.servers().await.map_err(failed())?;
-    for (path, provider) in wanted {
-        let Some(release) = provider.release else { continue };
-        let backend = backend_name(provider.role == BACKEND, release);
-        let blocked = servers.iter().any(|server| {
-            server.path() == path || (server.backend == backend && parse_server_name(&server.name).is_some_and(|(other, _)| other != release))
-        });
-        if !blocked {
-            take_in(runtime, &path, provider).await?;
-        }
-    }
-    Ok(())
-}
-
-/// A server that stays: undoes a drain that was begun, follows its capacity.
-async fn keep(runtime: &Runtime, server: &Server, provider: &Provider) -> Result<(), RoleError> {
-    let failed = || balancer("keeping a server");
-    if server.is_draining() || server.in_maintenance() {
-        runtime.order(&format!("set server {} state ready", server.path()), &[]).await.map_err(failed())?;
-    }
-    if server.most != u64::from(provider.capacity) {
-        runtime.order(&format!("set maxconn server {} {}", server.path(), provider.capacity), &[]).await.map_err(failed())?;
-    }
-    Ok(())
-}
-
-async fn take_in(runtime: &Runtime, path: &str, provider: &Provider) -> Result<(), RoleError> {
-    let failed = || balancer("taking in a server");
-    let (address, port, capacity) = (provider.address, provider.port, provider.capacity);
-    let check = "check inter 500ms fastinter 200ms fall 3 rise 1";
-    let line = if provider.role == BACKEND {
-        let status = port.saturating_add(super::backend::STATUS_OFFSET);
-        format!("add server {path} {address}:{port} proto fcgi {check} port {status} maxconn {capacity}")
-    } else {
-        format!("add server {path} {address}:{port} {check} maxconn {capacity}")
-    };
-    runtime.order(&line, &["New server registered"]).await.map_err(failed())?;
-    runtime.order(&format!("enable health {path}"), &[]).await.map_err(failed())?;
-    runtime.order(&format!("enable server {path}"), &[]).await.map_err(failed())
-}
-
-/// Removes servers that are wanted no more and have nothing in flight. A refusal means that a
-/// connection is still attached: the next round tries again.
-async fn let_go(runtime: &Runtime, wanted: &BTreeMap<String, &Provider>, place: impl Fn(&Provider) -> String) -> Result<(), RoleError> {
-    let until = Instant::now() + MOMENT;
-    loop {
-        let servers = runtime.servers().await.map_err(balancer("reading the load balancer's servers"))?;
-        let mut left = 0;
-        for server in servers.iter().filter(|server| parse_server_name(&server.name).is_some()) {
-            let stays = wanted.get(&server.path()).is_some_and(|provider| place(provider) == server.address);
-            if stays || !(server.is_draining() || server.in_maintenance()) {
-                continue;
-            }
-            if server.in_flight > 0 {
-                continue;
-            }
-            let path = server.path();
-            if !server.in_maintenance() {
-                runtime.order(&format!("set server {path} state maint"), &[]).await.map_err(balancer("removing a server"))?;
-            }
-            let answer = runtime.ask(&format!("del server {path}")).await.map_err(balancer("removing a server"))?;
-            if !answer.starts_with("Server deleted") {
-                tracing::debug!(server = %path, %answer, "a server cannot be removed yet");
-                left += 1;
-            }
-        }
-        if left == 0 || Instant::now() >= until {
-            return Ok(());
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-}
-
-/// Looks for servers that went down while sessions hang on them, and cuts these so that they
-/// are tried elsewhere: a frozen or unreachable machine never ends them itself.
-async fn watch(runtime: Runtime) {
-    let mut down: BTreeMap<String, (Instant, bool)> = BTreeMap::new();
-    loop {
-        tokio::time::sleep(WATCH).await;
-        let Ok(servers) = runtime.servers().await else { continue };
-        down.retain(|path, _| servers.iter().any(|server| server.is_down() && server.path() == *path));
-        for server in servers.iter().filter(|server| server.is_down()) {
-            let (since, cut) = down.entry(server.path()).or_insert_with(|| (Instant::now(), false));
-            if !*cut && since.elapsed() >= DOWN_LONG_ENOUGH {
-                *cut = true;
-                if let Err(error) = runtime.order(&format!("shutdown sessions server {}", server.path()), &[]).await {
-                    tracing::warn!(server = %server.path(), %error, "sessions of a server that is down could not be cut");
-                }
-            }
-        }
-    }
 }
 
 #[async_trait]
@@ -381,19 +352,32 @@ impl RoleAgent for Proxy {
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        if self.watcher.as_ref().is_none_or(|watcher| watcher.0.is_finished()) {
-            self.watcher = Some(Watcher(tokio::spawn(watch(runtime.clone()))));
+        if self.watcher.as_ref().is_none_or(Watcher::has_ended) {
+            self.watcher = Some(Watcher::start(runtime.clone()));
         }
         update_servers(&runtime, &level.providers).await?;
-        let servers = runtime.servers().await.map_err(balancer("reading the load balancer's servers"))?;
-        self.update_maps(node, &config, &runtime, pid, &servers).await?;
+        let servers = runtime
+            .servers()
+            .await
+            .map_err(balancer("reading the load balancer's servers"))?;
+        self.update_maps(node, &config, &runtime, pid, &servers)
+            .await?;
         self.switch(node, &runtime, level.serve).await
     }
 
-    async fn observe(&mut self, node: &NodeContext, level: &RoleLevel) -> Result<RoleStatus, RoleError> {
+    async fn observe(
+        &mut self,
+        node: &NodeContext,
+        level: &RoleLevel,
+    ) -> Result<RoleStatus, RoleError> {
         let mut status = RoleStatus::default();
         let name = process_name(node);
-        let process = node.processes.list().await?.into_iter().find(|process| process.name == name);
+        let process = node
+            .processes
+            .list()
+            .await?
+            .into_iter()
+            .find(|process| process.name == name);
         if process.as_ref().is_none_or(|process| !process.running) {
             status.own = Some(match process.and_then(|process| process.exit) {
                 Some(exit) => Phase::Failed(format!(
@@ -413,28 +397,51 @@ impl RoleAgent for Proxy {
         let mut in_flight = 0;
         let mut up = 0;
         for server in &servers {
-            let Some((release, number)) = parse_server_name(&server.name) else { continue };
+            let Some((release, number)) = parse_server_name(&server.name) else {
+                continue;
+            };
             in_flight += server.in_flight;
             up += u64::from(server.is_up());
-            let role = if server.backend.starts_with("php-") { BACKEND } else { WEB };
-            let instance = Instance { role: role.to_owned(), node: NodeNumber(number), release: Some(release) };
-            status.using.push(InUse { instance, in_flight: server.in_flight });
+            let role = if server.backend.starts_with("php-") {
+                BACKEND
+            } else {
+                WEB
+            };
+            let instance = Instance {
+                role: role.to_owned(),
+                node: NodeNumber(number),
+                release: Some(release),
+            };
+            status.using.push(InUse {
+                instance,
+                in_flight: server.in_flight,
+            });
         }
         let maps = Maps::in_folder(&node.role_folder(PROXY));
-        status.serving = serving(&runtime, &maps.active).await.map_err(balancer("reading the active release"))?;
+        status.serving = serving(&runtime, &maps.active)
+            .await
+            .map_err(balancer("reading the active release"))?;
         status.facts.insert("in_flight".into(), in_flight.into());
         status.facts.insert("servers_up".into(), up.into());
         let answer = http::get(address(node).into(), PING, Duration::from_secs(2)).await;
-        let trouble = self.releases.values().find_map(|known| known.failed.as_ref().map(|(reason, _)| reason.clone()));
+        let trouble = self
+            .releases
+            .values()
+            .find_map(|known| known.failed.as_ref().map(|(reason, _)| reason.clone()));
         status.own = Some(match (answer, level.duty) {
-            (Ok(answer), Duty::Serve) if answer.status == 200 => match (status.serving, level.serve, trouble) {
-                (None, Some(_), Some(reason)) => Phase::Failed(reason),
-                (None, Some(_), None) => Phase::Starting,
-                _ => Phase::Ready,
-            },
+            (Ok(answer), Duty::Serve) if answer.status == 200 => {
+                match (status.serving, level.serve, trouble) {
+                    (None, Some(_), Some(reason)) => Phase::Failed(reason),
+                    (None, Some(_), None) => Phase::Starting,
+                    _ => Phase::Ready,
+                }
+            }
             (Ok(_), Duty::Drain) if in_flight == 0 => Phase::Drained,
             (Ok(_), Duty::Drain) => Phase::Draining,
-            (Ok(answer), Duty::Serve) => Phase::Failed(format!("the load balancer answers its own test with {}", answer.status)),
+            (Ok(answer), Duty::Serve) => Phase::Failed(format!(
+                "the load balancer answers its own test with {}",
+                answer.status
+            )),
             (Err(error), _) => Phase::Failed(format!("the load balancer does not answer: {error}")),
         });
         Ok(status)
@@ -444,8 +451,17 @@ impl RoleAgent for Proxy {
         self.watcher = None;
         self.applied = None;
         self.releases.clear();
-        let busy = runtime(node).servers().await.is_ok_and(|servers| servers.iter().any(|server| server.in_flight > 0));
+        let busy = runtime(node)
+            .servers()
+            .await
+            .is_ok_and(|servers| servers.iter().any(|server| server.in_flight > 0));
         let grace = if busy { GRACE } else { IDLE_GRACE };
-        stop_all(&node.processes, &mut self.stops, &node.process_name(PROXY, ""), grace).await
+        stop_all(
+            &node.processes,
+            &mut self.stops,
+            &node.process_name(PROXY, ""),
+            grace,
+        )
+        .await
     }
 }

@@ -3,9 +3,9 @@
 //! release) is in maps and in servers that are added at run time.
 
 use super::manager::ProxyConfig;
+use super::site::{Site, Target};
 use super::sizing::MOST_CONNECTIONS;
 use super::{PING, STATUS};
-use super::site::{Site, Target};
 use conpaas_core::service_type::RELEASE_RING;
 use conpaas_model::ids::ReleaseNumber;
 use std::fmt::Write;
@@ -31,7 +31,12 @@ pub struct Maps {
 impl Maps {
     pub fn in_folder(folder: &Path) -> Self {
         let file = |name: &str| folder.join(format!("{name}.map"));
-        Self { active: file("active"), roots: file("roots"), limits: file("limits"), paths: file("paths") }
+        Self {
+            active: file("active"),
+            roots: file("roots"),
+            limits: file("limits"),
+            paths: file("paths"),
+        }
     }
 }
 
@@ -48,9 +53,23 @@ const BUSY: &str = "No backend is ready for this page right now. Please try agai
 
 /// The whole configuration.
 pub fn file(place: &Place<'_>, config: &ProxyConfig) -> String {
-    let Maps { active, roots, limits, paths } = Maps::in_folder(place.folder);
-    let (active, roots, limits, paths) = (active.display(), roots.display(), limits.display(), paths.display());
-    let account = if place.is_root { "  user haproxy\n  group haproxy\n" } else { "" };
+    let Maps {
+        active,
+        roots,
+        limits,
+        paths,
+    } = Maps::in_folder(place.folder);
+    let (active, roots, limits, paths) = (
+        active.display(),
+        roots.display(),
+        limits.display(),
+        paths.display(),
+    );
+    let account = if place.is_root {
+        "  user haproxy\n  group haproxy\n"
+    } else {
+        ""
+    };
     let (listen, socket, threads) = (place.listen, place.socket.display(), config.threads);
     let mut text = format!(
         r#"# Written by ConPaaS; changes here are lost.
@@ -169,7 +188,11 @@ backend static-s{slot}
 
 /// The name of the backend for a provider's role and release.
 pub fn backend_name(php: bool, release: ReleaseNumber) -> String {
-    format!("{}-s{}", if php { "php" } else { "static" }, release.0 % RELEASE_RING)
+    format!(
+        "{}-s{}",
+        if php { "php" } else { "static" },
+        release.0 % RELEASE_RING
+    )
 }
 
 /// A server's name: which release and node it is, so that an agent that starts anew knows.
@@ -184,9 +207,15 @@ pub fn parse_server_name(name: &str) -> Option<(ReleaseNumber, u64)> {
 }
 
 /// Entries of the map of paths for one release.
-pub fn path_entries(release: ReleaseNumber, site: &Site) -> impl Iterator<Item = (String, String)> + '_ {
+pub fn path_entries(
+    release: ReleaseNumber,
+    site: &Site,
+) -> impl Iterator<Item = (String, String)> + '_ {
     let number = release.0;
-    let front = site.front.iter().map(move |script| (format!("{number}|*"), encode(script)));
+    let front = site
+        .front
+        .iter()
+        .map(move |script| (format!("{number}|*"), encode(script)));
     let paths = site.paths.iter().map(move |(path, target)| {
         let value = match target {
             Target::Static => "static".to_owned(),
@@ -203,7 +232,9 @@ pub fn encode(text: &str) -> String {
     let mut out = String::with_capacity(text.len() + 16);
     for byte in text.bytes() {
         match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => out.push(char::from(byte)),
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
+                out.push(char::from(byte))
+            }
             _ => {
                 let _ = write!(out, "%{byte:02X}");
             }

@@ -36,10 +36,11 @@ const RELATIVE: &str = r"^(?!\.)[A-Za-z0-9_+~@-][A-Za-z0-9._+~@-]*(/(?!\.)[A-Za-
 
 /// JSON Schema (2020-12) of the settings; `unit` is ours and for people.
 pub fn schema() -> Value {
-    let integer = |title: &str, description: &str, unit: &str, low: u64, high: u64, default: u64| {
-        json!({"type": "integer", "title": title, "description": description, "unit": unit,
+    let integer =
+        |title: &str, description: &str, unit: &str, low: u64, high: u64, default: u64| {
+            json!({"type": "integer", "title": title, "description": description, "unit": unit,
                "minimum": low, "maximum": high, "default": default})
-    };
+        };
     let flag = |title: &str, description: &str, default: bool| json!({"type": "boolean", "title": title, "description": description, "default": default});
     let size = |title: &str, description: &str, default: &str| {
         json!({"type": "string", "title": title, "description": description, "unit": "bytes (K, M and G allowed)",
@@ -102,22 +103,36 @@ pub fn schema() -> Value {
 
 /// A setting's value or, if absent, its default.
 pub fn value(settings: &Settings, name: &str) -> Value {
-    settings.get(name).cloned().unwrap_or_else(|| schema()["properties"][name]["default"].clone())
+    settings
+        .get(name)
+        .cloned()
+        .unwrap_or_else(|| schema()["properties"][name]["default"].clone())
 }
 
 /// A number, or its default if it is no number.
 pub fn number(settings: &Settings, name: &str) -> u64 {
-    value(settings, name).as_u64().or_else(|| schema()["properties"][name]["default"].as_u64()).unwrap_or(0)
+    value(settings, name)
+        .as_u64()
+        .or_else(|| schema()["properties"][name]["default"].as_u64())
+        .unwrap_or(0)
 }
 
 /// A text, empty if it is none.
 pub fn text(settings: &Settings, name: &str) -> String {
-    value(settings, name).as_str().unwrap_or_default().to_owned()
+    value(settings, name)
+        .as_str()
+        .unwrap_or_default()
+        .to_owned()
 }
 
 /// A list of texts.
 pub fn list(settings: &Settings, name: &str) -> Vec<String> {
-    value(settings, name).as_array().into_iter().flatten().filter_map(|v| v.as_str().map(str::to_owned)).collect()
+    value(settings, name)
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|v| v.as_str().map(str::to_owned))
+        .collect()
 }
 
 /// Bytes of a size as PHP writes it.
@@ -137,8 +152,15 @@ pub fn bytes(text: &str) -> Option<u64> {
 
 /// Checks beyond the schema.
 pub fn check(settings: &Settings) -> Result<(), String> {
-    let size = |name: &str| bytes(&text(settings, name)).ok_or_else(|| format!("{name} is no size: write for instance 64M"));
-    let (memory, upload, post) = (size("memory_limit")?, size("upload_max_filesize")?, size("post_max_size")?);
+    let size = |name: &str| {
+        bytes(&text(settings, name))
+            .ok_or_else(|| format!("{name} is no size: write for instance 64M"))
+    };
+    let (memory, upload, post) = (
+        size("memory_limit")?,
+        size("upload_max_filesize")?,
+        size("post_max_size")?,
+    );
     if memory < 16 << 20 {
         return Err("memory_limit is less than 16M, too little for PHP to start a page".into());
     }
@@ -153,8 +175,14 @@ pub fn check(settings: &Settings) -> Result<(), String> {
         ));
     }
     let writable = list(settings, "writable");
-    if let Some((outer, inner)) = writable.iter().flat_map(|a| writable.iter().map(move |b| (a, b))).find(|(a, b)| b.starts_with(&format!("{a}/"))) {
-        return Err(format!("writable names both '{outer}' and '{inner}', which lies inside it: name the outer one alone"));
+    if let Some((outer, inner)) = writable
+        .iter()
+        .flat_map(|a| writable.iter().map(move |b| (a, b)))
+        .find(|(a, b)| b.starts_with(&format!("{a}/")))
+    {
+        return Err(format!(
+            "writable names both '{outer}' and '{inner}', which lies inside it: name the outer one alone"
+        ));
     }
     Ok(())
 }

@@ -1,8 +1,8 @@
 //! A release's files: what of them people may ask for and by which path, and how they are laid
 //! out on a node under a path that is the same everywhere.
 
-use super::manager::SitePlan;
 use super::ACCOUNT;
+use super::manager::SitePlan;
 use crate::support::files;
 use conpaas_core::role_agent::{NodeContext, RoleError};
 use conpaas_model::ids::ReleaseNumber;
@@ -51,7 +51,11 @@ pub fn document_root(plan: &SitePlan, release: ReleaseNumber) -> PathBuf {
 
 /// The public folder below a folder with a release's files.
 pub fn public(folder: &Path, plan: &SitePlan) -> PathBuf {
-    if plan.web_root.is_empty() { folder.to_owned() } else { folder.join(&plan.web_root) }
+    if plan.web_root.is_empty() {
+        folder.to_owned()
+    } else {
+        folder.join(&plan.web_root)
+    }
 }
 
 /// Where code of a service may write on this node. It outlives releases, not the machine.
@@ -60,7 +64,11 @@ pub fn scratch(plan: &SitePlan) -> PathBuf {
 }
 
 /// The folder with a release's files as they were uploaded, or with the welcome page.
-pub async fn source(node: &NodeContext, plan: &SitePlan, level: &ReleaseLevel) -> Result<PathBuf, RoleError> {
+pub async fn source(
+    node: &NodeContext,
+    plan: &SitePlan,
+    level: &ReleaseLevel,
+) -> Result<PathBuf, RoleError> {
     match &level.code {
         Some(code) => node.code.folder(code).await,
         None => welcome(plan),
@@ -71,27 +79,45 @@ fn welcome(plan: &SitePlan) -> Result<PathBuf, RoleError> {
     let folder = plan.base.join("welcome");
     files::folder(&plan.base, 0o755)?;
     files::folder(&folder, 0o755)?;
-    files::write_if_changed(&folder.join("index.php"), include_bytes!("welcome/index.php"), 0o644)?;
-    files::write_if_changed(&folder.join("welcome.css"), include_bytes!("welcome/welcome.css"), 0o644)?;
+    files::write_if_changed(
+        &folder.join("index.php"),
+        include_bytes!("welcome/index.php"),
+        0o644,
+    )?;
+    files::write_if_changed(
+        &folder.join("welcome.css"),
+        include_bytes!("welcome/welcome.css"),
+        0o644,
+    )?;
     Ok(folder)
 }
 
 /// Whether a path below the public folder is hidden by the plan.
 fn is_hidden(plan: &SitePlan, below_public: &str) -> bool {
     let inside = |path: &str, outer: &str| path == outer || path.starts_with(&format!("{outer}/"));
-    plan.hidden.iter().any(|hidden| inside(below_public, hidden))
-        || plan.writable.iter().any(|writable| match plan.web_root.as_str() {
-            "" => inside(below_public, writable),
-            root => inside(&format!("{root}/{below_public}"), writable),
-        })
+    plan.hidden
+        .iter()
+        .any(|hidden| inside(below_public, hidden))
+        || plan
+            .writable
+            .iter()
+            .any(|writable| match plan.web_root.as_str() {
+                "" => inside(below_public, writable),
+                root => inside(&format!("{root}/{below_public}"), writable),
+            })
 }
 
 /// Paths below the public folder that a web server must refuse by itself.
 pub fn refused(plan: &SitePlan) -> BTreeSet<String> {
-    let writable = plan.writable.iter().filter_map(|writable| match plan.web_root.as_str() {
-        "" => Some(writable.clone()),
-        root => writable.strip_prefix(&format!("{root}/")).map(str::to_owned),
-    });
+    let writable = plan
+        .writable
+        .iter()
+        .filter_map(|writable| match plan.web_root.as_str() {
+            "" => Some(writable.clone()),
+            root => writable
+                .strip_prefix(&format!("{root}/"))
+                .map(str::to_owned),
+        });
     plan.hidden.iter().cloned().chain(writable).collect()
 }
 
@@ -106,11 +132,19 @@ pub fn survey(folder: &Path, plan: &SitePlan) -> io::Result<Site> {
         for entry in std::fs::read_dir(root.join(&at))? {
             let entry = entry?;
             // A name that is no UTF-8 cannot be asked for in a way all daemons agree on.
-            let Ok(name) = entry.file_name().into_string() else { continue };
-            if name.contains(['\n', '\r', '\0']) || (name.starts_with('.') && !(at.is_empty() && name == ".well-known")) {
+            let Ok(name) = entry.file_name().into_string() else {
+                continue;
+            };
+            if name.contains(['\n', '\r', '\0'])
+                || (name.starts_with('.') && !(at.is_empty() && name == ".well-known"))
+            {
                 continue;
             }
-            let path = if at.is_empty() { name.clone() } else { format!("{at}/{name}") };
+            let path = if at.is_empty() {
+                name.clone()
+            } else {
+                format!("{at}/{name}")
+            };
             if is_hidden(plan, &path) {
                 continue;
             }
@@ -134,7 +168,11 @@ pub fn survey(folder: &Path, plan: &SitePlan) -> io::Result<Site> {
             }
         }
         if let Some(index) = index {
-            let url = if at.is_empty() { "/".to_owned() } else { format!("/{at}/") };
+            let url = if at.is_empty() {
+                "/".to_owned()
+            } else {
+                format!("/{at}/")
+            };
             site.paths.insert(url, index);
         }
     }
@@ -146,7 +184,9 @@ pub fn survey(folder: &Path, plan: &SitePlan) -> io::Result<Site> {
 }
 
 fn has_php_extension(name: &str) -> bool {
-    Path::new(name).extension().is_some_and(|extension| extension == "php")
+    Path::new(name)
+        .extension()
+        .is_some_and(|extension| extension == "php")
 }
 
 fn stays_inside(folder: &Path, link: &Path) -> bool {
@@ -159,7 +199,12 @@ fn stays_inside(folder: &Path, link: &Path) -> bool {
 /// Lays a release out for PHP: files are hard links to the uploaded ones (copies where the
 /// file system does not do that), and what code may write is a link into the scratch folder,
 /// which starts with the uploaded content. Appears whole or not at all.
-pub fn lay_out(source: &Path, plan: &SitePlan, release: ReleaseNumber, keep: &BTreeSet<ReleaseNumber>) -> Result<PathBuf, RoleError> {
+pub fn lay_out(
+    source: &Path,
+    plan: &SitePlan,
+    release: ReleaseNumber,
+    keep: &BTreeSet<ReleaseNumber>,
+) -> Result<PathBuf, RoleError> {
     let target = release_folder(plan, release);
     files::folder(&plan.base, 0o755)?;
     make_scratch(plan)?;
@@ -174,7 +219,12 @@ pub fn lay_out(source: &Path, plan: &SitePlan, release: ReleaseNumber, keep: &BT
         }
         mirror(source, source, &unfinished)?;
         for writable in &plan.writable {
-            open_for_writing(source, &unfinished, &scratch(plan).join("writable"), writable)?;
+            open_for_writing(
+                source,
+                &unfinished,
+                &scratch(plan).join("writable"),
+                writable,
+            )?;
         }
         match std::fs::rename(&unfinished, &target) {
             // Somebody else was faster with the same content.
@@ -182,7 +232,10 @@ pub fn lay_out(source: &Path, plan: &SitePlan, release: ReleaseNumber, keep: &BT
             other => other,
         }
     };
-    work().map_err(RoleError::io(format!("laying out release {release} in {}", target.display())))?;
+    work().map_err(RoleError::io(format!(
+        "laying out release {release} in {}",
+        target.display()
+    )))?;
     Ok(target)
 }
 
@@ -200,9 +253,17 @@ fn make_scratch(plan: &SitePlan) -> Result<(), RoleError> {
 /// Removes layouts of releases that are neither wanted nor newer than all that are.
 fn forget_others(plan: &SitePlan, keep: &BTreeSet<ReleaseNumber>) {
     let Some(newest) = keep.last() else { return };
-    for entry in std::fs::read_dir(&plan.base).into_iter().flatten().flatten() {
+    for entry in std::fs::read_dir(&plan.base)
+        .into_iter()
+        .flatten()
+        .flatten()
+    {
         let name = entry.file_name();
-        let number = name.to_str().and_then(|n| n.strip_prefix('r')).and_then(|n| n.parse().ok()).map(ReleaseNumber);
+        let number = name
+            .to_str()
+            .and_then(|n| n.strip_prefix('r'))
+            .and_then(|n| n.parse().ok())
+            .map(ReleaseNumber);
         if let Some(number) = number
             && number < *newest
             && !keep.contains(&number)
@@ -239,13 +300,19 @@ fn mirror(top: &Path, from: &Path, to: &Path) -> io::Result<()> {
 /// Whether a link is relative and leads to something inside the release.
 fn stays_below(top: &Path, link: &Path) -> bool {
     let relative = std::fs::read_link(link).is_ok_and(|target| target.is_relative());
-    relative && matches!((top.canonicalize(), link.canonicalize()), (Ok(top), Ok(target)) if target.starts_with(&top))
+    relative
+        && matches!((top.canonicalize(), link.canonicalize()), (Ok(top), Ok(target)) if target.starts_with(&top))
 }
 
 /// Puts a link into the scratch folder in the place of a writable path. In there each writable
 /// path is one entry of a folder that is not the account's, so that code can never make us
 /// write through a link of its own.
-fn open_for_writing(source: &Path, layout: &Path, scratch: &Path, writable: &str) -> io::Result<()> {
+fn open_for_writing(
+    source: &Path,
+    layout: &Path,
+    scratch: &Path,
+    writable: &str,
+) -> io::Result<()> {
     let (original, place) = (source.join(writable), layout.join(writable));
     let home = scratch.join(writable.replace('/', "%2F"));
     if std::fs::symlink_metadata(&home).is_err() {
@@ -279,7 +346,12 @@ fn copy_owned(from: Option<&Path>, to: &Path) -> io::Result<()> {
     std::fs::create_dir(to)?;
     std::fs::set_permissions(to, std::fs::Permissions::from_mode(0o750))?;
     files::give(to, ACCOUNT)?;
-    for entry in from.map(std::fs::read_dir).transpose()?.into_iter().flatten() {
+    for entry in from
+        .map(std::fs::read_dir)
+        .transpose()?
+        .into_iter()
+        .flatten()
+    {
         let entry = entry?;
         let target = to.join(entry.file_name());
         if entry.file_type()?.is_dir() {
@@ -295,6 +367,7 @@ fn copy_owned(from: Option<&Path>, to: &Path) -> io::Result<()> {
 
 /// Reads a role's configuration.
 pub fn read<T: serde::de::DeserializeOwned>(config: &serde_json::Value) -> Result<T, RoleError> {
-    serde_json::from_value(config.clone()).map_err(|error| RoleError::Failed(format!("the role's configuration cannot be read: {error}")))
+    serde_json::from_value(config.clone()).map_err(|error| {
+        RoleError::Failed(format!("the role's configuration cannot be read: {error}"))
+    })
 }
-

@@ -24,8 +24,15 @@ pub fn pool(memory_mib: u64, memory_limit_bytes: u64, wished_children: u64) -> P
     let opcache_mib = (half / 6).clamp(8, 128);
     let child = (memory_limit_bytes >> 22).max(CHILD_FLOOR_MIB);
     let computed = half.saturating_sub(opcache_mib + POOL_BASE_MIB) / child;
-    let children = if wished_children > 0 { wished_children } else { computed.clamp(2, 256) };
-    PoolSize { children: u32::try_from(children).unwrap_or(u32::MAX), opcache_mib }
+    let children = if wished_children > 0 {
+        wished_children
+    } else {
+        computed.clamp(2, 256)
+    };
+    PoolSize {
+        children: u32::try_from(children).unwrap_or(u32::MAX),
+        opcache_mib,
+    }
 }
 
 /// Most connections of any load balancer; what it may hold now is set below this while it runs.

@@ -18,9 +18,20 @@ fn settings_of(value: Value) -> Settings {
 }
 
 fn decide<T: DeserializeOwned>(role: &str, memory_mib: u64, settings: Value) -> T {
-    let release = Release { number: ReleaseNumber(3), code: None, settings: settings_of(settings) };
+    let release = Release {
+        number: ReleaseNumber(3),
+        code: None,
+        settings: settings_of(settings),
+    };
     let instance_type = &default_instance_types()[1];
-    let decision = Decision { role, node: NodeNumber(1), node_name: "n-1", instance_type, memory_mib, release: &release };
+    let decision = Decision {
+        role,
+        node: NodeNumber(1),
+        node_name: "n-1",
+        instance_type,
+        memory_mib,
+        release: &release,
+    };
     serde_json::from_value(Php.decide(&decision)).unwrap()
 }
 
@@ -28,8 +39,16 @@ fn decide<T: DeserializeOwned>(role: &str, memory_mib: u64, settings: Value) -> 
 fn defaults_satisfy_the_schema_and_the_checks() {
     let schema = Php.settings_schema();
     let validator = jsonschema::validator_for(&schema).unwrap();
-    let defaults: Settings = schema["properties"].as_object().unwrap().iter().map(|(name, p)| (name.clone(), p["default"].clone())).collect();
-    let problems: Vec<String> = validator.iter_errors(&Value::Object(defaults.clone())).map(|e| e.to_string()).collect();
+    let defaults: Settings = schema["properties"]
+        .as_object()
+        .unwrap()
+        .iter()
+        .map(|(name, p)| (name.clone(), p["default"].clone()))
+        .collect();
+    let problems: Vec<String> = validator
+        .iter_errors(&Value::Object(defaults.clone()))
+        .map(|e| e.to_string())
+        .collect();
     assert!(problems.is_empty(), "{problems:?}");
     assert_eq!(Php.check_settings(&defaults), Ok(()));
     assert_eq!(Php.check_settings(&Settings::new()), Ok(()));
@@ -37,7 +56,10 @@ fn defaults_satisfy_the_schema_and_the_checks() {
         assert!(property["title"].is_string(), "{name} has no title");
     }
     for name in settings::PHP_SETTINGS {
-        assert!(!schema["properties"][name]["default"].is_null(), "{name} is not in the schema");
+        assert!(
+            !schema["properties"][name]["default"].is_null(),
+            "{name} is not in the schema"
+        );
     }
 }
 
@@ -75,16 +97,37 @@ fn wrong_settings_are_refused() {
 #[test]
 fn pools_fit_into_half_of_their_memory() {
     let pool = |memory, limit: u64, wished| sizing::pool(memory, limit << 20, wished);
-    assert_eq!(pool(192, 128, 0), sizing::PoolSize { children: 2, opcache_mib: 16 });
-    assert_eq!(pool(512, 128, 0), sizing::PoolSize { children: 6, opcache_mib: 42 });
-    assert_eq!(pool(1024, 128, 0), sizing::PoolSize { children: 12, opcache_mib: 85 });
+    assert_eq!(
+        pool(192, 128, 0),
+        sizing::PoolSize {
+            children: 2,
+            opcache_mib: 16
+        }
+    );
+    assert_eq!(
+        pool(512, 128, 0),
+        sizing::PoolSize {
+            children: 6,
+            opcache_mib: 42
+        }
+    );
+    assert_eq!(
+        pool(1024, 128, 0),
+        sizing::PoolSize {
+            children: 12,
+            opcache_mib: 85
+        }
+    );
     assert_eq!(pool(1024, 512, 0).children, 3);
     assert_eq!(pool(512, 128, 40).children, 40);
     assert_eq!(pool(0, 128, 0).children, 2);
     for memory in (128..16_384).step_by(64) {
         let size = pool(memory, 128, 0);
         let used = size.opcache_mib + u64::from(size.children) * 32;
-        assert!(size.children == 2 || used <= memory / 2, "{memory}: {size:?}");
+        assert!(
+            size.children == 2 || used <= memory / 2,
+            "{memory}: {size:?}"
+        );
     }
     assert_eq!(sizing::threads(0.5), 1);
     assert_eq!(sizing::threads(f64::NAN), 1);
@@ -92,7 +135,11 @@ fn pools_fit_into_half_of_their_memory() {
 
 #[test]
 fn the_pool_holds_what_was_decided() {
-    let config: BackendConfig = decide(BACKEND, 512, json!({"memory_limit": "256M", "request_timeout": 60, "date.timezone": "Europe/Paris", "writable": ["data"]}));
+    let config: BackendConfig = decide(
+        BACKEND,
+        512,
+        json!({"memory_limit": "256M", "request_timeout": 60, "date.timezone": "Europe/Paris", "writable": ["data"]}),
+    );
     let place = backend_config::Place {
         name: "r3",
         listen: "100.64.0.9:9003".parse().unwrap(),
@@ -119,14 +166,24 @@ fn the_pool_holds_what_was_decided() {
         assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
     }
     let ini = backend_config::ini_file(&config);
-    for line in ["date.timezone = \"Europe/Paris\"", "max_execution_time = 30", "display_errors = off", "opcache.validate_timestamps = on", "error_reporting = E_ALL & ~E_DEPRECATED & ~E_STRICT"] {
+    for line in [
+        "date.timezone = \"Europe/Paris\"",
+        "max_execution_time = 30",
+        "display_errors = off",
+        "opcache.validate_timestamps = on",
+        "error_reporting = E_ALL & ~E_DEPRECATED & ~E_STRICT",
+    ] {
         assert!(ini.lines().any(|l| l == line), "{line} is not in\n{ini}");
     }
 }
 
 #[test]
 fn a_web_server_refuses_scripts_hidden_and_writable_paths() {
-    let config: WebConfig = decide(WEB, 64, json!({"web_root": "public", "hidden": ["private"], "writable": ["public/uploads", "var"]}));
+    let config: WebConfig = decide(
+        WEB,
+        64,
+        json!({"web_root": "public", "hidden": ["private"], "writable": ["public/uploads", "var"]}),
+    );
     let place = web_config::Place {
         listen: "100.64.0.9:8203".parse().unwrap(),
         root: Path::new("/code/x/public"),
@@ -137,7 +194,10 @@ fn a_web_server_refuses_scripts_hidden_and_writable_paths() {
     let text = web_config::file(&place, &config);
     assert!(text.contains("location ^~ /private/ { return 404; }"));
     assert!(text.contains("location ^~ /uploads/ { return 404; }"));
-    assert!(!text.contains("/var/"), "what is outside the public folder needs no rule");
+    assert!(
+        !text.contains("/var/"),
+        "what is outside the public folder needs no rule"
+    );
     assert!(text.contains("disable_symlinks on"));
     assert!(!text.contains("user www-data"));
 }
@@ -146,25 +206,42 @@ fn a_web_server_refuses_scripts_hidden_and_writable_paths() {
 fn the_load_balancers_text_depends_on_no_setting() {
     let text = |settings| {
         let config: ProxyConfig = decide(PROXY, 64, settings);
-        let place = proxy_config::Place { listen: "100.64.0.9:8080".parse().unwrap(), socket: Path::new("/s"), folder: Path::new("/f"), is_root: true };
+        let place = proxy_config::Place {
+            listen: "100.64.0.9:8080".parse().unwrap(),
+            socket: Path::new("/s"),
+            folder: Path::new("/f"),
+            is_root: true,
+        };
         proxy_config::file(&place, &config)
     };
-    assert_eq!(text(json!({})), text(json!({"request_timeout": 900, "web_root": "public"})));
+    assert_eq!(
+        text(json!({})),
+        text(json!({"request_timeout": 900, "web_root": "public"}))
+    );
     assert_eq!(text(json!({})).matches("\nbackend ").count(), 16);
 }
 
 #[test]
 fn names_of_servers_say_whose_they_are() {
     let name = proxy_config::server_name(ReleaseNumber(12), 7);
-    assert_eq!(proxy_config::parse_server_name(&name), Some((ReleaseNumber(12), 7)));
+    assert_eq!(
+        proxy_config::parse_server_name(&name),
+        Some((ReleaseNumber(12), 7))
+    );
     assert_eq!(proxy_config::parse_server_name("none"), None);
-    assert_eq!(proxy_config::backend_name(true, ReleaseNumber(12)), "php-s4");
+    assert_eq!(
+        proxy_config::backend_name(true, ReleaseNumber(12)),
+        "php-s4"
+    );
     assert_eq!(proxy_config::encode("/a b/é~"), "%2Fa%20b%2F%C3%A9~");
 }
 
 fn plan(base: &Path) -> SitePlan {
     let config: BackendConfig = decide(BACKEND, 512, json!({}));
-    SitePlan { base: base.to_owned(), ..config.site }
+    SitePlan {
+        base: base.to_owned(),
+        ..config.site
+    }
 }
 
 fn write(folder: &Path, path: &str, content: &str) -> PathBuf {
@@ -178,7 +255,18 @@ fn write(folder: &Path, path: &str, content: &str) -> PathBuf {
 fn only_real_public_files_have_a_path() {
     let dir = tempfile::tempdir().unwrap();
     let code = dir.path().join("code");
-    for path in ["index.php", "style.css", "a b.txt", "sub/index.html", "sub/page.php", ".htaccess", ".git/config", ".well-known/x", "data/secret.txt", "lib/.x/y.php"] {
+    for path in [
+        "index.php",
+        "style.css",
+        "a b.txt",
+        "sub/index.html",
+        "sub/page.php",
+        ".htaccess",
+        ".git/config",
+        ".well-known/x",
+        "data/secret.txt",
+        "lib/.x/y.php",
+    ] {
         write(&code, path, "x");
     }
     std::os::unix::fs::symlink("/etc/passwd", code.join("out.txt")).unwrap();
@@ -191,7 +279,20 @@ fn only_real_public_files_have_a_path() {
     let paths: Vec<&str> = found.paths.keys().map(String::as_str).collect();
     assert_eq!(
         paths,
-        ["/", "/.well-known", "/.well-known/x", "/a b.txt", "/alias.php", "/index.php", "/lib", "/style.css", "/sub", "/sub/", "/sub/index.html", "/sub/page.php"]
+        [
+            "/",
+            "/.well-known",
+            "/.well-known/x",
+            "/a b.txt",
+            "/alias.php",
+            "/index.php",
+            "/lib",
+            "/style.css",
+            "/sub",
+            "/sub/",
+            "/sub/index.html",
+            "/sub/page.php"
+        ]
     );
     assert_eq!(found.paths["/"], Target::Script("/index.php".into()));
     assert_eq!(found.paths["/sub/"], Target::Static);
@@ -199,7 +300,8 @@ fn only_real_public_files_have_a_path() {
     assert_eq!(found.script("/style.css"), None);
     plan.front_controller = String::new();
     assert_eq!(site::survey(&code, &plan).unwrap().script("/no/such"), None);
-    let entries: Vec<(String, String)> = proxy_config::path_entries(ReleaseNumber(2), &found).collect();
+    let entries: Vec<(String, String)> =
+        proxy_config::path_entries(ReleaseNumber(2), &found).collect();
     assert!(entries.contains(&("2|*".into(), "%2Findex.php".into())));
     assert!(entries.contains(&("2|%2Fa%20b.txt".into(), "static".into())));
 }
@@ -214,19 +316,44 @@ fn a_release_is_laid_out_whole_and_scratch_survives_it() {
     std::os::unix::fs::symlink("/etc/passwd", code.join("out.txt")).unwrap();
     let mut plan = plan(&dir.path().join("srv"));
     plan.writable = vec!["data".into(), "conf/local.php".into(), "fresh/cache".into()];
-    let keep = |numbers: &[u64]| numbers.iter().copied().map(ReleaseNumber).collect::<BTreeSet<_>>();
+    let keep = |numbers: &[u64]| {
+        numbers
+            .iter()
+            .copied()
+            .map(ReleaseNumber)
+            .collect::<BTreeSet<_>>()
+    };
     let first = site::lay_out(&code, &plan, ReleaseNumber(1), &keep(&[1])).unwrap();
-    assert_eq!(std::fs::read_to_string(first.join("data/pages/start.txt")).unwrap(), "hello");
-    assert!(!first.join("out.txt").exists(), "links that lead out are left behind");
+    assert_eq!(
+        std::fs::read_to_string(first.join("data/pages/start.txt")).unwrap(),
+        "hello"
+    );
+    assert!(
+        !first.join("out.txt").exists(),
+        "links that lead out are left behind"
+    );
     assert!(first.join("fresh/cache").is_dir());
     std::fs::write(first.join("data/pages/start.txt"), "changed").unwrap();
     std::fs::write(first.join("conf/local.php"), "mine").unwrap();
-    assert_eq!(std::fs::read_to_string(code.join("conf/local.php")).unwrap(), "conf", "the upload is untouched");
+    assert_eq!(
+        std::fs::read_to_string(code.join("conf/local.php")).unwrap(),
+        "conf",
+        "the upload is untouched"
+    );
     let second = site::lay_out(&code, &plan, ReleaseNumber(2), &keep(&[1, 2])).unwrap();
     assert!(first.is_dir());
-    assert_eq!(std::fs::read_to_string(second.join("data/pages/start.txt")).unwrap(), "changed");
-    assert_eq!(std::fs::read_to_string(second.join("conf/local.php")).unwrap(), "mine");
+    assert_eq!(
+        std::fs::read_to_string(second.join("data/pages/start.txt")).unwrap(),
+        "changed"
+    );
+    assert_eq!(
+        std::fs::read_to_string(second.join("conf/local.php")).unwrap(),
+        "mine"
+    );
     site::lay_out(&code, &plan, ReleaseNumber(3), &keep(&[2, 3])).unwrap();
-    assert!(!first.exists(), "a release that is wanted no more is tidied away");
+    assert!(
+        !first.exists(),
+        "a release that is wanted no more is tidied away"
+    );
     assert!(second.is_dir());
 }

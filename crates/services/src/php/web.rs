@@ -49,7 +49,13 @@ fn address(node: &NodeContext, level: &ReleaseLevel) -> SocketAddr {
     SocketAddrV4::new(node.address, level.port).into()
 }
 
-fn configure(node: &NodeContext, config: &WebConfig, release: ReleaseNumber, level: &ReleaseLevel, source: &Path) -> Result<ProcessSpec, RoleError> {
+fn configure(
+    node: &NodeContext,
+    config: &WebConfig,
+    release: ReleaseNumber,
+    level: &ReleaseLevel,
+    source: &Path,
+) -> Result<ProcessSpec, RoleError> {
     let folder = node.role_folder(WEB).join(release.to_string());
     files::folder(&node.role_folder(WEB), 0o755)?;
     files::folder(&folder, 0o755)?;
@@ -65,7 +71,17 @@ fn configure(node: &NodeContext, config: &WebConfig, release: ReleaseNumber, lev
     files::write_if_changed(&path, file(&place, config).as_bytes(), 0o644)?;
     Ok(ProcessSpec {
         name: process_name(node, release),
-        argv: [PROGRAM, "-e", "stderr", "-p", &folder.display().to_string(), "-c", &path.display().to_string()].map(str::to_owned).to_vec(),
+        argv: [
+            PROGRAM,
+            "-e",
+            "stderr",
+            "-p",
+            &folder.display().to_string(),
+            "-c",
+            &path.display().to_string(),
+        ]
+        .map(str::to_owned)
+        .to_vec(),
         env: vec![],
         user: None,
         log: node.log(WEB, "nginx"),
@@ -79,7 +95,12 @@ async fn busy(address: SocketAddr) -> std::io::Result<u64> {
     let answer = http::get(address, STATUS, Duration::from_secs(2)).await?;
     let text = String::from_utf8_lossy(&answer.body).into_owned();
     let words: Vec<&str> = text.split_whitespace().collect();
-    let figure = |name: &str| words.iter().position(|word| *word == name).and_then(|at| words.get(at + 1)?.parse::<u64>().ok());
+    let figure = |name: &str| {
+        words
+            .iter()
+            .position(|word| *word == name)
+            .and_then(|at| words.get(at + 1)?.parse::<u64>().ok())
+    };
     match (figure("Reading:"), figure("Writing:")) {
         (Some(reading), Some(writing)) => Ok((reading + writing).saturating_sub(1)),
         _ => Err(std::io::Error::other("a status without figures")),
@@ -90,13 +111,21 @@ async fn busy(address: SocketAddr) -> std::io::Result<u64> {
 impl RoleAgent for Web {
     async fn apply(&mut self, node: &NodeContext, level: &RoleLevel) -> Result<(), RoleError> {
         let list = node.processes.list().await?;
-        let wanted: BTreeSet<String> = level.releases.keys().map(|release| process_name(node, *release)).collect();
+        let wanted: BTreeSet<String> = level
+            .releases
+            .keys()
+            .map(|release| process_name(node, *release))
+            .collect();
         let prefix = node.process_name(WEB, "");
-        for process in list.iter().filter(|p| p.name.starts_with(&prefix) && !wanted.contains(&p.name)) {
+        for process in list
+            .iter()
+            .filter(|p| p.name.starts_with(&prefix) && !wanted.contains(&p.name))
+        {
             self.stops.begin(&node.processes, &process.name, GRACE);
         }
         self.stops.settle(Duration::ZERO).await?;
-        self.releases.retain(|release, _| level.releases.contains_key(release));
+        self.releases
+            .retain(|release, _| level.releases.contains_key(release));
         for (release, wish) in &level.releases {
             let config: WebConfig = site::read(&wish.config)?;
             let name = process_name(node, *release);
@@ -104,10 +133,15 @@ impl RoleAgent for Web {
                 continue;
             }
             let server = self.releases.entry(*release).or_default();
-            let may_try = server.failed.as_ref().is_none_or(|(_, since)| since.elapsed() >= AGAIN);
+            let may_try = server
+                .failed
+                .as_ref()
+                .is_none_or(|(_, since)| since.elapsed() >= AGAIN);
             if server.source.is_none() && server.fetching.is_none() && may_try {
                 let (node, plan, wish) = (node.clone(), config.site.clone(), wish.clone());
-                server.fetching = Some(Background::start(async move { site::source(&node, &plan, &wish).await }));
+                server.fetching = Some(Background::start(async move {
+                    site::source(&node, &plan, &wish).await
+                }));
             }
             if let Some(work) = &mut server.fetching
                 && let Some(result) = work.poll(MOMENT).await
@@ -121,13 +155,19 @@ impl RoleAgent for Web {
             if let Some(source) = &server.source
                 && !list.iter().any(|p| p.name == name && p.running)
             {
-                node.processes.ensure(&configure(node, &config, *release, wish, source)?).await?;
+                node.processes
+                    .ensure(&configure(node, &config, *release, wish, source)?)
+                    .await?;
             }
         }
         Ok(())
     }
 
-    async fn observe(&mut self, node: &NodeContext, level: &RoleLevel) -> Result<RoleStatus, RoleError> {
+    async fn observe(
+        &mut self,
+        node: &NodeContext,
+        level: &RoleLevel,
+    ) -> Result<RoleStatus, RoleError> {
         let list = node.processes.list().await?;
         let mut status = RoleStatus::default();
         for (release, wish) in &level.releases {
@@ -140,19 +180,32 @@ impl RoleAgent for Web {
 
     async fn stop(&mut self, node: &NodeContext) -> Result<bool, RoleError> {
         self.releases.clear();
-        stop_all(&node.processes, &mut self.stops, &node.process_name(WEB, ""), GRACE).await
+        stop_all(
+            &node.processes,
+            &mut self.stops,
+            &node.process_name(WEB, ""),
+            GRACE,
+        )
+        .await
     }
 }
 
-async fn look(node: &NodeContext, list: &[ProcessStatus], release: ReleaseNumber, wish: &ReleaseLevel, server: &mut Server) -> Phase {
+async fn look(
+    node: &NodeContext,
+    list: &[ProcessStatus],
+    release: ReleaseNumber,
+    wish: &ReleaseLevel,
+    server: &mut Server,
+) -> Phase {
     let name = process_name(node, release);
     let found = list.iter().find(|process| process.name == name);
     if found.is_none_or(|process| !process.running) {
         return match (&server.failed, found.and_then(|process| process.exit)) {
             (Some((reason, _)), _) => Phase::Failed(reason.clone()),
-            (None, Some(exit)) => {
-                Phase::Failed(format!("the web server ended with {exit}: {}", files::last_line(&node.log(WEB, "nginx")).unwrap_or_default()))
-            }
+            (None, Some(exit)) => Phase::Failed(format!(
+                "the web server ended with {exit}: {}",
+                files::last_line(&node.log(WEB, "nginx")).unwrap_or_default()
+            )),
             (None, None) if wish.duty == Duty::Drain => Phase::Drained,
             (None, None) => Phase::Starting,
         };
@@ -177,7 +230,11 @@ async fn look(node: &NodeContext, list: &[ProcessStatus], release: ReleaseNumber
         },
         (Err(reason), _) => {
             let since = *server.silent.get_or_insert_with(Instant::now);
-            if since.elapsed() >= SILENCE { Phase::Failed(format!("the web server does not answer: {reason}")) } else { Phase::Starting }
+            if since.elapsed() >= SILENCE {
+                Phase::Failed(format!("the web server does not answer: {reason}"))
+            } else {
+                Phase::Starting
+            }
         }
     }
 }

@@ -19,9 +19,19 @@ pub struct Place<'a> {
 /// The whole file: serves real files of the public folder and nothing else; never a script's
 /// source, never a hidden file, never through a link.
 pub fn file(place: &Place<'_>, config: &WebConfig) -> String {
-    let Place { listen, root, folder, access_log, .. } = place;
+    let Place {
+        listen,
+        root,
+        folder,
+        access_log,
+        ..
+    } = place;
     let (root, folder, access_log) = (quoted(root), folder.display(), access_log.display());
-    let user = if place.is_root { format!("user {ACCOUNT};\n") } else { String::new() };
+    let user = if place.is_root {
+        format!("user {ACCOUNT};\n")
+    } else {
+        String::new()
+    };
     let caching = match config.cache_seconds {
         0 => String::new(),
         seconds => format!("    expires {seconds}s;\n"),
@@ -78,5 +88,11 @@ http {{
 
 /// A path in quotes, as the file's grammar wants it.
 fn quoted(path: &Path) -> String {
-    format!("\"{}\"", path.display().to_string().replace('\\', "\\\\").replace('"', "\\\""))
+    format!(
+        "\"{}\"",
+        path.display()
+            .to_string()
+            .replace('\\', "\\\\")
+            .replace('"', "\\\"")
+    )
 }

@@ -25,7 +25,9 @@ impl<T: Send + 'static> Background<T> {
         match tokio::time::timeout(wait, &mut self.0).await {
             Err(_) => None,
             Ok(Ok(result)) => Some(result),
-            Ok(Err(_)) => Some(Err(RoleError::Failed("work in the background was cut off".into()))),
+            Ok(Err(_)) => Some(Err(RoleError::Failed(
+                "work in the background was cut off".into(),
+            ))),
         }
     }
 }
@@ -60,7 +62,9 @@ impl Stops {
         let mut first = Ok(());
         let names: Vec<String> = self.0.keys().cloned().collect();
         for name in names {
-            let Some(handle) = self.0.get_mut(&name) else { continue };
+            let Some(handle) = self.0.get_mut(&name) else {
+                continue;
+            };
             match tokio::time::timeout_at(until, handle).await {
                 Err(_) => continue,
                 Ok(Ok(Err(error))) => first = first.and(Err(error)),
@@ -89,5 +93,10 @@ pub async fn stop_all(
         }
     }
     stops.settle(MOMENT).await?;
-    Ok(stops.is_empty() && !processes.list().await?.iter().any(|p| p.name.starts_with(prefix)))
+    Ok(stops.is_empty()
+        && !processes
+            .list()
+            .await?
+            .iter()
+            .any(|p| p.name.starts_with(prefix)))
 }

@@ -15,7 +15,12 @@ pub fn write_if_changed(path: &Path, content: &[u8], mode: u32) -> Result<bool, 
     }
     let neighbour = neighbour(path);
     let write = || -> io::Result<()> {
-        let mut file = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&neighbour)?;
+        let mut file = std::fs::OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(mode)
+            .open(&neighbour)?;
         file.set_permissions(std::fs::Permissions::from_mode(mode))?;
         file.write_all(content)?;
         std::fs::rename(&neighbour, path)
@@ -26,7 +31,10 @@ pub fn write_if_changed(path: &Path, content: &[u8], mode: u32) -> Result<bool, 
 
 /// A name beside `path` that nobody serves or reads.
 pub fn neighbour(path: &Path) -> PathBuf {
-    let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    let name = path
+        .file_name()
+        .map(|n| n.to_string_lossy().into_owned())
+        .unwrap_or_default();
     path.with_file_name(format!(".{name}.new"))
 }
 
@@ -34,19 +42,27 @@ pub fn neighbour(path: &Path) -> PathBuf {
 pub fn folder(path: &Path, mode: u32) -> Result<(), RoleError> {
     std::fs::create_dir_all(path)
         .and_then(|()| std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)))
-        .map_err(RoleError::io(format!("making the folder {}", path.display())))
+        .map_err(RoleError::io(format!(
+            "making the folder {}",
+            path.display()
+        )))
 }
 
 /// Makes a folder that belongs to an account of the machine.
 pub fn folder_of(path: &Path, mode: u32, account: &str) -> Result<(), RoleError> {
     folder(path, mode)?;
-    give(path, account).map_err(RoleError::io(format!("giving {} to {account}", path.display())))
+    give(path, account).map_err(RoleError::io(format!(
+        "giving {} to {account}",
+        path.display()
+    )))
 }
 
 /// Gives a file or folder to an account, where we are root and the machine has that account.
 pub fn give(path: &Path, account: &str) -> io::Result<()> {
     match ids(account) {
-        Some((user, group)) if is_root() => std::os::unix::fs::lchown(path, Some(user), Some(group)),
+        Some((user, group)) if is_root() => {
+            std::os::unix::fs::lchown(path, Some(user), Some(group))
+        }
         _ => Ok(()),
     }
 }
@@ -66,16 +82,26 @@ fn ids(account: &str) -> Option<(u32, u32)> {
     })
 }
 
-/// The last line of a log that says something, for the reason of a failure.
-pub fn last_line(path: &Path) -> Option<String> {
+/// The end of a log, at most 4 KiB.
+pub fn tail(path: &Path) -> Option<String> {
     use std::io::{Read, Seek, SeekFrom};
     let mut file = std::fs::File::open(path).ok()?;
     let length = file.metadata().ok()?.len();
-    file.seek(SeekFrom::Start(length.saturating_sub(4096))).ok()?;
+    file.seek(SeekFrom::Start(length.saturating_sub(4096)))
+        .ok()?;
     let mut tail = Vec::new();
     file.read_to_end(&mut tail).ok()?;
-    let tail = String::from_utf8_lossy(&tail);
-    tail.lines().rev().map(str::trim).find(|line| !line.is_empty()).map(|line| line.chars().take(300).collect())
+    Some(String::from_utf8_lossy(&tail).into_owned())
+}
+
+/// The last line of a log that says something, for the reason of a failure.
+pub fn last_line(path: &Path) -> Option<String> {
+    let tail = tail(path)?;
+    tail.lines()
+        .rev()
+        .map(str::trim)
+        .find(|line| !line.is_empty())
+        .map(|line| line.chars().take(300).collect())
 }
 
 #[cfg(test)]
@@ -90,7 +116,10 @@ mod tests {
         assert!(!write_if_changed(&path, b"x", 0o640).unwrap());
         assert!(write_if_changed(&path, b"y", 0o640).unwrap());
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
-        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o640);
+        assert_eq!(
+            std::fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+            0o640
+        );
     }
 
     #[test]

@@ -21,19 +21,37 @@ pub struct Answer {
 pub async fn get(address: SocketAddr, path: &str, limit: Duration) -> io::Result<Answer> {
     tokio::time::timeout(limit, ask(address, path))
         .await
-        .unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {limit:?}"))))
+        .unwrap_or_else(|_| {
+            Err(io::Error::new(
+                io::ErrorKind::TimedOut,
+                format!("no answer within {limit:?}"),
+            ))
+        })
 }
 
 async fn ask(address: SocketAddr, path: &str) -> io::Result<Answer> {
     let mut stream = TcpStream::connect(address).await?;
-    let request = format!("GET {path} HTTP/1.0\r\nHost: {}\r\nUser-Agent: conpaas\r\nConnection: close\r\n\r\n", address.ip());
+    let request = format!(
+        "GET {path} HTTP/1.0\r\nHost: {}\r\nUser-Agent: conpaas\r\nConnection: close\r\n\r\n",
+        address.ip()
+    );
     stream.write_all(request.as_bytes()).await?;
     let mut answer = Vec::new();
     stream.take(MOST).read_to_end(&mut answer).await?;
-    let end = answer.windows(4).position(|w| w == b"\r\n\r\n").ok_or_else(|| invalid("an answer without an end of its head"))?;
+    let end = answer
+        .windows(4)
+        .position(|w| w == b"\r\n\r\n")
+        .ok_or_else(|| invalid("an answer without an end of its head"))?;
     let head = String::from_utf8_lossy(&answer[..end]).into_owned();
-    let status = head.split(' ').nth(1).and_then(|s| s.parse().ok()).ok_or_else(|| invalid("an answer without a status"))?;
-    Ok(Answer { status, body: answer.split_off(end + 4) })
+    let status = head
+        .split(' ')
+        .nth(1)
+        .and_then(|s| s.parse().ok())
+        .ok_or_else(|| invalid("an answer without a status"))?;
+    Ok(Answer {
+        status,
+        body: answer.split_off(end + 4),
+    })
 }
 
 fn invalid(what: &str) -> io::Error {

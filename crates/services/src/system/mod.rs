@@ -94,7 +94,14 @@ impl RoleAgent for Manager {
     async fn apply(&mut self, node: &NodeContext, level: &RoleLevel) -> Result<(), RoleError> {
         self.stops.settle(Duration::ZERO).await?;
         let name = process_name(node);
-        if self.stops.under_way(&name) || node.processes.list().await?.iter().any(|process| process.name == name && process.running) {
+        if self.stops.under_way(&name)
+            || node
+                .processes
+                .list()
+                .await?
+                .iter()
+                .any(|process| process.name == name && process.running)
+        {
             return Ok(());
         }
         let folder = node.role_folder(MANAGER);
@@ -104,7 +111,14 @@ impl RoleAgent for Manager {
         files::write_if_changed(&config, level.config.to_string().as_bytes(), 0o600)?;
         let spec = ProcessSpec {
             name,
-            argv: [PROGRAM, "manager", "--config", &config.display().to_string()].map(str::to_owned).to_vec(),
+            argv: [
+                PROGRAM,
+                "manager",
+                "--config",
+                &config.display().to_string(),
+            ]
+            .map(str::to_owned)
+            .to_vec(),
             env: vec![],
             user: None,
             log: node.log(MANAGER, "daemon"),
@@ -114,28 +128,53 @@ impl RoleAgent for Manager {
         node.processes.ensure(&spec).await.map(drop)
     }
 
-    async fn observe(&mut self, node: &NodeContext, level: &RoleLevel) -> Result<RoleStatus, RoleError> {
+    async fn observe(
+        &mut self,
+        node: &NodeContext,
+        level: &RoleLevel,
+    ) -> Result<RoleStatus, RoleError> {
         let name = process_name(node);
-        let process = node.processes.list().await?.into_iter().find(|process| process.name == name);
+        let process = node
+            .processes
+            .list()
+            .await?
+            .into_iter()
+            .find(|process| process.name == name);
         let address = SocketAddrV4::new(node.address, MANAGER_PORT);
         let own = match process {
-            Some(process) if process.running => match tokio::time::timeout(Duration::from_secs(1), TcpStream::connect(address)).await {
-                // A manager holds nothing in flight that its successor would not take up again.
-                Ok(Ok(_)) if level.duty == Duty::Drain => Phase::Drained,
-                Ok(Ok(_)) => Phase::Ready,
-                _ => Phase::Starting,
-            },
+            Some(process) if process.running => {
+                match tokio::time::timeout(Duration::from_secs(1), TcpStream::connect(address))
+                    .await
+                {
+                    // A manager holds nothing in flight that its successor would not take up again.
+                    Ok(Ok(_)) if level.duty == Duty::Drain => Phase::Drained,
+                    Ok(Ok(_)) => Phase::Ready,
+                    _ => Phase::Starting,
+                }
+            }
             Some(process) => {
                 let exit = process.exit.unwrap_or_default();
-                Phase::Failed(format!("the manager ended with {exit}: {}", files::last_line(&node.log(MANAGER, "daemon")).unwrap_or_default()))
+                Phase::Failed(format!(
+                    "the manager ended with {exit}: {}",
+                    files::last_line(&node.log(MANAGER, "daemon")).unwrap_or_default()
+                ))
             }
             None if level.duty == Duty::Drain => Phase::Drained,
             None => Phase::Starting,
         };
-        Ok(RoleStatus { own: Some(own), ..RoleStatus::default() })
+        Ok(RoleStatus {
+            own: Some(own),
+            ..RoleStatus::default()
+        })
     }
 
     async fn stop(&mut self, node: &NodeContext) -> Result<bool, RoleError> {
-        stop_all(&node.processes, &mut self.stops, &node.process_name(MANAGER, ""), GRACE).await
+        stop_all(
+            &node.processes,
+            &mut self.stops,
+            &node.process_name(MANAGER, ""),
+            GRACE,
+        )
+        .await
     }
 }

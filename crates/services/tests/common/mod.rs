@@ -3,7 +3,9 @@
 //! would drive it, only more often.
 #![allow(dead_code, reason = "each test uses its part")]
 
-use conpaas_core::role_agent::{CodeStore, NodeContext, ProcessSpec, ProcessStatus, Processes, RoleAgent, RoleAgents, RoleError};
+use conpaas_core::role_agent::{
+    CodeStore, NodeContext, ProcessSpec, ProcessStatus, Processes, RoleAgent, RoleAgents, RoleError,
+};
 use conpaas_model::level::RoleLevel;
 use conpaas_model::spec::CodeRef;
 use conpaas_model::status::RoleStatus;
@@ -20,11 +22,21 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// Processes as children of the test; all end with it.
 #[derive(Default)]
-pub struct Children(Mutex<BTreeMap<String, (Child, String, Option<i32>, i32)>>);
+pub struct Children(Mutex<BTreeMap<String, Entry>>);
+
+/// A child, the digest of its spec, how it ended, and its stop signal.
+type Entry = (Child, String, Option<i32>, i32);
 
 fn kill(pid: i32, signal: i32, group: bool) {
-    let target = if group { format!("-{pid}") } else { pid.to_string() };
-    let _ = Command::new("/bin/kill").args([&format!("-{signal}"), "--", &target]).stderr(Stdio::null()).status();
+    let target = if group {
+        format!("-{pid}")
+    } else {
+        pid.to_string()
+    };
+    let _ = Command::new("/bin/kill")
+        .args([&format!("-{signal}"), "--", &target])
+        .stderr(Stdio::null())
+        .status();
 }
 
 impl Children {
@@ -32,13 +44,21 @@ impl Children {
         if exit.is_none()
             && let Ok(Some(status)) = child.try_wait()
         {
-            *exit = Some(status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0)));
+            *exit = Some(
+                status
+                    .code()
+                    .unwrap_or_else(|| 128 + status.signal().unwrap_or(0)),
+            );
         }
         exit.is_none()
     }
     pub fn pids(&self) -> BTreeMap<String, i32> {
         let mut all = self.0.lock().unwrap();
-        all.iter_mut().filter_map(|(name, (child, _, exit, _))| Self::look(child, exit).then(|| (name.clone(), child.id() as i32))).collect()
+        all.iter_mut()
+            .filter_map(|(name, (child, _, exit, _))| {
+                Self::look(child, exit).then(|| (name.clone(), child.id() as i32))
+            })
+            .collect()
     }
     /// Kills a process with its whole group, as a crash would.
     pub fn crash(&self, name: &str) {
@@ -66,9 +86,19 @@ impl Processes for Children {
             if *old != digest {
                 return Err(RoleError::Failed("another spec".into()));
             }
-            return Ok(ProcessStatus { name: spec.name.clone(), pid: child.id() as i32, running: true, exit: None, digest });
+            return Ok(ProcessStatus {
+                name: spec.name.clone(),
+                pid: child.id() as i32,
+                running: true,
+                exit: None,
+                digest,
+            });
         }
-        let log = std::fs::OpenOptions::new().create(true).append(true).open(&spec.log).map_err(RoleError::io("opening a log"))?;
+        let log = std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&spec.log)
+            .map_err(RoleError::io("opening a log"))?;
         let child = Command::new(&spec.argv[0])
             .args(&spec.argv[1..])
             .env_clear()
@@ -81,8 +111,17 @@ impl Processes for Children {
             .spawn()
             .map_err(RoleError::io(format!("starting {}", spec.argv[0])))?;
         let pid = child.id() as i32;
-        all.insert(spec.name.clone(), (child, digest.clone(), None, spec.stop_signal));
-        Ok(ProcessStatus { name: spec.name.clone(), pid, running: true, exit: None, digest })
+        all.insert(
+            spec.name.clone(),
+            (child, digest.clone(), None, spec.stop_signal),
+        );
+        Ok(ProcessStatus {
+            name: spec.name.clone(),
+            pid,
+            running: true,
+            exit: None,
+            digest,
+        })
     }
     async fn list(&self) -> Result<Vec<ProcessStatus>, RoleError> {
         let mut all = self.0.lock().unwrap();
@@ -90,7 +129,13 @@ impl Processes for Children {
             .iter_mut()
             .map(|(name, (child, digest, exit, _))| {
                 let running = Self::look(child, exit);
-                ProcessStatus { name: name.clone(), pid: child.id() as i32, running, exit: *exit, digest: digest.clone() }
+                ProcessStatus {
+                    name: name.clone(),
+                    pid: child.id() as i32,
+                    running,
+                    exit: *exit,
+                    digest: digest.clone(),
+                }
             })
             .collect())
     }
@@ -122,7 +167,12 @@ pub struct Unpacked(pub Mutex<BTreeMap<String, PathBuf>>);
 #[async_trait::async_trait]
 impl CodeStore for Unpacked {
     async fn folder(&self, code: &CodeRef) -> Result<PathBuf, RoleError> {
-        self.0.lock().unwrap().get(&code.sha256).cloned().ok_or_else(|| RoleError::Failed("no such code".into()))
+        self.0
+            .lock()
+            .unwrap()
+            .get(&code.sha256)
+            .cloned()
+            .ok_or_else(|| RoleError::Failed("no such code".into()))
     }
 }
 
@@ -171,7 +221,12 @@ impl Driven {
             if seen >= round && condition(&status) {
                 return;
             }
-            assert!(Instant::now() < limit, "{what} did not come on {}: {status:?}; last error: {}", self.node.node_name, self.error.lock().unwrap());
+            assert!(
+                Instant::now() < limit,
+                "{what} did not come on {}: {status:?}; last error: {}",
+                self.node.node_name,
+                self.error.lock().unwrap()
+            );
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
@@ -186,10 +241,17 @@ pub struct World {
 impl World {
     /// A world in a part of the loopback network that no other test has.
     pub fn new(test: u8) -> Self {
-        let dir = tempfile::Builder::new().prefix("conpaas-services-").tempdir_in("/tmp").unwrap();
+        let dir = tempfile::Builder::new()
+            .prefix("conpaas-services-")
+            .tempdir_in("/tmp")
+            .unwrap();
         std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
         let pid = std::process::id();
-        Self { dir, code: Arc::default(), net: (100 + (pid % 120) as u8, (pid / 120 % 32) as u8 * 8 + test) }
+        Self {
+            dir,
+            code: Arc::default(),
+            net: (100 + (pid % 120) as u8, (pid / 120 % 32) as u8 * 8 + test),
+        }
     }
     pub fn address(&self, node: u8) -> Ipv4Addr {
         Ipv4Addr::new(127, self.net.0, self.net.1, node)
@@ -207,8 +269,16 @@ impl World {
         self.unpacked(name, &folder)
     }
     pub fn unpacked(&self, name: &str, folder: &Path) -> CodeRef {
-        self.code.0.lock().unwrap().insert(name.to_owned(), folder.to_owned());
-        CodeRef { id: format!("code-{name}").parse().unwrap(), sha256: name.to_owned(), size: 1 }
+        self.code
+            .0
+            .lock()
+            .unwrap()
+            .insert(name.to_owned(), folder.to_owned());
+        CodeRef {
+            id: format!("code-{name}").parse().unwrap(),
+            sha256: name.to_owned(),
+            size: 1,
+        }
     }
     /// A node with one role, driven until the test ends.
     pub fn drive(&self, agents: &'static dyn RoleAgents, node: u8, role: &'static str) -> Driven {
@@ -234,8 +304,16 @@ impl World {
             stopped: Arc::default(),
             round: Arc::default(),
         };
-        let (level, status, error) = (Arc::clone(&driven.level), Arc::clone(&driven.status), Arc::clone(&driven.error));
-        let (renew, stopped, rounds) = (Arc::clone(&driven.renew), Arc::clone(&driven.stopped), Arc::clone(&driven.round));
+        let (level, status, error) = (
+            Arc::clone(&driven.level),
+            Arc::clone(&driven.status),
+            Arc::clone(&driven.error),
+        );
+        let (renew, stopped, rounds) = (
+            Arc::clone(&driven.renew),
+            Arc::clone(&driven.stopped),
+            Arc::clone(&driven.round),
+        );
         tokio::spawn(async move {
             let new = || -> Box<dyn RoleAgent> { agents.role_agent(role).unwrap() };
             let mut agent = new();
@@ -247,10 +325,16 @@ impl World {
                 let wanted = level.lock().unwrap().clone();
                 let result = match &wanted {
                     Some(wanted) => match agent.apply(&context, wanted).await {
-                        Ok(()) => agent.observe(&context, wanted).await.map(|seen| *status.lock().unwrap() = (round, seen)),
+                        Ok(()) => agent
+                            .observe(&context, wanted)
+                            .await
+                            .map(|seen| *status.lock().unwrap() = (round, seen)),
                         Err(error) => Err(error),
                     },
-                    None if round > 0 => agent.stop(&context).await.map(|done| stopped.store(done, Ordering::SeqCst)),
+                    None if round > 0 => agent
+                        .stop(&context)
+                        .await
+                        .map(|done| stopped.store(done, Ordering::SeqCst)),
                     None => Ok(()),
                 };
                 if let Err(problem) = result {
@@ -272,19 +356,40 @@ pub struct Answer {
 }
 
 /// One request on a connection of its own.
-pub async fn request(address: SocketAddrV4, method: &str, path: &str, headers: &str, body: &str) -> std::io::Result<Answer> {
+pub async fn request(
+    address: SocketAddrV4,
+    method: &str,
+    path: &str,
+    headers: &str,
+    body: &str,
+) -> std::io::Result<Answer> {
     let work = async {
         let mut stream = tokio::net::TcpStream::connect(address).await?;
-        let text = format!("{method} {path} HTTP/1.1\r\nHost: shop.example\r\nConnection: close\r\nContent-Length: {}\r\n{headers}\r\n{body}", body.len());
+        let text = format!(
+            "{method} {path} HTTP/1.1\r\nHost: shop.example\r\nConnection: close\r\nContent-Length: {}\r\n{headers}\r\n{body}",
+            body.len()
+        );
         stream.write_all(text.as_bytes()).await?;
         let mut answer = Vec::new();
         stream.read_to_end(&mut answer).await?;
         let answer = String::from_utf8_lossy(&answer).into_owned();
-        let (head, body) = answer.split_once("\r\n\r\n").ok_or_else(|| std::io::Error::other("cut off"))?;
-        let status = head.split(' ').nth(1).and_then(|s| s.parse().ok()).ok_or_else(|| std::io::Error::other("no status"))?;
-        Ok(Answer { status, head: head.to_owned(), body: body.to_owned() })
+        let (head, body) = answer
+            .split_once("\r\n\r\n")
+            .ok_or_else(|| std::io::Error::other("cut off"))?;
+        let status = head
+            .split(' ')
+            .nth(1)
+            .and_then(|s| s.parse().ok())
+            .ok_or_else(|| std::io::Error::other("no status"))?;
+        Ok(Answer {
+            status,
+            head: head.to_owned(),
+            body: body.to_owned(),
+        })
     };
-    tokio::time::timeout(Duration::from_secs(20), work).await.unwrap_or_else(|_| Err(std::io::Error::other("too slow")))
+    tokio::time::timeout(Duration::from_secs(20), work)
+        .await
+        .unwrap_or_else(|_| Err(std::io::Error::other("too slow")))
 }
 
 pub async fn get(address: SocketAddrV4, path: &str) -> std::io::Result<Answer> {
@@ -300,7 +405,11 @@ pub struct Load {
 
 impl Load {
     /// `version` reads a number from a good answer's body.
-    pub fn start(address: SocketAddrV4, paths: &'static [&'static str], version: fn(&str) -> Option<u64>) -> Self {
+    pub fn start(
+        address: SocketAddrV4,
+        paths: &'static [&'static str],
+        version: fn(&str) -> Option<u64>,
+    ) -> Self {
         let end = Arc::new(AtomicBool::new(false));
         let total = Arc::new(AtomicU64::new(0));
         let clients = (0..6_usize)
@@ -310,14 +419,23 @@ impl Load {
                     let (mut asked, mut trouble, mut newest) = (0, Vec::new(), 0);
                     while !end.load(Ordering::SeqCst) && asked < 20_000 {
                         let path = paths[(asked as usize + client) % paths.len()];
-                        let method = if client == 0 && !path.ends_with("css") { "POST" } else { "GET" };
+                        let method = if client == 0 && !path.ends_with("css") {
+                            "POST"
+                        } else {
+                            "GET"
+                        };
                         match request(address, method, path, "", "").await {
                             Ok(answer) if answer.status == 200 => match version(&answer.body) {
-                                Some(found) if found < newest => trouble.push(format!("back from {newest} to {found}")),
+                                Some(found) if found < newest => {
+                                    trouble.push(format!("back from {newest} to {found}"))
+                                }
                                 Some(found) => newest = found,
                                 None => trouble.push(format!("odd answer {:?}", answer.body)),
                             },
-                            Ok(answer) => trouble.push(format!("{method} {path}: {} {}", answer.status, answer.body)),
+                            Ok(answer) => trouble.push(format!(
+                                "{method} {path}: {} {}",
+                                answer.status, answer.body
+                            )),
                             Err(error) => trouble.push(format!("{method} {path}: {error}")),
                         }
                         asked += 1;
@@ -328,7 +446,11 @@ impl Load {
                 })
             })
             .collect();
-        Self { end, asked: total, clients }
+        Self {
+            end,
+            asked: total,
+            clients,
+        }
     }
     /// Waits until so many further requests were answered.
     pub async fn more(&self, count: u64) {
@@ -349,7 +471,12 @@ impl Load {
             trouble.append(&mut problems);
         }
         println!("{what}: {asked} requests, {} failed", trouble.len());
-        assert!(trouble.is_empty(), "{what}: {} of {asked} requests: {:?}", trouble.len(), &trouble[..trouble.len().min(5)]);
+        assert!(
+            trouble.is_empty(),
+            "{what}: {} of {asked} requests: {:?}",
+            trouble.len(),
+            &trouble[..trouble.len().min(5)]
+        );
         assert!(asked > 20, "{what}: only {asked} requests");
         asked
     }

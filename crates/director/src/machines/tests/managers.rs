@@ -147,25 +147,27 @@ async fn an_exposure_reaches_the_edge_and_its_answer_the_manager() {
 async fn the_newest_manager_has_the_post_and_keeps_it_over_a_restart() {
     let (mut world, first_agent, mut first) = managed().await;
     first.level().await;
-    // The system service wishes another node; its manager takes the post when it comes.
+    // Another node of the system service comes; its manager takes the post.
     let system = world.system.clone();
-    let key = conpaas_core::broker::NodeKey { service: system, number: NodeNumber(7) };
     world
         .store
         .transaction(move |tx| {
-            let address = "100.64.0.99".parse().unwrap();
-            super::super::records::insert_node(tx, &key, "memory", "small", address, crate::store::now())
+            let mut row = crate::store::services::get(tx, &system)?.unwrap();
+            row.roles.values_mut().flat_map(|role| &mut role.pools).for_each(|pool| pool.count = 2);
+            row.generation = row.generation.next();
+            crate::store::services::update_wish(tx, &row)
         })
         .await
         .unwrap();
-    let context = world.birth_of(7).await;
+    let context = world.birth().await;
+    assert_eq!(context.node, NodeNumber(2));
     let second_agent = Agent::enrol(&context, None).await.unwrap();
     let mut second = eventually("the second manager comes in", || async { second_agent.manager().await.ok() }).await;
-    assert_eq!(second.level().await.epoch, Epoch(7));
+    assert_eq!(second.level().await.epoch, Epoch(2));
     first.is_over().await;
     assert_eq!(code_of(first_agent.manager().await), "outranked");
     // A report of another epoch than the stream's is refused and counted.
-    second.say(report(&world, 6, &[(1, present())], Exposure::default())).await;
+    second.say(report(&world, 1, &[(1, present())], Exposure::default())).await;
     let machines = world.machines().clone();
     eventually("it is counted", || async { (machines.refused_reports() == 1).then_some(()) }).await;
     assert!(world.nodes(&world.web).await.is_empty());
@@ -174,7 +176,7 @@ async fn the_newest_manager_has_the_post_and_keeps_it_over_a_restart() {
     world.resume().await;
     assert_eq!(code_of(first_agent.at(&world).manager().await), "outranked");
     let mut again = second_agent.at(&world).manager().await.unwrap();
-    assert_eq!(again.level().await.epoch, Epoch(7));
+    assert_eq!(again.level().await.epoch, Epoch(2));
     world.end().await;
 }
 

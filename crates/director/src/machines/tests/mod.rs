@@ -3,7 +3,7 @@
 mod managers;
 mod world;
 
-use crate::store::{self, services};
+use crate::store;
 use conpaas_cloud::Exit;
 use conpaas_core::broker::{MachineStage, NodeKey};
 use conpaas_model::ids::NodeNumber;
@@ -133,7 +133,9 @@ async fn a_director_that_ended_within_a_call_finds_the_machine_again() {
     let stages = world.count("SELECT count(*) FROM machines WHERE state = 'creating'").await;
     assert_eq!(stages, 1, "the answer came too late to be recorded");
     world.resume().await;
-    let context = world.birth().await;
+    let mut context = world.birth().await;
+    // The Director listens elsewhere now.
+    context.director.set_port(world.machines().host_port().unwrap());
     Agent::enrol(&context, None).await.unwrap();
     world.node_is(&world.system, 1, NodeState::Up).await;
     assert_eq!(world.cloud.machines().len(), 1);
@@ -194,7 +196,6 @@ async fn stages_and_states_have_the_words_that_the_store_knows() {
     let seen = world.store.read(move |tx| store::machines::nodes_of_service(tx, &system)).await.unwrap();
     assert_eq!(seen.len(), 1);
     assert_eq!(seen[0].machine.as_ref(), Some(&context.machine));
-    let row = services::ServiceRow { ..world.row(&world.system).await };
-    assert_eq!(row.next_node, NodeNumber(2));
+    assert_eq!(world.row(&world.system).await.next_node, NodeNumber(2));
     world.end().await;
 }

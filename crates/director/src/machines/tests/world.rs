@@ -174,16 +174,6 @@ impl World {
         tokio::time::timeout(Duration::from_secs(30), next).await.expect("in vain: a machine")
     }
 
-    /// The same, of the node with this number.
-    pub async fn birth_of(&self, number: u64) -> Context {
-        loop {
-            let context = self.birth().await;
-            if context.node.0 == number {
-                return context;
-            }
-        }
-    }
-
     /// A machine of ours that no record knows.
     pub async fn orphan(&self) {
         let request = conpaas_cloud::CreateMachine {

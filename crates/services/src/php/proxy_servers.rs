@@ -1,0 +1,226 @@
+//! The load balancer's servers: taking in new providers, letting go of old ones, and cutting
+//! sessions of those that went down.
+
+use super::haproxy::{Runtime, Server};
+use super::proxy_config::{backend_name, parse_server_name, server_name};
+use super::{BACKEND, WEB};
+use crate::support::background::MOMENT;
+use conpaas_core::role_agent::RoleError;
+use conpaas_model::level::Provider;
+use std::collections::BTreeMap;
+use std::time::Duration;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+/// How often the watcher looks, and how long a server must be down before its sessions are cut:
+/// longer than a connection attempt, so that attempts under way are tried elsewhere first.
+const WATCH: Duration = Duration::from_millis(150);
+const DOWN_LONG_ENOUGH: Duration = Duration::from_millis(300);
+
+/// Wraps an I/O error of the runtime interface with what was tried.
+pub fn balancer(what: &str) -> impl FnOnce(std::io::Error) -> RoleError + '_ {
+    RoleError::io(what.to_owned())
+}
+
+/// Cuts sessions of servers that went down; ends when dropped.
+pub struct Watcher(JoinHandle<()>);
+
+impl Watcher {
+    pub fn start(runtime: Runtime) -> Self {
+        Self(tokio::spawn(watch(runtime)))
+    }
+    pub fn has_ended(&self) -> bool {
+        self.0.is_finished()
+    }
+}
+
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Takes in new providers and lets go of those that are absent from the level.
+pub async fn update_servers(runtime: &Runtime, providers: &[Provider]) -> Result<(), RoleError> {
+    let failed = || balancer("reading the load balancer's servers");
+    let servers = runtime.servers().await.map_err(failed())?;
+    let wanted: BTreeMap<String, &Provider> = providers
+        .iter()
+        .filter_map(|provider| {
+            let release = provider.release?;
+            let path = format!(
+                "{}/{}",
+                backend_name(provider.role == BACKEND, release),
+                server_name(release, provider.node.0)
+            );
+            (provider.role == BACKEND || provider.role == WEB).then_some((path, provider))
+        })
+        .collect();
+    let place = |provider: &Provider| format!("{}:{}", provider.address, provider.port);
+    let mut leaving = false;
+    for server in servers
+        .iter()
+        .filter(|server| parse_server_name(&server.name).is_some())
+    {
+        match wanted.get(&server.path()) {
+            Some(provider) if place(provider) == server.address => {
+                keep(runtime, server, provider).await?
+            }
+            _ if server.is_draining() || server.in_maintenance() => leaving = true,
+            _ => {
+                leaving = true;
+                runtime
+                    .order(&format!("set server {} state drain", server.path()), &[])
+                    .await
+                    .map_err(balancer("letting a server drain"))?;
+            }
+        }
+    }
+    if leaving {
+        let_go(runtime, &wanted, place).await?;
+    }
+    let servers = runtime.servers().await.map_err(failed())?;
+    for (path, provider) in wanted {
+        let Some(release) = provider.release else {
+            continue;
+        };
+        let backend = backend_name(provider.role == BACKEND, release);
+        let blocked = servers.iter().any(|server| {
+            server.path() == path
+                || (server.backend == backend
+                    && parse_server_name(&server.name).is_some_and(|(other, _)| other != release))
+        });
+        if !blocked {
+            take_in(runtime, &path, provider).await?;
+        }
+    }
+    Ok(())
+}
+
+/// A server that stays: undoes a drain that was begun, follows its capacity.
+async fn keep(runtime: &Runtime, server: &Server, provider: &Provider) -> Result<(), RoleError> {
+    let failed = || balancer("keeping a server");
+    if server.is_draining() || server.in_maintenance() {
+        runtime
+            .order(&format!("set server {} state ready", server.path()), &[])
+            .await
+            .map_err(failed())?;
+    }
+    if server.most != u64::from(provider.capacity) {
+        runtime
+            .order(
+                &format!("set maxconn server {} {}", server.path(), provider.capacity),
+                &[],
+            )
+            .await
+            .map_err(failed())?;
+    }
+    Ok(())
+}
+
+async fn take_in(runtime: &Runtime, path: &str, provider: &Provider) -> Result<(), RoleError> {
+    let failed = || balancer("taking in a server");
+    let (address, port, capacity) = (provider.address, provider.port, provider.capacity);
+    let check = "check inter 500ms fastinter 200ms fall 3 rise 1";
+    let line = if provider.role == BACKEND {
+        let status = port.saturating_add(super::backend::STATUS_OFFSET);
+        format!(
+            "add server {path} {address}:{port} proto fcgi {check} port {status} maxconn {capacity}"
+        )
+    } else {
+        format!("add server {path} {address}:{port} {check} maxconn {capacity}")
+    };
+    runtime
+        .order(&line, &["New server registered"])
+        .await
+        .map_err(failed())?;
+    runtime
+        .order(&format!("enable health {path}"), &[])
+        .await
+        .map_err(failed())?;
+    runtime
+        .order(&format!("enable server {path}"), &[])
+        .await
+        .map_err(failed())
+}
+
+/// Removes servers that are wanted no more and have nothing in flight. A refusal means that a
+/// connection is still attached: the next round tries again.
+async fn let_go(
+    runtime: &Runtime,
+    wanted: &BTreeMap<String, &Provider>,
+    place: impl Fn(&Provider) -> String,
+) -> Result<(), RoleError> {
+    let until = Instant::now() + MOMENT;
+    loop {
+        let servers = runtime
+            .servers()
+            .await
+            .map_err(balancer("reading the load balancer's servers"))?;
+        let mut left = 0;
+        for server in servers
+            .iter()
+            .filter(|server| parse_server_name(&server.name).is_some())
+        {
+            let stays = wanted
+                .get(&server.path())
+                .is_some_and(|provider| place(provider) == server.address);
+            if stays || !(server.is_draining() || server.in_maintenance()) {
+                continue;
+            }
+            if server.in_flight > 0 {
+                continue;
+            }
+            let path = server.path();
+            if !server.in_maintenance() {
+                runtime
+                    .order(&format!("set server {path} state maint"), &[])
+                    .await
+                    .map_err(balancer("removing a server"))?;
+            }
+            let answer = runtime
+                .ask(&format!("del server {path}"))
+                .await
+                .map_err(balancer("removing a server"))?;
+            if !answer.starts_with("Server deleted") {
+                tracing::debug!(server = %path, %answer, "a server cannot be removed yet");
+                left += 1;
+            }
+        }
+        if left == 0 || Instant::now() >= until {
+            return Ok(());
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Looks for servers that went down while sessions hang on them, and cuts these so that they
+/// are tried elsewhere: a frozen or unreachable machine never ends them itself.
+async fn watch(runtime: Runtime) {
+    let mut down: BTreeMap<String, (Instant, bool)> = BTreeMap::new();
+    loop {
+        tokio::time::sleep(WATCH).await;
+        let Ok(servers) = runtime.servers().await else {
+            continue;
+        };
+        down.retain(|path, _| {
+            servers
+                .iter()
+                .any(|server| server.is_down() && server.path() == *path)
+        });
+        for server in servers.iter().filter(|server| server.is_down()) {
+            let (since, cut) = down
+                .entry(server.path())
+                .or_insert_with(|| (Instant::now(), false));
+            if !*cut && since.elapsed() >= DOWN_LONG_ENOUGH {
+                *cut = true;
+                if let Err(error) = runtime
+                    .order(&format!("shutdown sessions server {}", server.path()), &[])
+                    .await
+                {
+                    tracing::warn!(server = %server.path(), %error, "sessions of a server that is down could not be cut");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,10 @@
+//! End-to-end tests: real Director, real machines, real daemons, real load. They need root (or
+//! user namespaces), the machine image and the built program; `make test` brings all of it.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod bad_input;
+mod conformance;
+mod dokuwiki;
+mod nutshell;
+mod thread;

@@ -1,0 +1,95 @@
+//! The thread, as a new user walks it: a site appears, scales, changes version, stops, starts
+//! again, and nothing is lost; under load no request fails.
+
+use conpaas_tests::{World, archive, load, wait_for};
+use std::time::Duration;
+
+const HOST: &str = "shop-admin.localhost";
+
+/// An application `shop` with a started PHP service `web` that runs version 1 of a small site.
+fn shop() -> World {
+    let world = World::start();
+    world.ok(["app", "create", "shop"]);
+    world.ok(["service", "add", "shop", "php", "--name", "web"]);
+    let archive = world.path().join("v1.tar.gz");
+    archive::site(&archive, 1);
+    world.ok(["code", "upload", "shop/web", archive.to_str().unwrap(), "--activate"]);
+    world.ok(["app", "start", "shop"]);
+    world
+}
+
+#[test]
+fn a_site_starts_on_one_machine_scales_and_packs_again_without_a_failed_request() {
+    let world = shop();
+    assert!(world.wait_status(HOST, "/", 200).starts_with("version 1 from "));
+    assert_eq!(world.service("shop/web")["nodes"].as_array().unwrap().len(), 1);
+    assert_eq!(world.ready_roles("shop/web"), ["backend=1", "proxy=1", "web=1"]);
+
+    let load = load::start(world.edge_port, HOST, "/", Duration::from_millis(10));
+    world.ok(["service", "scale", "shop/web", "backend=4"]);
+    assert_eq!(world.ready_roles("shop/web"), ["backend=4", "proxy=1", "web=1"]);
+    wait_for("four backends to have answered", Duration::from_secs(20), || {
+        // Asked beside the load, whose own counts come at its end.
+        let hosts: std::collections::BTreeSet<String> =
+            (0..12).filter_map(|_| world.get(HOST, "/").ok()).map(|(_, body)| body).collect();
+        if hosts.len() >= 4 { Ok(()) } else { Err(hosts) }
+    });
+    world.ok(["service", "scale", "shop/web", "backend=1"]);
+    let counts = load.finish();
+    println!("1 > 4 > 1 under load: {} requests, {} failed, hosts {:?}", counts.sent, counts.failed.len(), counts.hosts);
+    assert_eq!(counts.failed, Vec::<String>::new());
+    assert_eq!(world.ready_roles("shop/web"), ["backend=1", "proxy=1", "web=1"]);
+    assert_eq!(world.service("shop/web")["nodes"].as_array().unwrap().len(), 1);
+}
+
+#[test]
+fn every_role_scales_and_a_new_version_switches_at_one_instant_and_back() {
+    let world = shop();
+    world.wait_status(HOST, "/", 200);
+    world.ok(["service", "scale", "shop/web", "backend=2", "web=2", "proxy=2"]);
+    assert_eq!(world.ready_roles("shop/web"), ["backend=2", "proxy=2", "web=2"]);
+
+    let load = load::start(world.edge_port, HOST, "/", Duration::from_millis(10));
+    let archive = world.path().join("v2.tar.gz");
+    archive::site(&archive, 2);
+    world.ok(["code", "upload", "shop/web", archive.to_str().unwrap(), "--activate"]);
+    let counts = load.finish();
+    println!("version switch under load: {} requests, {} failed, versions {:?}, back {}", counts.sent, counts.failed.len(), counts.versions, counts.back_steps);
+    assert_eq!(counts.failed, Vec::<String>::new());
+    assert_eq!(world.wait_status(HOST, "/static.txt", 200), "static 2\n");
+
+    world.ok(["service", "rollback", "shop/web"]);
+    assert!(world.wait_status(HOST, "/", 200).starts_with("version 1 from "));
+    assert_eq!(world.wait_status(HOST, "/static.txt", 200), "static 1\n");
+
+    world.ok(["service", "set", "shop/web", "memory_limit=64M"]);
+    assert!(world.wait_status(HOST, "/", 200).starts_with("version 1 from "));
+}
+
+#[test]
+fn stop_keeps_everything_and_delete_leaves_nothing() {
+    let world = shop();
+    world.wait_status(HOST, "/", 200);
+    world.ok(["app", "stop", "shop"]);
+    assert_eq!(world.json(["app", "show", "shop"])["state"], "STOPPED");
+    let (status, page) = world.get(HOST, "/").unwrap();
+    assert_eq!(status, 503, "{page}");
+    let machines = std::fs::read_dir(world.state().join("machines")).unwrap().count();
+    assert_eq!(machines, 0, "a stopped application holds no machine");
+
+    world.ok(["app", "start", "shop"]);
+    assert!(world.wait_status(HOST, "/", 200).starts_with("version 1 from "));
+
+    let refused = world.run(["app", "delete", "shop"]);
+    assert_eq!(refused.code, 2, "{refused:?}");
+    assert!(refused.stderr.contains("--yes"), "{refused:?}");
+    world.ok(["app", "delete", "shop", "--yes"]);
+    assert_eq!(world.run(["app", "show", "shop"]).code, 4);
+    wait_for("all machines to be gone", Duration::from_secs(20), || {
+        match std::fs::read_dir(world.state().join("machines")).unwrap().count() {
+            0 => Ok(()),
+            left => Err(left),
+        }
+    });
+    world.ok(["app", "create", "shop"]);
+}
