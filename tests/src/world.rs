@@ -1,6 +1,10 @@
 //! One installation under test.
 
+use crate::memory::Memory;
+use conpaas_cloud::{Exit, MemoryCloud};
+use conpaas_director::DirectorConfig;
 use serde_json::Value;
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fmt::Debug;
 use std::path::{Path, PathBuf};
@@ -46,12 +50,29 @@ pub fn program() -> PathBuf {
     exe.ancestors().nth(2).unwrap().join("conpaas")
 }
 
+/// Where a world's machines come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Platform {
+    /// Namespaces of this computer, by `conpaas nutshell`: real machines, real daemons.
+    Local,
+    /// Tasks of the test's own process: real Director, edge, managers and agents; doubles of
+    /// daemons. What can go wrong with a cloud can be made to happen here.
+    Memory,
+}
+
 /// One installation with its own state folder, ports and machines.
 pub struct World {
-    folder: tempfile::TempDir,
     pub edge_port: u16,
     pub api_port: u16,
     keep: bool,
+    /// The installation, if it is in this process.
+    memory: Option<Memory>,
+    folder: tempfile::TempDir,
+}
+
+/// A user with contexts of their own.
+pub struct Person {
+    config: PathBuf,
 }
 
 /// A port nobody uses at the moment.
@@ -71,7 +92,140 @@ impl World {
     /// An installation that was not started yet.
     pub fn prepare() -> Self {
         let folder = tempfile::Builder::new().prefix("cps-e2e-").tempdir().unwrap();
-        Self { folder, edge_port: free_port(), api_port: free_port(), keep: false }
+        Self { folder, edge_port: free_port(), api_port: free_port(), keep: false, memory: None }
+    }
+
+    /// Starts an installation on a platform and logs in as its operator.
+    pub fn start_on(platform: Platform) -> Self {
+        match platform {
+            Platform::Local => Self::start(),
+            Platform::Memory => Self::start_memory(|_| {}),
+        }
+    }
+
+    /// Starts an installation in this process; `adjust` changes its Director's settings first.
+    pub fn start_memory(adjust: impl FnOnce(&mut DirectorConfig)) -> Self {
+        let folder = tempfile::Builder::new().prefix("cps-e2e-").tempdir().unwrap();
+        let memory = Memory::start(folder.path(), adjust);
+        let (edge_port, api_port) = (memory.edge_port, memory.api_port());
+        let (password, fingerprint) = (memory.password_file(), memory.fingerprint.clone());
+        let world = Self { folder, edge_port, api_port, keep: false, memory: Some(memory) };
+        world.login(&world.operator(), "admin", &password, &fingerprint);
+        world
+    }
+
+    pub fn platform(&self) -> Platform {
+        if self.memory.is_some() { Platform::Memory } else { Platform::Local }
+    }
+
+    /// The cloud of a world in this process.
+    pub fn cloud(&self) -> &MemoryCloud {
+        &self.memory.as_ref().expect("a world on memory").cloud
+    }
+
+    fn operator(&self) -> Person {
+        Person { config: self.folder.path().join("config") }
+    }
+
+    fn login(&self, person: &Person, name: &str, password: &Path, fingerprint: &str) {
+        let url = format!("https://127.0.0.1:{}", self.api_port);
+        let password = password.to_str().unwrap();
+        let login = self.run_as(person, ["login", &url, "--user", name, "--password-file", password, "--fingerprint", fingerprint]);
+        assert_eq!(login.code, 0, "{login:#?}");
+    }
+
+    /// Makes a user who is logged in.
+    pub fn person(&self, name: &str) -> Person {
+        let person = Person { config: self.folder.path().join(format!("config-{name}")) };
+        let password = self.folder.path().join(format!("password-{name}"));
+        std::fs::write(&password, format!("the long password of {name}\n")).unwrap();
+        self.ok(["user", "create", name, "--password-file", password.to_str().unwrap()]);
+        let contexts = self.json(["context", "list"]);
+        let current = contexts.as_array().unwrap().iter().find(|c| c["current"] == true).unwrap();
+        self.login(&person, name, &password, current["fingerprint"].as_str().unwrap());
+        person
+    }
+
+    /// Runs the program to its end as somebody.
+    pub fn run_as<I: AsRef<OsStr>>(&self, person: &Person, arguments: impl IntoIterator<Item = I>) -> Finished {
+        self.command(arguments).env("XDG_CONFIG_HOME", &person.config).output().unwrap().into()
+    }
+
+    /// Takes the Director away; everything else goes on.
+    pub fn stop_director(&self) {
+        match &self.memory {
+            Some(memory) => memory.stop_director(),
+            None => {
+                let line = self.processes().into_iter().find(|line| line.contains("conpaas director"));
+                let line = line.expect("a director process");
+                kill(line.split(' ').next().unwrap().parse().unwrap());
+                wait_for("the Director to be gone", Duration::from_secs(10), || {
+                    if self.processes().contains(&line) { Err(&line) } else { Ok(()) }
+                });
+            }
+        }
+    }
+
+    /// Starts the Director again on the state it left.
+    pub fn start_director(&self) {
+        match &self.memory {
+            Some(memory) => memory.start_director(),
+            None => {
+                let up = self.up();
+                assert_eq!(up.code, 0, "{up:#?}");
+            }
+        }
+    }
+
+    /// Lets the machine of a node (`APP/SERVICE/NUMBER`) die, as a crash would.
+    pub fn kill_machine(&self, target: &str) {
+        let node = self.json(["node", "show", target]);
+        let machine = node["machine"].as_str().expect("a machine").to_owned();
+        match &self.memory {
+            Some(memory) => {
+                let found = memory.cloud.machines().into_iter().find(|m| m.machine.to_string() == machine);
+                let found = found.unwrap_or_else(|| panic!("the cloud has no machine {machine}"));
+                assert!(memory.cloud.kill(&found.id, Exit::Signal { signal: libc::SIGKILL }));
+            }
+            None => kill(first_process(&machine)),
+        }
+    }
+
+    /// Machines that the cloud has, by the Director's names for them.
+    pub fn machines(&self) -> BTreeSet<String> {
+        match &self.memory {
+            Some(memory) => memory.cloud.machines().iter().map(|machine| machine.machine.to_string()).collect(),
+            None => {
+                let folders = std::fs::read_dir(self.state().join("cloud/machines")).into_iter().flatten().flatten();
+                folders
+                    .map(|entry| {
+                        let text = std::fs::read(entry.path().join("machine.json")).unwrap_or_default();
+                        let record: Value = serde_json::from_slice(&text).unwrap_or_default();
+                        record["machine"].as_str().map_or_else(|| entry.path().display().to_string(), str::to_owned)
+                    })
+                    .collect()
+            }
+        }
+    }
+
+    /// Machines that the Director's records know, of all applications, managers' included.
+    pub fn recorded_machines(&self) -> BTreeSet<String> {
+        let mut found = BTreeSet::new();
+        for app in self.json(["app", "list"]).as_array().into_iter().flatten() {
+            let target = app["id"].as_str().unwrap_or_default();
+            for node in self.json(["node", "list", target]).as_array().into_iter().flatten() {
+                found.extend(node["machine"].as_str().map(str::to_owned));
+            }
+        }
+        found
+    }
+
+    /// Waits until the cloud has exactly the machines that the records know.
+    pub fn wait_no_leak(&self) -> BTreeSet<String> {
+        wait_for("the cloud to have what the records know", Duration::from_secs(60), || {
+            let (cloud, records) = (self.machines(), self.recorded_machines());
+            if cloud == records { Ok(cloud) } else { Err((cloud, records)) }
+        })
     }
 
     pub fn up(&self) -> Finished {
@@ -98,6 +252,7 @@ impl World {
             .env_remove("CONPAAS_CONTEXT")
             .env_remove("CONPAAS_URL")
             .env_remove("CONPAAS_TOKEN")
+            .env_remove("CONPAAS_FINGERPRINT")
             .stdin(Stdio::null());
         command
     }
@@ -179,9 +334,18 @@ impl World {
 
     /// The last lines of the daemons' logs, for a failure's text.
     pub fn logs(&self) -> String {
+        if let Some(memory) = &self.memory {
+            let machines = memory.cloud.machines();
+            let say = |arguments: &[&str]| format!("--- {arguments:?}\n{}\n", self.run(arguments).stdout);
+            let apps = self.run(["app", "list", "--json"]).stdout;
+            let apps: Value = serde_json::from_str(&apps).unwrap_or_default();
+            let shown = apps.as_array().into_iter().flatten().filter_map(|app| app["id"].as_str());
+            let shown: String = shown.map(|id| say(&["app", "show", id, "--json"]) + &say(&["node", "list", id])).collect();
+            return format!("--- machines\n{machines:#?}\n{shown}{}", say(&["operation", "list"]));
+        }
         let mut text = String::new();
         let mut folders = vec![self.state().join("log")];
-        folders.extend(std::fs::read_dir(self.state().join("machines")).into_iter().flatten().flatten().map(|e| e.path()));
+        folders.extend(std::fs::read_dir(self.state().join("cloud/machines")).into_iter().flatten().flatten().map(|e| e.path()));
         for folder in folders {
             for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
                 let path = entry.path();
@@ -208,13 +372,36 @@ impl Drop for World {
         if std::thread::panicking() {
             eprintln!("{}", self.logs());
         }
-        let down = self.run(["nutshell", "destroy", "--yes"]);
-        if down.code != 0 {
-            eprintln!("nutshell destroy: {down:#?}");
+        if let Some(memory) = self.memory.take() {
+            drop(memory);
+        } else {
+            let down = self.run(["nutshell", "destroy", "--yes"]);
+            if down.code != 0 {
+                eprintln!("nutshell destroy: {down:#?}");
+            }
         }
         if self.keep {
             eprintln!("kept {}", self.folder.path().display());
             self.folder.disable_cleanup(true);
         }
     }
+}
+
+fn kill(pid: i32) {
+    // SAFETY: a signal to a process of this test's own installation.
+    assert_eq!(unsafe { libc::kill(pid, libc::SIGKILL) }, 0);
+}
+
+/// PID 1 of a machine, as this computer numbers it.
+fn first_process(machine: &str) -> i32 {
+    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<i32>().ok()) else { continue };
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let line = String::from_utf8_lossy(&line).replace('\0', " ");
+        let context = || std::fs::read_to_string(format!("/proc/{pid}/root/etc/conpaas/context.json")).unwrap_or_default();
+        if line.starts_with("/usr/local/bin/conpaas init") && context().contains(machine) {
+            return pid;
+        }
+    }
+    panic!("no process of machine {machine}");
 }

@@ -85,7 +85,8 @@ pub async fn run(parts: AgentParts) -> Result<(), ShellError> {
         registry,
         shutdown,
     } = parts;
-    make_folder(&folders.state, 0o700)?;
+    // Role processes pass through it to their code; keys and levels in it are files of mode 0600.
+    make_folder(&folders.state, 0o711)?;
     // Role processes run as other users and reach their sockets, logs and code below these.
     make_folder(&folders.run, 0o755)?;
     make_folder(&folders.log, 0o755)?;

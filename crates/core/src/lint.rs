@@ -14,17 +14,30 @@ use std::collections::{BTreeMap, BTreeSet};
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Flaw {
     #[error("{instance} would stop while {user} on node {node} may still use it")]
-    StopsWhileUsed { instance: Instance, user: String, node: NodeNumber },
+    StopsWhileUsed {
+        instance: Instance,
+        user: String,
+        node: NodeNumber,
+    },
     #[error("{instance} would stop without having been told to drain")]
     StopsUndrained { instance: Instance },
     #[error("{user} on node {node} would use {instance}, which does not serve")]
-    UsesNobody { user: String, node: NodeNumber, instance: Instance },
+    UsesNobody {
+        user: String,
+        node: NodeNumber,
+        instance: Instance,
+    },
     #[error("people would be led to {instance}, which is not ready")]
     LeadsNowhere { instance: Instance },
     #[error("node {node} would go while it still has roles")]
     ReleasesBusyNode { node: NodeNumber },
     #[error("healthy {role} would fall from {now} to {then}, below the {need} wanted")]
-    LosesCapacity { role: String, now: usize, then: usize, need: usize },
+    LosesCapacity {
+        role: String,
+        now: usize,
+        then: usize,
+        need: usize,
+    },
     #[error("two releases of {role} on node {node} would share one place")]
     RingClash { role: String, node: NodeNumber },
     #[error("the edge would be led to node {node}, where nothing serves")]
@@ -53,7 +66,10 @@ fn duties(input: &Input<'_>, plan: &Plan) -> BTreeMap<Instance, Duty> {
     for (number, level) in &plan.levels {
         for instance in instances(input.service_type, *number, level) {
             let role = &level.roles[&instance.role];
-            let duty = instance.release.and_then(|r| role.releases.get(&r)).map_or(role.duty, |r| r.duty);
+            let duty = instance
+                .release
+                .and_then(|r| role.releases.get(&r))
+                .map_or(role.duty, |r| r.duty);
             all.insert(instance, duty);
         }
     }
@@ -61,10 +77,11 @@ fn duties(input: &Input<'_>, plan: &Plan) -> BTreeMap<Instance, Duty> {
 }
 
 fn ready(input: &Input<'_>, instance: &Instance) -> bool {
-    input
-        .nodes
-        .get(&instance.node)
-        .is_some_and(|n| n.live() && n.phase(&instance.role, instance.release).is_some_and(Phase::is_ready))
+    input.nodes.get(&instance.node).is_some_and(|n| {
+        n.live()
+            && n.phase(&instance.role, instance.release)
+                .is_some_and(Phase::is_ready)
+    })
 }
 
 /// What runs now on nodes that get a level.
@@ -72,37 +89,78 @@ fn running(input: &Input<'_>, plan: &Plan) -> Vec<Instance> {
     plan.levels
         .keys()
         .filter_map(|number| input.nodes.get(number).map(|node| (number, node)))
-        .flat_map(|(number, node)| instances(input.service_type, *number, &node.level).collect::<Vec<_>>())
+        .flat_map(|(number, node)| {
+            instances(input.service_type, *number, &node.level).collect::<Vec<_>>()
+        })
         .collect()
 }
 
 fn stops(input: &Input<'_>, planned: &BTreeMap<Instance, Duty>, flaws: &mut Vec<Flaw>) {
+    let stopping: BTreeSet<Instance> = input
+        .nodes
+        .iter()
+        .filter(|(_, n)| n.live())
+        .flat_map(|(number, node)| instances(input.service_type, *number, &node.level))
+        .filter(|i| !planned.contains_key(i) && !input.overdue.contains(i))
+        .collect();
+    if stopping.is_empty() {
+        return;
+    }
+    // Read once: thousands may stop, and each user may know thousands.
+    let mut used: BTreeMap<&Instance, BTreeSet<(NodeNumber, &str)>> = BTreeMap::new();
+    for (user_number, user_node) in input.nodes.iter().filter(|(_, n)| n.may_run()) {
+        for (user, level) in &user_node.level.roles {
+            let listed = level.providers.iter().map(|p| p.instance());
+            let held = user_node
+                .roles
+                .get(user)
+                .into_iter()
+                .flat_map(|s| &s.using)
+                .map(|u| u.instance.clone());
+            for instance in listed.chain(held) {
+                if let Some(instance) = stopping.get(&instance) {
+                    used.entry(instance)
+                        .or_default()
+                        .insert((*user_number, user));
+                }
+            }
+        }
+    }
     for (number, node) in input.nodes.iter().filter(|(_, n)| n.live()) {
         for instance in instances(input.service_type, *number, &node.level) {
-            if planned.contains_key(&instance) || input.overdue.contains(&instance) {
+            if !stopping.contains(&instance) {
                 continue;
             }
             let role = node.level.roles.get(&instance.role);
             let drains = role.is_some_and(|l| {
-                instance.release.and_then(|r| l.releases.get(&r)).map_or(l.duty, |r| r.duty) == Duty::Drain
+                instance
+                    .release
+                    .and_then(|r| l.releases.get(&r))
+                    .map_or(l.duty, |r| r.duty)
+                    == Duty::Drain
             });
             if !drains {
-                flaws.push(Flaw::StopsUndrained { instance: instance.clone() });
+                flaws.push(Flaw::StopsUndrained {
+                    instance: instance.clone(),
+                });
             }
-            for (user_number, user_node) in input.nodes.iter().filter(|(_, n)| n.may_run()) {
-                for (user, level) in &user_node.level.roles {
-                    let listed = level.providers.iter().any(|p| p.instance() == instance);
-                    let held = user_node.roles.get(user).is_some_and(|s| s.using.iter().any(|u| u.instance == instance));
-                    if listed || held {
-                        flaws.push(Flaw::StopsWhileUsed { instance: instance.clone(), user: user.clone(), node: *user_number });
-                    }
-                }
+            for (user_number, user) in used.get(&instance).into_iter().flatten() {
+                flaws.push(Flaw::StopsWhileUsed {
+                    instance: instance.clone(),
+                    user: (*user).to_owned(),
+                    node: *user_number,
+                });
             }
         }
     }
 }
 
-fn users(input: &Input<'_>, plan: &Plan, planned: &BTreeMap<Instance, Duty>, flaws: &mut Vec<Flaw>) {
+fn users(
+    input: &Input<'_>,
+    plan: &Plan,
+    planned: &BTreeMap<Instance, Duty>,
+    flaws: &mut Vec<Flaw>,
+) {
     for (number, level) in &plan.levels {
         for (role, role_level) in &level.roles {
             if input.service_type.role(role).is_none() {
@@ -111,22 +169,41 @@ fn users(input: &Input<'_>, plan: &Plan, planned: &BTreeMap<Instance, Duty>, fla
             for provider in &role_level.providers {
                 let instance = provider.instance();
                 // A node whose agent is silent keeps what it had; it gets no level to look at.
-                let silent = input.nodes.get(&provider.node).is_some_and(|n| !n.live() && n.may_run());
+                let silent = input
+                    .nodes
+                    .get(&provider.node)
+                    .is_some_and(|n| !n.live() && n.may_run());
                 if !silent && planned.get(&instance) != Some(&Duty::Serve) {
-                    flaws.push(Flaw::UsesNobody { user: role.clone(), node: *number, instance });
+                    flaws.push(Flaw::UsesNobody {
+                        user: role.clone(),
+                        node: *number,
+                        instance,
+                    });
                 }
             }
-            let before = input.nodes.get(number).and_then(|n| n.level.roles.get(role)).and_then(|l| l.serve);
+            let before = input
+                .nodes
+                .get(number)
+                .and_then(|n| n.level.roles.get(role))
+                .and_then(|l| l.serve);
             if let Some(serve) = role_level.serve.filter(|s| Some(*s) != before) {
                 let carrying = input.service_type.roles().iter().filter(|r| {
-                    r.carries_releases && input.spec.wanted(r.name) > 0 && !role_level.providers.is_empty()
+                    r.carries_releases
+                        && input.spec.wanted(r.name) > 0
+                        && !role_level.providers.is_empty()
                 });
                 for provider in carrying {
                     let any = role_level.providers.iter().any(|p| {
-                        p.role == provider.name && p.release == Some(serve) && ready(input, &p.instance())
+                        p.role == provider.name
+                            && p.release == Some(serve)
+                            && ready(input, &p.instance())
                     });
                     if !any && before.is_some() {
-                        let instance = Instance { role: provider.name.to_owned(), node: *number, release: Some(serve) };
+                        let instance = Instance {
+                            role: provider.name.to_owned(),
+                            node: *number,
+                            release: Some(serve),
+                        };
                         flaws.push(Flaw::LeadsNowhere { instance });
                     }
                 }
@@ -150,7 +227,12 @@ fn nodes(input: &Input<'_>, plan: &Plan, flaws: &mut Vec<Flaw>) {
 }
 
 /// Our own steps never bring ready and serving instances below the lowest of now and wanted.
-fn capacity(input: &Input<'_>, plan: &Plan, planned: &BTreeMap<Instance, Duty>, flaws: &mut Vec<Flaw>) {
+fn capacity(
+    input: &Input<'_>,
+    plan: &Plan,
+    planned: &BTreeMap<Instance, Duty>,
+    flaws: &mut Vec<Flaw>,
+) {
     if input.spec.run != RunWish::Running {
         return;
     }
@@ -163,8 +245,16 @@ fn capacity(input: &Input<'_>, plan: &Plan, planned: &BTreeMap<Instance, Duty>, 
         .collect();
     for role in input.service_type.roles() {
         let serves_now = |i: &&Instance| {
-            let level = input.nodes.get(&i.node).and_then(|n| n.level.roles.get(&i.role));
-            level.is_some_and(|l| i.release.and_then(|r| l.releases.get(&r)).map_or(l.duty, |r| r.duty) == Duty::Serve)
+            let level = input
+                .nodes
+                .get(&i.node)
+                .and_then(|n| n.level.roles.get(&i.role));
+            level.is_some_and(|l| {
+                i.release
+                    .and_then(|r| l.releases.get(&r))
+                    .map_or(l.duty, |r| r.duty)
+                    == Duty::Serve
+            })
         };
         // A release that nobody is led to, and nobody will be, is no capacity.
         let matters = |i: &&Instance| {
@@ -172,24 +262,54 @@ fn capacity(input: &Input<'_>, plan: &Plan, planned: &BTreeMap<Instance, Duty>, 
         };
         let counted = |i: &&Instance| i.role == role.name && ready(input, i) && matters(i);
         // Two releases beside each other on one node are one node's worth of capacity.
-        let now: BTreeSet<NodeNumber> = running.iter().filter(counted).filter(serves_now).map(|i| i.node).collect();
-        let then: BTreeSet<NodeNumber> =
-            planned.iter().filter(|(_, d)| **d == Duty::Serve).map(|(i, _)| i).filter(counted).map(|i| i.node).collect();
+        let now: BTreeSet<NodeNumber> = running
+            .iter()
+            .filter(counted)
+            .filter(serves_now)
+            .map(|i| i.node)
+            .collect();
+        let then: BTreeSet<NodeNumber> = planned
+            .iter()
+            .filter(|(_, d)| **d == Duty::Serve)
+            .map(|(i, _)| i)
+            .filter(counted)
+            .map(|i| i.node)
+            .collect();
         let need = input.spec.wanted(role.name) as usize;
         if then.len() < now.len().min(need) {
-            flaws.push(Flaw::LosesCapacity { role: role.name.to_owned(), now: now.len(), then: then.len(), need });
+            flaws.push(Flaw::LosesCapacity {
+                role: role.name.to_owned(),
+                now: now.len(),
+                then: then.len(),
+                need,
+            });
         }
     }
 }
 
-fn exposure(input: &Input<'_>, plan: &Plan, planned: &BTreeMap<Instance, Duty>, flaws: &mut Vec<Flaw>) {
+fn exposure(
+    input: &Input<'_>,
+    plan: &Plan,
+    planned: &BTreeMap<Instance, Duty>,
+    flaws: &mut Vec<Flaw>,
+) {
+    let serving: BTreeSet<NodeNumber> = planned
+        .iter()
+        .filter(|(i, duty)| {
+            **duty == Duty::Serve && input.service_type.role(&i.role).is_some_and(|r| r.exposed)
+        })
+        .map(|(i, _)| i.node)
+        .collect();
     for node in plan.exposed.keys() {
-        let silent = input.nodes.get(node).is_some_and(|n| !n.live() && n.may_run());
-        let serves = planned.iter().any(|(i, duty)| {
-            i.node == *node && *duty == Duty::Serve && input.service_type.role(&i.role).is_some_and(|r| r.exposed)
-        });
-        let gone = input.nodes.get(node).is_none_or(|n| n.record.state != NodeState::Up);
-        if gone || (!silent && !serves) {
+        let silent = input
+            .nodes
+            .get(node)
+            .is_some_and(|n| !n.live() && n.may_run());
+        let gone = input
+            .nodes
+            .get(node)
+            .is_none_or(|n| n.record.state != NodeState::Up);
+        if gone || (!silent && !serving.contains(node)) {
             flaws.push(Flaw::ExposesNobody { node: *node });
         }
     }
@@ -198,13 +318,20 @@ fn exposure(input: &Input<'_>, plan: &Plan, planned: &BTreeMap<Instance, Duty>, 
 fn rings(input: &Input<'_>, plan: &Plan, flaws: &mut Vec<Flaw>) {
     for (number, level) in &plan.levels {
         for (role, role_level) in &level.roles {
-            if !input.service_type.role(role).is_some_and(|r| r.carries_releases) {
+            if !input
+                .service_type
+                .role(role)
+                .is_some_and(|r| r.carries_releases)
+            {
                 continue;
             }
             let mut slots = BTreeSet::new();
             for release in role_level.releases.keys() {
                 if !slots.insert(release.0 % RELEASE_RING) {
-                    flaws.push(Flaw::RingClash { role: role.clone(), node: *number });
+                    flaws.push(Flaw::RingClash {
+                        role: role.clone(),
+                        node: *number,
+                    });
                 }
             }
         }

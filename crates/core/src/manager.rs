@@ -9,7 +9,9 @@ use conpaas_model::ids::{Epoch, Generation, NodeNumber};
 use conpaas_model::instance::InstanceType;
 use conpaas_model::level::{Instance, Level, LevelVersion};
 use conpaas_model::protocol::{Exposure, NodeWish, ServiceLevel, ServiceReport};
-use conpaas_model::status::{AgentReport, NodeHealth, NodeState, NodeSummary, Phase, RoleSummary, ServiceStatus, Waiting};
+use conpaas_model::status::{
+    AgentReport, NodeHealth, NodeState, NodeSummary, Phase, RoleSummary, ServiceStatus, Waiting,
+};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -24,7 +26,10 @@ pub struct Patience {
 
 impl Default for Patience {
     fn default() -> Self {
-        Self { silence: Duration::from_secs(10), takeover: Duration::from_secs(15) }
+        Self {
+            silence: Duration::from_secs(10),
+            takeover: Duration::from_secs(15),
+        }
     }
 }
 
@@ -32,12 +37,26 @@ impl Default for Patience {
 #[derive(Clone, Debug)]
 pub enum Event {
     /// The Director's whole word on the service.
-    Level { level: Box<ServiceLevel>, epoch: Epoch, instance_types: Vec<InstanceType> },
-    AgentConnected { node: NodeNumber },
-    AgentReport { node: NodeNumber, report: Box<AgentReport> },
+    Level {
+        level: Box<ServiceLevel>,
+        epoch: Epoch,
+        instance_types: Vec<InstanceType>,
+    },
+    AgentConnected {
+        node: NodeNumber,
+    },
+    AgentReport {
+        node: NodeNumber,
+        report: Box<AgentReport>,
+    },
     /// An agent has obeyed a newer level than the one it was sent.
-    AgentRefused { node: NodeNumber, seen: LevelVersion },
-    AgentLost { node: NodeNumber },
+    AgentRefused {
+        node: NodeNumber,
+        seen: LevelVersion,
+    },
+    AgentLost {
+        node: NodeNumber,
+    },
     Tick,
 }
 
@@ -119,9 +138,14 @@ impl ManagerCore {
             .iter()
             .filter(|(_, memory)| memory.connected)
             .filter(|(_, memory)| {
-                memory.report.as_ref().and_then(|r| r.roles.get(role)).is_some_and(|status| {
-                    status.own.as_ref().is_some_and(Phase::is_ready) || status.releases.values().any(Phase::is_ready)
-                })
+                memory
+                    .report
+                    .as_ref()
+                    .and_then(|r| r.roles.get(role))
+                    .is_some_and(|status| {
+                        status.own.as_ref().is_some_and(Phase::is_ready)
+                            || status.releases.values().any(Phase::is_ready)
+                    })
             })
             .map(|(number, _)| *number)
             .collect()
@@ -129,13 +153,21 @@ impl ManagerCore {
 
     /// Nodes whose agent is connected.
     pub fn connected_nodes(&self) -> Vec<NodeNumber> {
-        self.nodes.iter().filter(|(_, memory)| memory.connected).map(|(number, _)| *number).collect()
+        self.nodes
+            .iter()
+            .filter(|(_, memory)| memory.connected)
+            .map(|(number, _)| *number)
+            .collect()
     }
 
     /// Takes an event in and says what follows from it.
     pub fn handle(&mut self, now: Duration, event: Event) -> Vec<Effect> {
         match event {
-            Event::Level { level, epoch, instance_types } => {
+            Event::Level {
+                level,
+                epoch,
+                instance_types,
+            } => {
                 if epoch < self.epoch {
                     return Vec::new();
                 }
@@ -164,7 +196,10 @@ impl ManagerCore {
             }
             Event::AgentReport { node, report } => {
                 let memory = self.memory(node);
-                let older = memory.report.as_ref().is_some_and(|r| r.boot == report.boot && r.sequence >= report.sequence);
+                let older = memory
+                    .report
+                    .as_ref()
+                    .is_some_and(|r| r.boot == report.boot && r.sequence >= report.sequence);
                 if older {
                     return Vec::new();
                 }
@@ -193,7 +228,9 @@ impl ManagerCore {
     }
 
     fn replan(&mut self, now: Duration) -> Vec<Effect> {
-        let Some(level) = self.level.clone() else { return Vec::new() };
+        let Some(level) = self.level.clone() else {
+            return Vec::new();
+        };
         if self.outranked() {
             // A newer manager is at work; whoever obeys it is none of our business.
             return Vec::new();
@@ -203,21 +240,40 @@ impl ManagerCore {
             let mut status = self.status.clone();
             status.generation = level.spec.generation;
             status.reached = false;
-            status.waiting = vec![Waiting { kind: "hearing".to_owned(), text: "the manager listens to its nodes first".to_owned() }];
+            status.waiting = vec![Waiting {
+                kind: "hearing".to_owned(),
+                text: "the manager listens to its nodes first".to_owned(),
+            }];
             status.nodes = summaries(&nodes, &self.nodes);
-            let report = ServiceReport { service: level.spec.service.clone(), nodes: BTreeMap::new(), exposure: self.exposure.clone(), status };
+            let report = ServiceReport {
+                service: level.spec.service.clone(),
+                nodes: BTreeMap::new(),
+                exposure: self.exposure.clone(),
+                status,
+            };
             return self.report(report);
         }
         self.heard = true;
         if self.exposure.version == LevelVersion::default() {
             // A manager without memory goes on counting where the edge is.
             let edge = level.edge.applied;
-            let generation = if edge.epoch == self.epoch { edge.generation } else { Generation(0) };
-            self.exposure.version = LevelVersion { epoch: self.epoch, generation };
+            let generation = if edge.epoch == self.epoch {
+                edge.generation
+            } else {
+                Generation(0)
+            };
+            self.exposure.version = LevelVersion {
+                epoch: self.epoch,
+                generation,
+            };
         }
         let bound = Duration::from_secs(u64::from(level.spec.drain_seconds));
-        let overdue: BTreeSet<Instance> =
-            self.let_go.iter().filter(|(_, since)| now.saturating_sub(**since) >= bound).map(|(i, _)| i.clone()).collect();
+        let overdue: BTreeSet<Instance> = self
+            .let_go
+            .iter()
+            .filter(|(_, since)| now.saturating_sub(**since) >= bound)
+            .map(|(i, _)| i.clone())
+            .collect();
         let input = Input {
             service_type: self.service_type,
             spec: &level.spec,
@@ -232,9 +288,14 @@ impl ManagerCore {
         let broken = lint::check(&input, &plan);
         if let Some(first) = broken.first() {
             // Doing nothing is better than doing harm; the text reaches people and logs.
-            plan = Plan { failed: Some(format!("the plan was refused by its own check: {first}")), waiting: plan.waiting, ..Plan::default() };
+            plan = Plan {
+                failed: Some(format!("the plan was refused by its own check: {first}")),
+                waiting: plan.waiting,
+                ..Plan::default()
+            };
         } else {
-            self.let_go.retain(|instance, _| plan.letting_go.contains(instance));
+            self.let_go
+                .retain(|instance, _| plan.letting_go.contains(instance));
             for instance in &plan.letting_go {
                 self.let_go.entry(instance.clone()).or_insert(now);
             }
@@ -244,21 +305,45 @@ impl ManagerCore {
 
     /// A node obeys a higher epoch than ours.
     fn outranked(&self) -> bool {
-        self.nodes.values().any(|memory| memory.seen.epoch > self.epoch)
+        self.nodes
+            .values()
+            .any(|memory| memory.seen.epoch > self.epoch)
     }
 
-    fn have_heard(&self, level: &ServiceLevel, nodes: &BTreeMap<NodeNumber, Node>, now: Duration) -> bool {
-        let waited = self.begun.is_some_and(|begun| now.saturating_sub(begun) >= self.patience.takeover);
-        waited || level.nodes.iter().filter(|n| n.state == NodeState::Up).all(|n| {
-            nodes.get(&n.number).is_some_and(|node| node.presence == Presence::Connected)
-        })
+    fn have_heard(
+        &self,
+        level: &ServiceLevel,
+        nodes: &BTreeMap<NodeNumber, Node>,
+        now: Duration,
+    ) -> bool {
+        let waited = self
+            .begun
+            .is_some_and(|begun| now.saturating_sub(begun) >= self.patience.takeover);
+        waited
+            || level
+                .nodes
+                .iter()
+                .filter(|n| n.state == NodeState::Up)
+                .all(|n| {
+                    nodes
+                        .get(&n.number)
+                        .is_some_and(|node| node.presence == Presence::Connected)
+                })
     }
 
     fn presence(&self, memory: &NodeMemory, now: Duration) -> Presence {
         // One that never spoke to this manager may still be looking for it.
-        let bound = if memory.report.is_some() { self.patience.silence } else { self.patience.takeover };
+        let bound = if memory.report.is_some() {
+            self.patience.silence
+        } else {
+            self.patience.takeover
+        };
         if memory.connected {
-            return if memory.report.is_some() { Presence::Connected } else { Presence::Unheard };
+            return if memory.report.is_some() {
+                Presence::Connected
+            } else {
+                Presence::Unheard
+            };
         }
         match memory.silent_since {
             Some(since) if now.saturating_sub(since) >= bound => Presence::Lost,
@@ -271,11 +356,21 @@ impl ManagerCore {
         let mut nodes = self.each_observed(level, now);
         // When many fall silent at once the fault is rather here or in the network: only a few
         // are given up at a time, the others are left as they are.
-        let up = nodes.values().filter(|n| n.record.state == NodeState::Up).count();
-        let lost = nodes.values().filter(|n| n.record.state == NodeState::Up && n.presence == Presence::Lost).count();
+        let up = nodes
+            .values()
+            .filter(|n| n.record.state == NodeState::Up)
+            .count();
+        let lost = nodes
+            .values()
+            .filter(|n| n.record.state == NodeState::Up && n.presence == Presence::Lost)
+            .count();
         if lost > 1 && lost * 2 > up {
             let budget = (up / 4).max(1);
-            for node in nodes.values_mut().filter(|n| n.presence == Presence::Lost).skip(budget) {
+            for node in nodes
+                .values_mut()
+                .filter(|n| n.presence == Presence::Lost)
+                .skip(budget)
+            {
                 node.presence = Presence::Unheard;
             }
         }
@@ -288,7 +383,8 @@ impl ManagerCore {
             .iter()
             .map(|record| {
                 let memory = self.nodes.get(&record.number);
-                let presence = memory.map_or(Presence::Unheard, |memory| self.presence(memory, now));
+                let presence =
+                    memory.map_or(Presence::Unheard, |memory| self.presence(memory, now));
                 let report = memory.and_then(|m| m.report.as_ref());
                 let sent = memory.and_then(|m| m.sent.as_ref());
                 let known = sent.or(report.and_then(|r| r.level.as_ref()));
@@ -302,7 +398,13 @@ impl ManagerCore {
                     confirmed: report.is_some_and(|r| r.applied == version) && obeyed == version,
                     confirmed_roles: report
                         .filter(|_| obeyed == version)
-                        .map(|r| r.applied_roles.iter().filter(|(_, v)| Some(**v) == version).map(|(role, _)| role.clone()).collect())
+                        .map(|r| {
+                            r.applied_roles
+                                .iter()
+                                .filter(|(_, v)| Some(**v) == version)
+                                .map(|(role, _)| role.clone())
+                                .collect()
+                        })
                         .unwrap_or_default(),
                     roles: report.map(|r| r.roles.clone()).unwrap_or_default(),
                 };
@@ -311,19 +413,36 @@ impl ManagerCore {
             .collect()
     }
 
-    fn carry_out(&mut self, level: &ServiceLevel, nodes: &BTreeMap<NodeNumber, Node>, plan: Plan) -> Vec<Effect> {
+    fn carry_out(
+        &mut self,
+        level: &ServiceLevel,
+        nodes: &BTreeMap<NodeNumber, Node>,
+        plan: Plan,
+    ) -> Vec<Effect> {
         let mut effects = Vec::new();
         let epoch = self.epoch;
         for (number, body) in plan.levels {
             let memory = self.memory(number);
-            let known = memory.sent.as_ref().or(memory.report.as_ref().and_then(|r| r.level.as_ref()));
-            let current = known.is_some_and(|l| l.body == body && l.version.epoch == epoch && l.version >= memory.seen);
+            let known = memory
+                .sent
+                .as_ref()
+                .or(memory.report.as_ref().and_then(|r| r.level.as_ref()));
+            let current = known.is_some_and(|l| {
+                l.body == body && l.version.epoch == epoch && l.version >= memory.seen
+            });
             let nothing_yet = known.is_none() && body.roles.is_empty();
             if current || nothing_yet || !memory.connected {
                 continue;
             }
-            let highest = memory.sent.as_ref().map_or(memory.seen, |l| l.version.max(memory.seen));
-            let generation = if highest.epoch == epoch { highest.generation.next() } else { Generation(1) };
+            let highest = memory
+                .sent
+                .as_ref()
+                .map_or(memory.seen, |l| l.version.max(memory.seen));
+            let generation = if highest.epoch == epoch {
+                highest.generation.next()
+            } else {
+                Generation(1)
+            };
             let sent = Level {
                 version: LevelVersion { epoch, generation },
                 service: level.spec.service.clone(),
@@ -334,7 +453,10 @@ impl ManagerCore {
             };
             let memory = self.memory(number);
             memory.sent = Some(sent.clone());
-            effects.push(Effect::SendLevel { node: number, level: Box::new(sent) });
+            effects.push(Effect::SendLevel {
+                node: number,
+                level: Box::new(sent),
+            });
         }
         if plan.exposed != self.exposure.upstreams {
             self.exposure.version.generation = self.exposure.version.generation.next();
@@ -342,14 +464,21 @@ impl ManagerCore {
         }
         let status = ServiceStatus {
             generation: level.spec.generation,
-            reached: plan.reached && effects.is_empty() && level.edge.applied >= self.exposure.version_if_used(),
+            reached: plan.reached
+                && effects.is_empty()
+                && level.edge.applied >= self.exposure.version_if_used(),
             failed: plan.failed,
             steps: plan.steps,
             waiting: plan.waiting,
             nodes: summaries(nodes, &self.nodes),
             serving: plan.serving,
         };
-        let report = ServiceReport { service: level.spec.service.clone(), nodes: plan.nodes, exposure: self.exposure.clone(), status };
+        let report = ServiceReport {
+            service: level.spec.service.clone(),
+            nodes: plan.nodes,
+            exposure: self.exposure.clone(),
+            status,
+        };
         effects.extend(self.report(report));
         effects
     }
@@ -370,7 +499,10 @@ impl ManagerCore {
 
     /// Wishes of the last report.
     pub fn wishes(&self) -> BTreeMap<NodeNumber, NodeWish> {
-        self.last_report.as_ref().map(|r| r.nodes.clone()).unwrap_or_default()
+        self.last_report
+            .as_ref()
+            .map(|r| r.nodes.clone())
+            .unwrap_or_default()
     }
 }
 
@@ -381,11 +513,18 @@ trait VersionIfUsed {
 impl VersionIfUsed for Exposure {
     /// A service that never exposed anything has nothing for the edge to confirm.
     fn version_if_used(&self) -> LevelVersion {
-        if self.upstreams.is_empty() && self.version.generation == Generation(0) { LevelVersion::default() } else { self.version }
+        if self.upstreams.is_empty() && self.version.generation == Generation(0) {
+            LevelVersion::default()
+        } else {
+            self.version
+        }
     }
 }
 
-fn summaries(nodes: &BTreeMap<NodeNumber, Node>, memory: &BTreeMap<NodeNumber, NodeMemory>) -> Vec<NodeSummary> {
+fn summaries(
+    nodes: &BTreeMap<NodeNumber, Node>,
+    memory: &BTreeMap<NodeNumber, NodeMemory>,
+) -> Vec<NodeSummary> {
     nodes
         .iter()
         .map(|(number, node)| {
@@ -406,7 +545,12 @@ fn summaries(nodes: &BTreeMap<NodeNumber, Node>, memory: &BTreeMap<NodeNumber, N
                     Some(Phase::Drained) => ("drained", None),
                     Some(Phase::Failed(reason)) => ("failed", Some(reason.clone())),
                 };
-                RoleSummary { role: role.to_owned(), release, phase: phase.to_owned(), reason }
+                RoleSummary {
+                    role: role.to_owned(),
+                    release,
+                    phase: phase.to_owned(),
+                    reason,
+                }
             };
             let mut roles = Vec::new();
             for role in node.level.roles.keys() {
@@ -420,9 +564,17 @@ fn summaries(nodes: &BTreeMap<NodeNumber, Node>, memory: &BTreeMap<NodeNumber, N
                     roles.push(summary(role, Some(*release), Some(phase)));
                 }
             }
-            let health: NodeHealth =
-                memory.get(number).and_then(|m| m.report.as_ref()).map(|r| r.node.clone()).unwrap_or_default();
-            NodeSummary { number: *number, state: state.to_owned(), roles, health }
+            let health: NodeHealth = memory
+                .get(number)
+                .and_then(|m| m.report.as_ref())
+                .map(|r| r.node.clone())
+                .unwrap_or_default();
+            NodeSummary {
+                number: *number,
+                state: state.to_owned(),
+                roles,
+                health,
+            }
         })
         .collect()
 }

@@ -70,7 +70,10 @@ fn failure(target: &Target<'_>) -> Option<String> {
     if status.generation < target.generation || target.goal == Goal::Removed {
         return None;
     }
-    status.failed.as_ref().map(|reason| format!("{}: {reason}", target.service))
+    status
+        .failed
+        .as_ref()
+        .map(|reason| format!("{}: {reason}", target.service))
 }
 
 /// Why a target is not reached yet, in words.
@@ -78,15 +81,21 @@ fn reasons(target: &Target<'_>) -> String {
     let status = target.now.and_then(|now| now.status);
     match status {
         Some(status) if status.generation >= target.generation => {
-            let waiting: Vec<&str> =
-                status.waiting.iter().map(|Waiting { text, .. }| text.as_str()).collect();
+            let waiting: Vec<&str> = status
+                .waiting
+                .iter()
+                .map(|Waiting { text, .. }| text.as_str())
+                .collect();
             if waiting.is_empty() {
                 format!("{}: its steps are not finished", target.service)
             } else {
                 format!("{}: {}", target.service, waiting.join("; "))
             }
         }
-        _ => format!("{}: its manager has not taken the change up yet", target.service),
+        _ => format!(
+            "{}: its manager has not taken the change up yet",
+            target.service
+        ),
     }
 }
 
@@ -102,7 +111,11 @@ pub fn judge(targets: &[Target<'_>], deadline_passed: bool) -> Verdict {
         }
     }
     if pending.is_empty() {
-        return if replaced { Verdict::Superseded } else { Verdict::Done };
+        return if replaced {
+            Verdict::Superseded
+        } else {
+            Verdict::Done
+        };
     }
     let failures: Vec<String> = pending.iter().copied().filter_map(failure).collect();
     if !failures.is_empty() {
@@ -141,7 +154,10 @@ mod tests {
             failed: failed.map(str::to_owned),
             waiting: waiting
                 .iter()
-                .map(|text| Waiting { kind: "x".to_owned(), text: (*text).to_owned() })
+                .map(|text| Waiting {
+                    kind: "x".to_owned(),
+                    text: (*text).to_owned(),
+                })
                 .collect(),
             ..ServiceStatus::default()
         }
@@ -159,7 +175,10 @@ mod tests {
     #[test]
     fn a_newer_wish_takes_the_place_of_what_was_not_reached() {
         let s = status(5, None, &[]);
-        assert_eq!(judge(&[target(5, Some((6, 4, &s)))], false), Verdict::Superseded);
+        assert_eq!(
+            judge(&[target(5, Some((6, 4, &s)))], false),
+            Verdict::Superseded
+        );
         let mixed = [target(5, Some((6, 4, &s))), target(2, Some((2, 1, &s)))];
         assert_eq!(judge(&mixed, false), Verdict::Running);
         assert_eq!(judge(&[target(5, None)], false), Verdict::Superseded);
@@ -169,8 +188,14 @@ mod tests {
     fn a_failure_of_this_generation_ends_it_at_once_an_older_one_does_not() {
         let s = status(5, Some("release r3 does not start"), &[]);
         let verdict = judge(&[target(5, Some((5, 4, &s)))], false);
-        assert_eq!(verdict, Verdict::Failed("web: release r3 does not start".to_owned()));
-        assert_eq!(judge(&[target(6, Some((6, 4, &s)))], false), Verdict::Running);
+        assert_eq!(
+            verdict,
+            Verdict::Failed("web: release r3 does not start".to_owned())
+        );
+        assert_eq!(
+            judge(&[target(6, Some((6, 4, &s)))], false),
+            Verdict::Running
+        );
     }
 
     #[test]
@@ -179,7 +204,10 @@ mod tests {
         let Verdict::Failed(reason) = judge(&[target(5, Some((5, 4, &s)))], true) else {
             panic!("not failed")
         };
-        assert!(reason.contains("node 3 is booting") && reason.contains("work goes on"), "{reason}");
+        assert!(
+            reason.contains("node 3 is booting") && reason.contains("work goes on"),
+            "{reason}"
+        );
     }
 
     #[test]

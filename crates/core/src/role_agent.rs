@@ -14,7 +14,11 @@ use std::sync::Arc;
 #[derive(Debug, thiserror::Error)]
 pub enum RoleError {
     #[error("{what} failed")]
-    Io { what: String, #[source] source: std::io::Error },
+    Io {
+        what: String,
+        #[source]
+        source: std::io::Error,
+    },
     #[error("{0}")]
     Failed(String),
 }
@@ -117,7 +121,11 @@ pub trait RoleAgent: Send {
     /// of an earlier agent again.
     async fn apply(&mut self, node: &NodeContext, level: &RoleLevel) -> Result<(), RoleError>;
     /// What is the case now: phases proven by real requests, who is still in use.
-    async fn observe(&mut self, node: &NodeContext, level: &RoleLevel) -> Result<RoleStatus, RoleError>;
+    async fn observe(
+        &mut self,
+        node: &NodeContext,
+        level: &RoleLevel,
+    ) -> Result<RoleStatus, RoleError>;
     /// The role is wanted no more: stop all its daemons, with a grace for what they have.
     /// Called again until it answers true (nothing left).
     async fn stop(&mut self, node: &NodeContext) -> Result<bool, RoleError>;
@@ -128,7 +136,9 @@ pub trait RoleAgent: Send {
         name: &str,
         _arguments: &serde_json::Value,
     ) -> Result<serde_json::Value, RoleError> {
-        Err(RoleError::Failed(format!("this role has no command '{name}'")))
+        Err(RoleError::Failed(format!(
+            "this role has no command '{name}'"
+        )))
     }
 }
 

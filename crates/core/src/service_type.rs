@@ -51,7 +51,9 @@ pub const RELEASE_RING: u64 = 8;
 impl RoleDeclaration {
     /// The port an instance of this role listens on.
     pub fn port_of(&self, release: Option<ReleaseNumber>) -> u16 {
-        let slot = release.filter(|_| self.carries_releases).map_or(0, |r| r.0 % RELEASE_RING);
+        let slot = release
+            .filter(|_| self.carries_releases)
+            .map_or(0, |r| r.0 % RELEASE_RING);
         // RELEASE_RING is far below u16's range.
         self.port.saturating_add(slot as u16)
     }

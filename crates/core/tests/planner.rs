@@ -1,6 +1,8 @@
 //! The planner, its linter and the manager core in a world of agents, machines and an edge that
 //! take their time: named walks, and random ones by property.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 mod world;
 
 use conpaas_model::ids::NodeNumber;
@@ -44,11 +46,19 @@ fn machines_specialise_and_pack_together_again() {
     let mut world = site();
     world.scale("page", 4);
     world.settle();
-    assert_eq!(roles(&world), ["file+front", "page", "page", "page", "page"]);
+    assert_eq!(
+        roles(&world),
+        ["file+front", "page", "page", "page", "page"]
+    );
     world.scale("file", 2);
     world.scale("front", 2);
     world.settle();
-    assert_eq!(roles(&world), ["file", "file", "front", "front", "page", "page", "page", "page"]);
+    assert_eq!(
+        roles(&world),
+        [
+            "file", "file", "front", "front", "page", "page", "page", "page"
+        ]
+    );
     world.assert_fixed_point();
     world.scale("page", 1);
     world.scale("file", 1);
@@ -65,8 +75,11 @@ fn a_release_switch_leaves_only_the_new_one() {
     world.settle();
     world.activate();
     world.settle();
-    let releases: std::collections::BTreeSet<_> =
-        world.agents.values().flat_map(|a| a.running.keys().filter_map(|i| i.release)).collect();
+    let releases: std::collections::BTreeSet<_> = world
+        .agents
+        .values()
+        .flat_map(|a| a.running.keys().filter_map(|i| i.release))
+        .collect();
     assert_eq!(releases.into_iter().map(|r| r.0).collect::<Vec<_>>(), [2]);
     world.assert_fixed_point();
 }
@@ -104,7 +117,9 @@ fn a_dead_node_is_replaced_by_one_with_a_new_number() {
     world.settle();
     assert_eq!(roles(&world), ["file+front", "page", "page", "page"]);
     assert!(world.records.contains_key(&highest));
-    assert!(!world.records.contains_key(&NodeNumber(4)) || world.records.contains_key(&NodeNumber(5)));
+    assert!(
+        !world.records.contains_key(&NodeNumber(4)) || world.records.contains_key(&NodeNumber(5))
+    );
 }
 
 #[test]
@@ -193,7 +208,14 @@ fn walk(mut world: World, actions: Vec<Action>) {
             Action::Takeover => world.takeover(),
             Action::Quota(quota) => world.quota = quota,
         }
-        if world.agents.values().any(|a| a.running.keys().map(|i| &i.role).collect::<std::collections::BTreeSet<_>>().len() > 1) {
+        if world.agents.values().any(|a| {
+            a.running
+                .keys()
+                .map(|i| &i.role)
+                .collect::<std::collections::BTreeSet<_>>()
+                .len()
+                > 1
+        }) {
             *world.met.entry("packed node").or_default() += 1;
         }
     }
@@ -221,12 +243,23 @@ fn zz_the_generators_met_what_they_should() {
     // Runs in the same process after the walks when the harness goes by name; alone it walks itself.
     let mut runner = proptest::test_runner::TestRunner::deterministic();
     for _ in 0..60 {
-        let actions = prop::collection::vec(action(), 60..150).new_tree(&mut runner).unwrap().current();
+        let actions = prop::collection::vec(action(), 60..150)
+            .new_tree(&mut runner)
+            .unwrap()
+            .current();
         walk(World::new(&Site), actions);
     }
     let met = MET.lock().unwrap();
     println!("met: {met:?}");
-    for what in ["dead node", "draining instance", "half-born node", "full quota", "packed node", "second wish in the middle of the first", "manager without memory"] {
+    for what in [
+        "dead node",
+        "draining instance",
+        "half-born node",
+        "full quota",
+        "packed node",
+        "second wish in the middle of the first",
+        "manager without memory",
+    ] {
         assert!(met.get(what).copied().unwrap_or(0) > 0, "never met: {what}");
     }
 }

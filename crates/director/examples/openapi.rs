@@ -2,7 +2,9 @@
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let default = concat!(env!("CARGO_MANIFEST_DIR"), "/../../openapi/director.json");
-    let path = std::env::args().nth(1).unwrap_or_else(|| default.to_owned());
+    let path = std::env::args()
+        .nth(1)
+        .unwrap_or_else(|| default.to_owned());
     if let Some(folder) = std::path::Path::new(&path).parent() {
         std::fs::create_dir_all(folder)?;
     }

@@ -76,5 +76,8 @@ pub const TABLE: &[(&str, Access)] = &[
 
 /// Who may call an operation; `None` for one that nobody entered here.
 pub fn of(operation_id: &str) -> Option<Access> {
-    TABLE.iter().find(|(id, _)| *id == operation_id).map(|(_, access)| *access)
+    TABLE
+        .iter()
+        .find(|(id, _)| *id == operation_id)
+        .map(|(_, access)| *access)
 }

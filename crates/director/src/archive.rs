@@ -46,7 +46,11 @@ pub enum ArchiveError {
 }
 
 fn seen(what: &str) -> String {
-    if what.is_empty() { String::new() } else { format!(" (this is {what})") }
+    if what.is_empty() {
+        String::new()
+    } else {
+        format!(" (this is {what})")
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,29 +72,39 @@ fn sniff(head: &[u8]) -> Result<Format, ArchiveError> {
     } else if head.len() >= 512 && tar_header(head) {
         Ok(Format::Tar)
     } else {
-        Err(ArchiveError::Unknown(if is(&[0xfd, b'7', b'z', b'X', b'Z', 0]) {
-            "xz"
-        } else if is(&[0x28, 0xb5, 0x2f, 0xfd]) {
-            "zstd"
-        } else if is(b"Rar!") {
-            "rar"
-        } else if is(b"7z\xbc\xaf") {
-            "7z"
-        } else if head.is_empty() {
-            "an empty file"
-        } else {
-            ""
-        }))
+        Err(ArchiveError::Unknown(
+            if is(&[0xfd, b'7', b'z', b'X', b'Z', 0]) {
+                "xz"
+            } else if is(&[0x28, 0xb5, 0x2f, 0xfd]) {
+                "zstd"
+            } else if is(b"Rar!") {
+                "rar"
+            } else if is(b"7z\xbc\xaf") {
+                "7z"
+            } else if head.is_empty() {
+                "an empty file"
+            } else {
+                ""
+            },
+        ))
     }
 }
 
 /// Whether a block is a tar header: its checksum tells.
 fn tar_header(block: &[u8]) -> bool {
-    let Some(field) = block.get(148..156) else { return false };
+    let Some(field) = block.get(148..156) else {
+        return false;
+    };
     let text: String = field.iter().map(|byte| char::from(*byte)).collect();
-    let Ok(stated) = u64::from_str_radix(text.trim_matches(['\0', ' ']), 8) else { return false };
+    let Ok(stated) = u64::from_str_radix(text.trim_matches(['\0', ' ']), 8) else {
+        return false;
+    };
     let sum = |(at, byte): (usize, &u8)| {
-        u64::from(if (148..156).contains(&at) { b' ' } else { *byte })
+        u64::from(if (148..156).contains(&at) {
+            b' '
+        } else {
+            *byte
+        })
     };
     block.iter().take(512).enumerate().map(sum).sum::<u64>() == stated
 }
@@ -112,7 +126,10 @@ struct Member {
 }
 
 fn refuse(path: &str, problem: &'static str) -> ArchiveError {
-    ArchiveError::Member { path: path.to_owned(), problem }
+    ArchiveError::Member {
+        path: path.to_owned(),
+        problem,
+    }
 }
 
 /// A member's path, clean; `None` for the archive's own top.
@@ -147,7 +164,9 @@ fn check_link(path: &str, target: &str) -> Result<(), ArchiveError> {
     for part in target.split('/') {
         match part {
             "" | "." => {}
-            ".." if went_down => return Err(refuse(path, "is a link that climbs after going down")),
+            ".." if went_down => {
+                return Err(refuse(path, "is a link that climbs after going down"));
+            }
             ".." => climbed += 1,
             _ => went_down = true,
         }
@@ -173,7 +192,10 @@ fn walk_tar(
 ) -> Result<(), ArchiveError> {
     // One member's content may be as large as everything: bounded here, so that a lying header
     // cannot make us read on for ever.
-    let most = bounds.unpacked.saturating_add(bounds.members.saturating_mul(2048)).saturating_add(1 << 20);
+    let most = bounds
+        .unpacked
+        .saturating_add(bounds.members.saturating_mul(2048))
+        .saturating_add(1 << 20);
     let mut archive = tar::Archive::new(reader.take(most));
     for entry in archive.entries().map_err(ArchiveError::Damaged)? {
         let mut entry = entry.map_err(ArchiveError::Damaged)?;
@@ -192,7 +214,9 @@ fn walk_tar(
                 if mode & 0o6000 != 0 {
                     return Err(refuse(&path, "is set-uid or set-gid"));
                 }
-                Kind::File { executable: mode & 0o111 != 0 }
+                Kind::File {
+                    executable: mode & 0o111 != 0,
+                }
             }
             tar::EntryType::Directory => Kind::Folder,
             tar::EntryType::Symlink => {
@@ -203,7 +227,9 @@ fn walk_tar(
             tar::EntryType::Link => {
                 let named = link()?;
                 let target = clean(&named)?.ok_or_else(|| refuse(&path, "is a link to nothing"))?;
-                Kind::Link { target: relative(&path, &target) }
+                Kind::Link {
+                    target: relative(&path, &target),
+                }
             }
             tar::EntryType::XGlobalHeader => continue,
             tar::EntryType::Block | tar::EntryType::Char => {
@@ -212,9 +238,21 @@ fn walk_tar(
             tar::EntryType::Fifo => return Err(refuse(&path, "is a named pipe")),
             _ => return Err(refuse(&path, "is of a kind that is not taken")),
         };
-        let size = if matches!(kind, Kind::File { .. }) { entry.size() } else { 0 };
+        let size = if matches!(kind, Kind::File { .. }) {
+            entry.size()
+        } else {
+            0
+        };
         let mtime = header.mtime().unwrap_or(0);
-        take(Member { path, kind, size, mtime }, &mut entry)?;
+        take(
+            Member {
+                path,
+                kind,
+                size,
+                mtime,
+            },
+            &mut entry,
+        )?;
     }
     Ok(())
 }
@@ -231,7 +269,9 @@ fn walk_zip(
 ) -> Result<(), ArchiveError> {
     let mut archive = zip::ZipArchive::new(BufReader::new(file)).map_err(zip_error)?;
     if archive.len() as u64 > bounds.members {
-        return Err(ArchiveError::TooMany { members: bounds.members });
+        return Err(ArchiveError::TooMany {
+            members: bounds.members,
+        });
     }
     for index in 0..archive.len() {
         let mut entry = archive.by_index(index).map_err(zip_error)?;
@@ -252,12 +292,25 @@ fn walk_zip(
                 if mode & 0o6000 != 0 {
                     return Err(refuse(&path, "is set-uid or set-gid"));
                 }
-                (Kind::File { executable: mode & 0o111 != 0 }, entry.size())
+                (
+                    Kind::File {
+                        executable: mode & 0o111 != 0,
+                    },
+                    entry.size(),
+                )
             }
             _ => return Err(refuse(&path, "is a device or a pipe")),
         };
         let mtime = entry.last_modified().and_then(zip_time).unwrap_or(0);
-        take(Member { path, kind, size, mtime }, &mut entry)?;
+        take(
+            Member {
+                path,
+                kind,
+                size,
+                mtime,
+            },
+            &mut entry,
+        )?;
     }
     Ok(())
 }
@@ -275,7 +328,10 @@ fn zip_time(time: zip::DateTime) -> Option<u64> {
         0,
     )
     .ok()?;
-    let at = jiff::tz::TimeZone::UTC.to_timestamp(civil).ok()?.as_second();
+    let at = jiff::tz::TimeZone::UTC
+        .to_timestamp(civil)
+        .ok()?
+        .as_second();
     u64::try_from(at).ok()
 }
 
@@ -308,11 +364,15 @@ impl Survey {
     fn add(&mut self, member: &Member, bounds: Bounds) -> Result<(), ArchiveError> {
         self.members += 1;
         if self.members > bounds.members {
-            return Err(ArchiveError::TooMany { members: bounds.members });
+            return Err(ArchiveError::TooMany {
+                members: bounds.members,
+            });
         }
         self.bytes = self.bytes.saturating_add(member.size);
         if self.bytes > bounds.unpacked {
-            return Err(ArchiveError::TooLarge { bytes: bounds.unpacked });
+            return Err(ArchiveError::TooLarge {
+                bytes: bounds.unpacked,
+            });
         }
         let folder = member.kind == Kind::Folder;
         let link = matches!(member.kind, Kind::Link { .. });
@@ -345,9 +405,14 @@ impl Survey {
 
     /// The single top folder that holds everything, if there is one.
     fn top(&self) -> Option<String> {
-        let tops: BTreeSet<&str> =
-            self.paths.keys().map(|path| path.split('/').next().unwrap_or(path)).collect();
-        let top = (tops.len() == 1).then(|| tops.into_iter().next()).flatten()?;
+        let tops: BTreeSet<&str> = self
+            .paths
+            .keys()
+            .map(|path| path.split('/').next().unwrap_or(path))
+            .collect();
+        let top = (tops.len() == 1)
+            .then(|| tops.into_iter().next())
+            .flatten()?;
         let holds = self.paths.get(top).is_none_or(|(folder, _)| *folder);
         (holds && self.paths.keys().any(|path| path.len() > top.len())).then(|| top.to_owned())
     }
@@ -381,8 +446,12 @@ struct Exactly<'a> {
 
 impl Read for Exactly<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let most = usize::try_from(self.left).unwrap_or(usize::MAX).min(buffer.len());
-        let Some(part) = buffer.get_mut(..most) else { return Ok(0) };
+        let most = usize::try_from(self.left)
+            .unwrap_or(usize::MAX)
+            .min(buffer.len());
+        let Some(part) = buffer.get_mut(..most) else {
+            return Ok(0);
+        };
         let count = self.inner.read(part)?;
         if count == 0 && self.left > 0 && !part.is_empty() {
             return Err(io::ErrorKind::UnexpectedEof.into());
@@ -401,14 +470,20 @@ pub fn normalise(
 ) -> Result<Normalised, ArchiveError> {
     let mut head = Vec::new();
     let mut file = File::open(source).map_err(ArchiveError::Damaged)?;
-    Read::by_ref(&mut file).take(512).read_to_end(&mut head).map_err(ArchiveError::Damaged)?;
+    Read::by_ref(&mut file)
+        .take(512)
+        .read_to_end(&mut head)
+        .map_err(ArchiveError::Damaged)?;
     drop(file);
     let format = sniff(&head)?;
     let mut survey = Survey::default();
     walk(source, format, bounds, &mut |member, content| {
         survey.add(&member, bounds)?;
         // The stated size is not believed: the content is read whole, and must fit it.
-        let mut content = Exactly { inner: content, left: member.size };
+        let mut content = Exactly {
+            inner: content,
+            left: member.size,
+        };
         io::copy(&mut content, &mut io::sink()).map_err(ArchiveError::Damaged)?;
         Ok(())
     })?;
@@ -418,7 +493,11 @@ pub fn normalise(
     survey.check_parents()?;
     let strip = survey.top();
     out.seek(SeekFrom::Start(0)).map_err(ArchiveError::Write)?;
-    let sink = Hashing { inner: BufWriter::new(out), hash: Sha256::new(), size: 0 };
+    let sink = Hashing {
+        inner: BufWriter::new(out),
+        hash: Sha256::new(),
+        size: 0,
+    };
     let mut builder = tar::Builder::new(sink);
     walk(source, format, bounds, &mut |member, content| {
         let path = match &strip {
@@ -469,7 +548,10 @@ fn append(
         Kind::File { executable } => {
             header.set_entry_type(tar::EntryType::Regular);
             header.set_mode(if *executable { 0o755 } else { 0o644 });
-            let content = Exactly { inner: content, left: member.size };
+            let content = Exactly {
+                inner: content,
+                left: member.size,
+            };
             builder.append_data(&mut header, path, content)
         }
     }

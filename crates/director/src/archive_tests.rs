@@ -1,7 +1,10 @@
 use super::*;
 use std::io::Cursor;
 
-const BOUNDS: Bounds = Bounds { unpacked: 1 << 20, members: 100 };
+const BOUNDS: Bounds = Bounds {
+    unpacked: 1 << 20,
+    members: 100,
+};
 
 fn tar_of(entries: &[(&str, tar::EntryType, u32, &str)]) -> Vec<u8> {
     let mut builder = tar::Builder::new(Vec::new());
@@ -26,7 +29,10 @@ fn tar_of(entries: &[(&str, tar::EntryType, u32, &str)]) -> Vec<u8> {
     builder.into_inner().unwrap()
 }
 
-fn take(bytes: &[u8]) -> Result<(Normalised, Vec<(String, u32, String)>), ArchiveError> {
+/// Path, mode, and content (or `-> target`) of a member.
+type Found = (String, u32, String);
+
+fn take(bytes: &[u8]) -> Result<(Normalised, Vec<Found>), ArchiveError> {
     let mut source = tempfile::NamedTempFile::new().unwrap();
     source.write_all(bytes).unwrap();
     let mut out = tempfile::tempfile().unwrap();
@@ -39,7 +45,10 @@ fn take(bytes: &[u8]) -> Result<(Normalised, Vec<(String, u32, String)>), Archiv
     let mut found = Vec::new();
     for entry in tar::Archive::new(Cursor::new(plain)).entries().unwrap() {
         let mut entry = entry.unwrap();
-        let (path, mode) = (entry.path().unwrap().display().to_string(), entry.header().mode().unwrap());
+        let (path, mode) = (
+            entry.path().unwrap().display().to_string(),
+            entry.header().mode().unwrap(),
+        );
         assert_eq!(entry.header().uid().unwrap(), 0);
         let mut text = String::new();
         entry.read_to_string(&mut text).unwrap();
@@ -73,8 +82,16 @@ fn a_single_top_folder_is_stripped_and_modes_are_plain() {
 
 #[test]
 fn a_file_at_the_top_keeps_the_folders() {
-    let bytes = tar_of(&[("a.txt", Regular, 0o644, "1"), ("d/b.txt", Regular, 0o644, "2")]);
-    let paths: Vec<_> = take(&bytes).unwrap().1.into_iter().map(|found| found.0).collect();
+    let bytes = tar_of(&[
+        ("a.txt", Regular, 0o644, "1"),
+        ("d/b.txt", Regular, 0o644, "2"),
+    ]);
+    let paths: Vec<_> = take(&bytes)
+        .unwrap()
+        .1
+        .into_iter()
+        .map(|found| found.0)
+        .collect();
     assert_eq!(paths, ["a.txt", "d/b.txt"]);
 }
 
@@ -105,9 +122,18 @@ fn zips_are_taken_and_their_slips_refused() {
     let (_, found) = take(&zip_of(&["x/a.txt", "x/b/c.txt"])).unwrap();
     let paths: Vec<_> = found.iter().map(|found| found.0.as_str()).collect();
     assert_eq!(paths, ["a.txt", "b/c.txt"]);
-    for bad in ["../evil", "a/../../evil", "/etc/passwd", "..\\evil", "C:\\evil"] {
+    for bad in [
+        "../evil",
+        "a/../../evil",
+        "/etc/passwd",
+        "..\\evil",
+        "C:\\evil",
+    ] {
         let error = take(&zip_of(&[bad])).unwrap_err();
-        assert!(matches!(error, ArchiveError::Member { .. }), "{bad}: {error}");
+        assert!(
+            matches!(error, ArchiveError::Member { .. }),
+            "{bad}: {error}"
+        );
     }
 }
 
@@ -128,11 +154,17 @@ fn what_leads_out_or_is_no_file_is_refused() {
         &[("a", Regular, 0o644, "x"), ("a", Regular, 0o644, "y")],
         &[("a", Regular, 0o644, "x"), ("a/b", Regular, 0o644, "y")],
         // Inside as long as the top folder is there, outside once it is stripped.
-        &[("top/f", Regular, 0o644, "x"), ("top/l", Symlink, 0o777, "../top/f")],
+        &[
+            ("top/f", Regular, 0o644, "x"),
+            ("top/l", Symlink, 0o777, "../top/f"),
+        ],
     ];
     for entries in rows {
         let error = take(&tar_of(entries)).unwrap_err();
-        assert!(matches!(error, ArchiveError::Member { .. }), "{entries:?}: {error}");
+        assert!(
+            matches!(error, ArchiveError::Member { .. }),
+            "{entries:?}: {error}"
+        );
     }
 }
 
@@ -142,15 +174,36 @@ fn bombs_nothing_and_nonsense_are_refused() {
     let bytes = tar_of(&[("a", Regular, 0o644, &big), ("b", Regular, 0o644, &big)]);
     assert!(matches!(take(&bytes), Err(ArchiveError::TooLarge { .. })));
     let names: Vec<String> = (0..101).map(|n| format!("f{n}")).collect();
-    let many: Vec<_> = names.iter().map(|n| (n.as_str(), Regular, 0o644, "")).collect();
-    assert!(matches!(take(&tar_of(&many)), Err(ArchiveError::TooMany { .. })));
-    assert!(matches!(take(&tar_of(&[("d/", Directory, 0o755, "")])), Err(ArchiveError::Empty)));
-    assert!(matches!(take(b"hello, this is no archive"), Err(ArchiveError::Unknown(""))));
-    assert!(matches!(take(b""), Err(ArchiveError::Unknown("an empty file"))));
+    let many: Vec<_> = names
+        .iter()
+        .map(|n| (n.as_str(), Regular, 0o644, ""))
+        .collect();
+    assert!(matches!(
+        take(&tar_of(&many)),
+        Err(ArchiveError::TooMany { .. })
+    ));
+    assert!(matches!(
+        take(&tar_of(&[("d/", Directory, 0o755, "")])),
+        Err(ArchiveError::Empty)
+    ));
+    assert!(matches!(
+        take(b"hello, this is no archive"),
+        Err(ArchiveError::Unknown(""))
+    ));
+    assert!(matches!(
+        take(b""),
+        Err(ArchiveError::Unknown("an empty file"))
+    ));
     let whole = tar_of(&[("a.txt", Regular, 0o644, &big)]);
-    assert!(matches!(take(&whole[..100_000]), Err(ArchiveError::Damaged(_))));
+    assert!(matches!(
+        take(&whole[..100_000]),
+        Err(ArchiveError::Damaged(_))
+    ));
     let mut gz = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     gz.write_all(&whole).unwrap();
     let gz = gz.finish().unwrap();
-    assert!(matches!(take(&gz[..gz.len() / 2]), Err(ArchiveError::Damaged(_))));
+    assert!(matches!(
+        take(&gz[..gz.len() / 2]),
+        Err(ArchiveError::Damaged(_))
+    ));
 }

@@ -72,7 +72,10 @@ pub struct Passwords {
 
 impl Default for Passwords {
     fn default() -> Self {
-        Self { turn: Arc::new(Semaphore::new(2)), nobody: Arc::default() }
+        Self {
+            turn: Arc::new(Semaphore::new(2)),
+            nobody: Arc::default(),
+        }
     }
 }
 
@@ -110,16 +113,20 @@ impl Passwords {
         let known = hash.is_some();
         let hash = match hash {
             Some(hash) => hash,
-            None => {
-                self.nobody.get_or_try_init(|| self.hash(random_secret())).await?.clone()
-            }
+            None => self
+                .nobody
+                .get_or_try_init(|| self.hash(random_secret()))
+                .await?
+                .clone(),
         };
         let right = self
             .work(move || {
                 let hash = PasswordHash::new(&hash).map_err(|error| {
                     DirectorError::internal("a password's record is broken", error.to_string())
                 })?;
-                Ok(Argon2::default().verify_password(password.as_bytes(), &hash).is_ok())
+                Ok(Argon2::default()
+                    .verify_password(password.as_bytes(), &hash)
+                    .is_ok())
             })
             .await?;
         Ok(right && known)
@@ -152,7 +159,11 @@ pub fn make_token(
 
 /// Equal length and content, in a time that does not tell where they differ.
 fn same(a: &str, b: &str) -> bool {
-    a.len() == b.len() && a.bytes().zip(b.bytes()).fold(0, |sum, (x, y)| sum | (x ^ y)) == 0
+    a.len() == b.len()
+        && a.bytes()
+            .zip(b.bytes())
+            .fold(0, |sum, (x, y)| sum | (x ^ y))
+            == 0
 }
 
 /// How often a token's last use is written down.
@@ -169,7 +180,9 @@ pub async fn authenticate(store: &Store, token: &str) -> Result<Principal, Direc
     let now = store::now();
     let found = store
         .read(move |tx| {
-            let Some(token) = users::find_token(tx, &id)? else { return Ok(None) };
+            let Some(token) = users::find_token(tx, &id)? else {
+                return Ok(None);
+            };
             let user = users::find(tx, token.user.as_str())?;
             Ok(user.map(|user| (token, user)))
         })
@@ -179,10 +192,18 @@ pub async fn authenticate(store: &Store, token: &str) -> Result<Principal, Direc
         return Err(refused());
     }
     let id = row.id.clone();
-    if row.last_used_at.is_none_or(|at| at.saturating_add(TOUCH_EVERY_MS) < now) {
-        store.quiet(move |tx| users::touch_token(tx, &id, now)).await?;
+    if row
+        .last_used_at
+        .is_none_or(|at| at.saturating_add(TOUCH_EVERY_MS) < now)
+    {
+        store
+            .quiet(move |tx| users::touch_token(tx, &id, now))
+            .await?;
     }
-    Ok(Principal { user, token: row.id })
+    Ok(Principal {
+        user,
+        token: row.id,
+    })
 }
 
 /// Slows guessing down: failed logins by name and address, and by address alone. In memory: a
@@ -210,7 +231,9 @@ fn pause(count: u32, free: u32) -> Millis {
     if count < free {
         return 0;
     }
-    let doubled = 1_000i64.checked_shl((count - free).min(16)).unwrap_or(PAUSE_MAX_MS);
+    let doubled = 1_000i64
+        .checked_shl((count - free).min(16))
+        .unwrap_or(PAUSE_MAX_MS);
     doubled.min(PAUSE_MAX_MS)
 }
 
@@ -220,7 +243,9 @@ impl LoginBrake {
         let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
         failures.retain(|_, failure| failure.last.saturating_add(FORGET_AFTER_MS) > now);
         let left = |key: &(String, IpAddr), free| {
-            failures.get(key).map_or(0, |failure| failure.last + pause(failure.count, free) - now)
+            failures
+                .get(key)
+                .map_or(0, |failure| failure.last + pause(failure.count, free) - now)
         };
         let by_name = left(&(name.to_owned(), address), FREE_BY_NAME);
         let by_address = left(&(String::new(), address), FREE_BY_ADDRESS);
@@ -240,7 +265,10 @@ impl LoginBrake {
         for name in [name, ""] {
             let failure = failures
                 .entry((name.to_owned(), address))
-                .or_insert(Failures { count: 0, last: now });
+                .or_insert(Failures {
+                    count: 0,
+                    last: now,
+                });
             failure.count = failure.count.saturating_add(1);
             failure.last = now;
         }
@@ -285,8 +313,23 @@ mod tests {
         let passwords = Passwords::default();
         let hash = passwords.hash("correct horse".to_owned()).await.unwrap();
         assert!(hash.starts_with("$argon2id$"), "{hash}");
-        assert!(passwords.verify("correct horse".to_owned(), Some(hash.clone())).await.unwrap());
-        assert!(!passwords.verify("wrong".to_owned(), Some(hash)).await.unwrap());
-        assert!(!passwords.verify("correct horse".to_owned(), None).await.unwrap());
+        assert!(
+            passwords
+                .verify("correct horse".to_owned(), Some(hash.clone()))
+                .await
+                .unwrap()
+        );
+        assert!(
+            !passwords
+                .verify("wrong".to_owned(), Some(hash))
+                .await
+                .unwrap()
+        );
+        assert!(
+            !passwords
+                .verify("correct horse".to_owned(), None)
+                .await
+                .unwrap()
+        );
     }
 }

@@ -63,7 +63,10 @@ pub async fn conclusions(shared: Arc<Shared>) {
     let mut changed = shared.store.changed();
     loop {
         if let Err(error) = conclude(&shared).await {
-            tracing::error!(error = &error as &dyn std::error::Error, "conclusions broke off");
+            tracing::error!(
+                error = &error as &dyn std::error::Error,
+                "conclusions broke off"
+            );
         }
         tokio::select! {
             () = shared.shutdown.cancelled() => break,
@@ -72,9 +75,15 @@ pub async fn conclusions(shared: Arc<Shared>) {
         }
     }
     let run_id = shared.run_id.clone();
-    let given_back = shared.store.quiet(move |tx| housekeeping::release_leases(tx, &run_id)).await;
+    let given_back = shared
+        .store
+        .quiet(move |tx| housekeeping::release_leases(tx, &run_id))
+        .await;
     if let Err(error) = given_back {
-        tracing::error!(error = &error as &dyn std::error::Error, "a lease stays until it is over");
+        tracing::error!(
+            error = &error as &dyn std::error::Error,
+            "a lease stays until it is over"
+        );
     }
 }
 
@@ -98,10 +107,16 @@ pub async fn clean(shared: &Arc<Shared>) -> Result<(), DirectorError> {
 pub async fn cleaning(shared: Arc<Shared>, tls: Arc<ApiTls>) {
     loop {
         if let Err(error) = clean(&shared).await {
-            tracing::error!(error = &error as &dyn std::error::Error, "cleaning broke off");
+            tracing::error!(
+                error = &error as &dyn std::error::Error,
+                "cleaning broke off"
+            );
         }
         if let Err(error) = tls.renew() {
-            tracing::error!(error = &error as &dyn std::error::Error, "the API's certificate is not renewed");
+            tracing::error!(
+                error = &error as &dyn std::error::Error,
+                "the API's certificate is not renewed"
+            );
         }
         tokio::select! {
             () = shared.shutdown.cancelled() => return,

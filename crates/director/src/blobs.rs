@@ -50,7 +50,11 @@ where
         out.write_all(&chunk).await.map_err(failed)?;
     }
     out.flush().await.map_err(failed)?;
-    Ok(Upload { file, size, sha256: hex::encode(hash.finalize()) })
+    Ok(Upload {
+        file,
+        size,
+        sha256: hex::encode(hash.finalize()),
+    })
 }
 
 fn refused(error: ArchiveError) -> DirectorError {
@@ -72,15 +76,19 @@ fn keep(file: NamedTempFile, blobs: &Path, sha256: &str) -> Result<(), DirectorE
     }
     file.as_file().sync_all().map_err(failed)?;
     file.persist(target).map_err(failed)?;
-    std::fs::File::open(blobs).and_then(|folder| folder.sync_all()).map_err(failed)
+    std::fs::File::open(blobs)
+        .and_then(|folder| folder.sync_all())
+        .map_err(failed)
 }
 
 /// Checks an upload and keeps both it and its normalised form. To be called, and followed by
 /// the records that name them, under a reading guard of `Shared::blobs`.
 pub async fn accept(shared: &Shared, upload: Upload) -> Result<Normalised, DirectorError> {
     let (blobs, uploads) = (shared.config.blobs(), shared.config.uploads());
-    let bounds =
-        Bounds { unpacked: shared.config.max_unpacked, members: shared.config.max_members };
+    let bounds = Bounds {
+        unpacked: shared.config.max_unpacked,
+        members: shared.config.max_members,
+    };
     let work = move || {
         let mut plain = NamedTempFile::new_in(uploads).map_err(failed)?;
         let found = archive::normalise(upload.file.path(), plain.as_file_mut(), bounds);
@@ -102,7 +110,9 @@ pub async fn collect(shared: &Shared) -> Result<(), DirectorError> {
     let _alone = shared.blobs.write().await;
     let needed = shared.store.read(|tx| codes::blobs(tx)).await?;
     let broken = |error| DirectorError::internal("blobs could not be collected", error);
-    let mut folder = tokio::fs::read_dir(shared.config.blobs()).await.map_err(broken)?;
+    let mut folder = tokio::fs::read_dir(shared.config.blobs())
+        .await
+        .map_err(broken)?;
     while let Some(entry) = folder.next_entry().await.map_err(broken)? {
         let name = entry.file_name().to_string_lossy().into_owned();
         if !needed.contains(&name) {

@@ -42,8 +42,15 @@ pub struct Director {
 }
 
 fn folder(path: &Path) -> Result<(), StartError> {
-    let failed = |source| StartError::StateFolder { folder: path.display().to_string(), source };
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)?;
+    let failed = |source| StartError::StateFolder {
+        folder: path.display().to_string(),
+        source,
+    };
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(failed)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700)).map_err(failed)
 }
 
@@ -56,10 +63,16 @@ fn lock(state: &Path) -> Result<Flock<File>, StartError> {
         .write(true)
         .mode(0o600)
         .open(state.join("lock"))
-        .map_err(|source| StartError::StateFolder { folder: shown.clone(), source })?;
+        .map_err(|source| StartError::StateFolder {
+            folder: shown.clone(),
+            source,
+        })?;
     Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| match error {
         nix::errno::Errno::EWOULDBLOCK => StartError::StateInUse { folder: shown },
-        error => StartError::StateFolder { folder: shown, source: error.into() },
+        error => StartError::StateFolder {
+            folder: shown,
+            source: error.into(),
+        },
     })
 }
 
@@ -87,8 +100,14 @@ async fn installation(store: &Store) -> Result<InstallationId, StartError> {
             }
         })
         .await
-        .map_err(|error| StartError::Store { source: error.into() })?;
-    found.parse().map_err(|error: conpaas_model::ids::IdError| StartError::Store { source: error.into() })
+        .map_err(|error| StartError::Store {
+            source: error.into(),
+        })?;
+    found
+        .parse()
+        .map_err(|error: conpaas_model::ids::IdError| StartError::Store {
+            source: error.into(),
+        })
 }
 
 /// Makes the first operator, with a random password in a file only the Director's user reads.
@@ -97,7 +116,9 @@ async fn first_operator(
     passwords: &Passwords,
     config: &DirectorConfig,
 ) -> Result<(), StartError> {
-    let broken = |error: crate::error::DirectorError| StartError::Store { source: error.into() };
+    let broken = |error: crate::error::DirectorError| StartError::Store {
+        source: error.into(),
+    };
     if store.read(|tx| users::count(tx)).await.map_err(broken)? > 0 {
         return Ok(());
     }
@@ -109,15 +130,20 @@ async fn first_operator(
     })?;
     let row = UserRow {
         id: new_id(PrincipalId::from_suffix).map_err(broken)?,
-        name: ADMIN.parse().map_err(|error: conpaas_model::ids::IdError| StartError::Store {
-            source: error.into(),
-        })?,
+        name: ADMIN
+            .parse()
+            .map_err(|error: conpaas_model::ids::IdError| StartError::Store {
+                source: error.into(),
+            })?,
         password_hash: passwords.hash(password).await.map_err(broken)?,
         rank: Rank::Operator,
         node_quota: config.default_node_quota,
         created_at: now(),
     };
-    store.quiet(move |tx| users::insert(tx, &row)).await.map_err(broken)
+    store
+        .quiet(move |tx| users::insert(tx, &row))
+        .await
+        .map_err(broken)
 }
 
 impl Director {
@@ -129,7 +155,13 @@ impl Director {
     ) -> Result<Self, StartError> {
         let names: Vec<String> = clouds.keys().cloned().collect();
         Self::start_with(config, names, registry, |prepared| async move {
-            let Prepared { config, store, installation, registry, shutdown } = prepared;
+            let Prepared {
+                config,
+                store,
+                installation,
+                registry,
+                shutdown,
+            } = prepared;
             let authority = Authority::load_or_create(
                 &config.state.join("pki"),
                 &installation,
@@ -171,9 +203,10 @@ impl Director {
         folder(&config.blobs())?;
         let store = Store::open(&config.state.join("store.db"))?;
         let listener = api::bind(config.listen).await?;
-        let address = listener
-            .local_addr()
-            .map_err(|source| StartError::Listen { address: config.listen, source })?;
+        let address = listener.local_addr().map_err(|source| StartError::Listen {
+            address: config.listen,
+            source,
+        })?;
         let tls = ApiTls::load(config.state.join("api"), config.names.clone())?;
         let installation = installation(&store).await?;
         let passwords = Passwords::default();
@@ -207,7 +240,13 @@ impl Director {
         tasks.spawn(background::cleaning(shared.clone(), tls.clone()));
         tasks.spawn(api::serve(shared.clone(), listener, tls));
         tracing::info!(%address, installation = %shared.installation, "the Director serves");
-        Ok(Self { shared, address, fingerprint, tasks, _lock: lock })
+        Ok(Self {
+            shared,
+            address,
+            fingerprint,
+            tasks,
+            _lock: lock,
+        })
     }
 
     /// Where the API listens.
@@ -253,8 +292,16 @@ pub async fn run(
 ) -> Result<(), StartError> {
     use tokio::signal::unix::{SignalKind, signal};
     let listen = config.listen;
-    let signals = |kind| signal(kind).map_err(|source| StartError::Listen { address: listen, source });
-    let (mut terminate, mut interrupt) = (signals(SignalKind::terminate())?, signals(SignalKind::interrupt())?);
+    let signals = |kind| {
+        signal(kind).map_err(|source| StartError::Listen {
+            address: listen,
+            source,
+        })
+    };
+    let (mut terminate, mut interrupt) = (
+        signals(SignalKind::terminate())?,
+        signals(SignalKind::interrupt())?,
+    );
     let director = Director::start(config, clouds, Arc::new(registry)).await?;
     tokio::select! {
         _ = terminate.recv() => {}

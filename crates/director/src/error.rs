@@ -48,11 +48,18 @@ pub enum DirectorError {
     Unavailable(Explain),
     /// Ours to mend. The source goes to the log, never to the caller.
     #[error("{what}")]
-    Internal { what: &'static str, source: Box<dyn std::error::Error + Send + Sync> },
+    Internal {
+        what: &'static str,
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
 }
 
 fn explain(code: &'static str, message: impl Into<String>) -> Explain {
-    Explain { code, message: message.into(), hint: None }
+    Explain {
+        code,
+        message: message.into(),
+        hint: None,
+    }
 }
 
 impl DirectorError {
@@ -84,7 +91,10 @@ impl DirectorError {
         what: &'static str,
         source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
     ) -> Self {
-        Self::Internal { what, source: source.into() }
+        Self::Internal {
+            what,
+            source: source.into(),
+        }
     }
 
     /// The same error with a next step for people.
@@ -126,18 +136,32 @@ impl From<serde_json::Error> for DirectorError {
 /// What stops a Director from starting.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    #[error("another Director already uses the state folder {folder}; stop it first, or choose another folder")]
+    #[error(
+        "another Director already uses the state folder {folder}; stop it first, or choose another folder"
+    )]
     StateInUse { folder: String },
-    #[error("the address {address} is taken by another program; stop that, or choose another address")]
+    #[error(
+        "the address {address} is taken by another program; stop that, or choose another address"
+    )]
     AddressTaken { address: std::net::SocketAddr },
     #[error("cannot listen on {address}")]
-    Listen { address: std::net::SocketAddr, source: std::io::Error },
+    Listen {
+        address: std::net::SocketAddr,
+        source: std::io::Error,
+    },
     #[error("the state folder {folder} cannot be used")]
-    StateFolder { folder: String, source: std::io::Error },
-    #[error("the store has schema {found}, newer than this program knows ({known}); use the newer conpaas that wrote it")]
+    StateFolder {
+        folder: String,
+        source: std::io::Error,
+    },
+    #[error(
+        "the store has schema {found}, newer than this program knows ({known}); use the newer conpaas that wrote it"
+    )]
     NewerSchema { found: i64, known: i64 },
     #[error("the store cannot be opened")]
-    Store { source: Box<dyn std::error::Error + Send + Sync> },
+    Store {
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     #[error("the certificates cannot be set up")]
     Pki(#[source] Box<dyn std::error::Error + Send + Sync>),
     #[error("the machine side cannot start")]

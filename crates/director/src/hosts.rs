@@ -14,12 +14,20 @@ pub fn label(app: &Name, owner: &Name) -> String {
 /// own name, further ones theirs in front of it.
 pub fn host(app: &Name, owner: &Name, service: &Name, first: bool, base: &str) -> String {
     let label = label(app, owner);
-    if first { format!("{label}.{base}") } else { format!("{service}.{label}.{base}") }
+    if first {
+        format!("{label}.{base}")
+    } else {
+        format!("{service}.{label}.{base}")
+    }
 }
 
 /// The address to type into a browser.
 pub fn url(host: &str, edge_port: u16) -> String {
-    if edge_port == 80 { format!("http://{host}/") } else { format!("http://{host}:{edge_port}/") }
+    if edge_port == 80 {
+        format!("http://{host}/")
+    } else {
+        format!("http://{host}:{edge_port}/")
+    }
 }
 
 #[cfg(test)]
@@ -30,8 +38,14 @@ mod tests {
     fn the_first_service_has_the_applications_name() {
         let name = |text: &str| text.parse::<Name>().unwrap();
         let (app, owner, service) = (name("shop"), name("ann"), name("web"));
-        assert_eq!(host(&app, &owner, &service, true, "example.org"), "shop-ann.example.org");
-        assert_eq!(host(&app, &owner, &service, false, "localhost"), "web.shop-ann.localhost");
+        assert_eq!(
+            host(&app, &owner, &service, true, "example.org"),
+            "shop-ann.example.org"
+        );
+        assert_eq!(
+            host(&app, &owner, &service, false, "localhost"),
+            "web.shop-ann.localhost"
+        );
         assert_eq!(url("a.localhost", 8080), "http://a.localhost:8080/");
         assert_eq!(url("a.example.org", 80), "http://a.example.org/");
     }

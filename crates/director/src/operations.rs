@@ -18,6 +18,8 @@ use std::collections::BTreeMap;
 
 /// Kind of the operations that end when nothing is left.
 pub const DELETE: &str = "delete";
+/// Kind of the operations that end when nothing runs.
+pub const STOP: &str = "stop";
 
 /// Takes a manager's word on a service in: keeps it, records what was reached, ends operations,
 /// and tells changes of state as events. To be called in the transaction that brings it.
@@ -26,7 +28,9 @@ pub fn observe(
     service: &ServiceId,
     status: &ServiceStatus,
 ) -> Result<(), DirectorError> {
-    let Some(row) = services::get(tx, service)? else { return Ok(()) };
+    let Some(row) = services::get(tx, service)? else {
+        return Ok(());
+    };
     services::set_status(tx, service, status)?;
     // A service that should not run is reached when its nodes are gone, whoever says so.
     if row.run == RunWish::Running && status.reached && status.generation <= row.generation {
@@ -56,13 +60,17 @@ pub fn shown(tx: &Connection, row: &ServiceRow) -> Result<Shown, DirectorError> 
         generation: row.generation,
         status: row.status.as_ref(),
         nodes,
-        operation: operation.as_ref().map(|found| (found.outcome, found.reason.as_deref())),
+        operation: operation
+            .as_ref()
+            .map(|found| (found.outcome, found.reason.as_deref())),
     }))
 }
 
 /// Writes an event when a service's state is another than the one last told.
 pub fn tell_state(tx: &Connection, service: &ServiceId) -> Result<(), DirectorError> {
-    let Some(row) = services::get(tx, service)? else { return Ok(()) };
+    let Some(row) = services::get(tx, service)? else {
+        return Ok(());
+    };
     let shown = shown(tx, &row)?;
     if shown.state == row.shown_state {
         return Ok(());
@@ -87,8 +95,10 @@ pub fn judge_running(tx: &Connection, app: &ApplicationId) -> Result<bool, Direc
     if running.is_empty() {
         return Ok(false);
     }
-    let found: BTreeMap<ServiceId, ServiceRow> =
-        services::of_app(tx, app)?.into_iter().map(|row| (row.id.clone(), row)).collect();
+    let found: BTreeMap<ServiceId, ServiceRow> = services::of_app(tx, app)?
+        .into_iter()
+        .map(|row| (row.id.clone(), row))
+        .collect();
     let app_left = apps::get(tx, app)?.is_some();
     let at = now();
     let mut ended = false;
@@ -105,7 +115,11 @@ fn judge_one(
     app_left: bool,
     at: i64,
 ) -> Result<bool, DirectorError> {
-    let goal = if operation.kind == DELETE { Goal::Removed } else { Goal::Reached };
+    let goal = if operation.kind == DELETE {
+        Goal::Removed
+    } else {
+        Goal::Reached
+    };
     let mut targets: Vec<Target<'_>> = operation
         .targets
         .iter()
@@ -120,6 +134,19 @@ fn judge_one(
             }),
         })
         .collect();
+    if operation.kind == STOP && operation.service.is_none() {
+        // A stopped application holds no machine, its managers' included.
+        targets.extend(found.values().filter(|row| row.internal).map(|row| Target {
+            service: row.name.as_str(),
+            generation: row.generation,
+            goal,
+            now: Some(Standing {
+                generation: row.generation,
+                reached: row.reached,
+                status: row.status.as_ref(),
+            }),
+        }));
+    }
     if goal == Goal::Removed && operation.service.is_none() && app_left {
         // An application without services is gone when its own row is.
         targets.push(Target {
@@ -149,9 +176,10 @@ fn judge_one(
         }
         Verdict::Done => (Outcome::Done, None),
         Verdict::Failed(reason) => (Outcome::Failed, Some(reason)),
-        Verdict::Superseded => {
-            (Outcome::Superseded, Some("a later change took its place".to_owned()))
-        }
+        Verdict::Superseded => (
+            Outcome::Superseded,
+            Some("a later change took its place".to_owned()),
+        ),
     };
     end(tx, operation, outcome, reason.as_deref())?;
     Ok(true)

@@ -22,7 +22,13 @@ pub fn default_roles(
                 instance_type: instance_type.to_owned(),
                 count: role.default_count,
             };
-            (role.name.to_owned(), RoleWish { pools: vec![pool], owner: CountOwner::Default })
+            (
+                role.name.to_owned(),
+                RoleWish {
+                    pools: vec![pool],
+                    owner: CountOwner::Default,
+                },
+            )
         })
         .collect()
 }
@@ -73,14 +79,22 @@ pub fn scaled(
     if let Some(name) = &scale.instance_type
         && !instance_types.iter().any(|size| size.name == *name)
     {
-        let names: Vec<&str> = instance_types.iter().map(|size| size.name.as_str()).collect();
+        let names: Vec<&str> = instance_types
+            .iter()
+            .map(|size| size.name.as_str())
+            .collect();
         return Err(DirectorError::invalid(
             "unknown_instance_type",
-            format!("there is no instance type '{name}'; there are: {}", names.join(", ")),
+            format!(
+                "there is no instance type '{name}'; there are: {}",
+                names.join(", ")
+            ),
         ));
     }
     if scale.roles.is_empty() && scale.instance_type.is_none() {
-        return Err(bad("say at least one role and its count, for instance ROLE=2".to_owned()));
+        return Err(bad(
+            "say at least one role and its count, for instance ROLE=2".to_owned(),
+        ));
     }
     let mut roles = present.clone();
     for (name, text) in &scale.roles {
@@ -95,9 +109,13 @@ pub fn scaled(
                 ),
             ));
         };
-        let Some(wish) = roles.get_mut(name) else { continue };
+        let Some(wish) = roles.get_mut(name) else {
+            continue;
+        };
         let others: u32 = wish.pools.iter().skip(1).map(|pool| pool.count).sum();
-        let Some(pool) = wish.pools.first_mut() else { continue };
+        let Some(pool) = wish.pools.first_mut() else {
+            continue;
+        };
         let count = new_count(name, pool.count, text)?;
         let (min, max) = (i64::from(role.min), i64::from(role.max));
         let total = count.saturating_add(i64::from(others));
@@ -109,7 +127,9 @@ pub fn scaled(
             .hint("to have no nodes at all, stop the service: conpaas service stop APP/SERVICE"));
         }
         if total > max {
-            return Err(bad(format!("{name} cannot have {total} nodes: it may have at most {max}")));
+            return Err(bad(format!(
+                "{name} cannot have {total} nodes: it may have at most {max}"
+            )));
         }
         if may_change(wish.owner, owner) {
             pool.count = u32::try_from(count).unwrap_or(u32::MAX);

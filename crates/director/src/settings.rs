@@ -43,9 +43,11 @@ fn allowed(property: &Value) -> String {
     }
     let kind = match text("type") {
         Some(Value::String(kind)) => kind.clone(),
-        Some(Value::Array(kinds)) => {
-            kinds.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(" or ")
-        }
+        Some(Value::Array(kinds)) => kinds
+            .iter()
+            .filter_map(Value::as_str)
+            .collect::<Vec<_>>()
+            .join(" or "),
         _ => "another value".to_owned(),
     };
     let mut words = kind;
@@ -72,11 +74,17 @@ pub fn check(noun: &str, schema: &Value, value: &Value) -> Result<(), DirectorEr
     let code = "invalid_value";
     if let (Some(known), Some(given)) = (properties(schema), value.as_object()) {
         let closed = schema.get("additionalProperties") == Some(&Value::Bool(false));
-        if let Some(name) = given.keys().find(|name| closed && !known.contains_key(*name)) {
+        if let Some(name) = given
+            .keys()
+            .find(|name| closed && !known.contains_key(*name))
+        {
             let names: Vec<&str> = known.keys().map(String::as_str).collect();
             return Err(DirectorError::invalid(
                 "unknown_setting",
-                format!("there is no {noun} '{name}'; there are: {}", names.join(", ")),
+                format!(
+                    "there is no {noun} '{name}'; there are: {}",
+                    names.join(", ")
+                ),
             ));
         }
     }
@@ -85,7 +93,12 @@ pub fn check(noun: &str, schema: &Value, value: &Value) -> Result<(), DirectorEr
     let mut problems = Vec::new();
     for error in validator.iter_errors(value) {
         let path = error.instance_path().to_string();
-        let name = path.trim_start_matches('/').split('/').next().unwrap_or_default().to_owned();
+        let name = path
+            .trim_start_matches('/')
+            .split('/')
+            .next()
+            .unwrap_or_default()
+            .to_owned();
         let property = properties(schema).and_then(|known| known.get(&name));
         problems.push(match property {
             Some(property) => format!(
@@ -137,20 +150,33 @@ mod tests {
 
     #[test]
     fn null_puts_a_setting_back() {
-        let merged = merge(&schema(), &map(json!({"limit": 9, "note": "x"})), &map(json!({"limit": null, "note": null})));
+        let merged = merge(
+            &schema(),
+            &map(json!({"limit": 9, "note": "x"})),
+            &map(json!({"limit": null, "note": null})),
+        );
         assert_eq!(Value::Object(merged), json!({"limit": 8, "mode": "a"}));
     }
 
     #[test]
     fn a_refusal_names_setting_value_and_range() {
-        let error = check("setting", &schema(), &json!({"limit": 99})).unwrap_err().to_string();
+        let error = check("setting", &schema(), &json!({"limit": 99}))
+            .unwrap_err()
+            .to_string();
         for part in ["'limit'", "99", "from 1 to 64", "MiB"] {
             assert!(error.contains(part), "{error}");
         }
-        let error = check("setting", &schema(), &json!({"mode": "c"})).unwrap_err().to_string();
+        let error = check("setting", &schema(), &json!({"mode": "c"}))
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("one of \"a\", \"b\""), "{error}");
-        let error = check("setting", &schema(), &json!({"lmit": 1})).unwrap_err().to_string();
-        assert!(error.contains("'lmit'") && error.contains("limit, mode"), "{error}");
+        let error = check("setting", &schema(), &json!({"lmit": 1}))
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("'lmit'") && error.contains("limit, mode"),
+            "{error}"
+        );
         assert!(check("setting", &schema(), &json!({"limit": 64, "mode": "b"})).is_ok());
     }
 }

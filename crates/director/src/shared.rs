@@ -33,23 +33,32 @@ pub struct Shared {
 impl Shared {
     /// A service type by name; one that people may add when `offered`.
     pub fn service_type(&self, name: &str) -> Result<&'static dyn ServiceType, DirectorError> {
-        self.registry.get(name).map(|entry| entry.service_type).ok_or_else(|| {
-            let names: Vec<&str> = self
-                .registry
-                .all()
-                .filter(|entry| !entry.service_type.internal())
-                .map(|entry| entry.service_type.name())
-                .collect();
-            DirectorError::invalid(
-                "unknown_service_type",
-                format!("there is no service type '{name}'; there are: {}", names.join(", ")),
-            )
-            .hint("list them: conpaas service types")
-        })
+        self.registry
+            .get(name)
+            .map(|entry| entry.service_type)
+            .ok_or_else(|| {
+                let names: Vec<&str> = self
+                    .registry
+                    .all()
+                    .filter(|entry| !entry.service_type.internal())
+                    .map(|entry| entry.service_type.name())
+                    .collect();
+                DirectorError::invalid(
+                    "unknown_service_type",
+                    format!(
+                        "there is no service type '{name}'; there are: {}",
+                        names.join(", ")
+                    ),
+                )
+                .hint("list them: conpaas service types")
+            })
     }
 
     /// The system's own service type, whose nodes host managers.
     pub fn system_type(&self) -> Option<&'static dyn ServiceType> {
-        self.registry.all().map(|entry| entry.service_type).find(|found| found.internal())
+        self.registry
+            .all()
+            .map(|entry| entry.service_type)
+            .find(|found| found.internal())
     }
 }

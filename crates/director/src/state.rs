@@ -28,16 +28,24 @@ pub struct Shown {
 }
 
 fn shown(state: ServiceState) -> Shown {
-    Shown { state, reason: None }
+    Shown {
+        state,
+        reason: None,
+    }
 }
 
 fn error(reason: &str) -> Shown {
-    Shown { state: ServiceState::Error, reason: Some(reason.to_owned()) }
+    Shown {
+        state: ServiceState::Error,
+        reason: Some(reason.to_owned()),
+    }
 }
 
 /// The state of a service.
 pub fn service_state(facts: &ServiceFacts<'_>) -> Shown {
-    let current = facts.status.filter(|status| status.generation >= facts.generation);
+    let current = facts
+        .status
+        .filter(|status| status.generation >= facts.generation);
     match facts.run {
         RunWish::Deleted => shown(ServiceState::Epilogue),
         RunWish::Stopped if facts.nodes == 0 => shown(if facts.ever_started {
@@ -61,7 +69,11 @@ pub fn service_state(facts: &ServiceFacts<'_>) -> Shown {
             if let Some((Outcome::Failed, reason)) = facts.operation {
                 return error(reason.unwrap_or("the last change did not succeed; work goes on"));
             }
-            shown(if facts.served { ServiceState::Adapting } else { ServiceState::Prologue })
+            shown(if facts.served {
+                ServiceState::Adapting
+            } else {
+                ServiceState::Prologue
+            })
         }
     }
 }
@@ -70,9 +82,9 @@ pub fn service_state(facts: &ServiceFacts<'_>) -> Shown {
 pub fn service_verbs(state: ServiceState, run: RunWish) -> Vec<String> {
     let verbs: &[&str] = match (state, run) {
         (_, RunWish::Deleted) => &[],
-        (ServiceState::Error, RunWish::Running) => {
-            &["start", "stop", "scale", "set", "rollback", "activate", "delete"]
-        }
+        (ServiceState::Error, RunWish::Running) => &[
+            "start", "stop", "scale", "set", "rollback", "activate", "delete",
+        ],
         (_, RunWish::Running) => &["stop", "scale", "set", "rollback", "activate", "delete"],
         (_, RunWish::Stopped) => &["start", "scale", "set", "rollback", "activate", "delete"],
     };
@@ -97,8 +109,16 @@ pub fn app_state(run: RunWish, ever_started: bool, parts: &[Part]) -> Shown {
         let reason = part.shown.reason.as_deref().unwrap_or("something is wrong");
         return error(&format!("{}: {reason}", part.name));
     }
-    let has = |state| parts.iter().any(|part| !part.internal && part.shown.state == state);
-    let system = |state| parts.iter().any(|part| part.internal && part.shown.state == state);
+    let has = |state| {
+        parts
+            .iter()
+            .any(|part| !part.internal && part.shown.state == state)
+    };
+    let system = |state| {
+        parts
+            .iter()
+            .any(|part| part.internal && part.shown.state == state)
+    };
     let state = if has(Prologue) {
         Prologue
     } else if has(Adapting) || (has(Running) && has(Epilogue)) {
@@ -146,7 +166,9 @@ pub struct Hosted {
 /// Whether managers are needed: while anything they manage runs or is not yet gone, and while
 /// the application itself is wanted running.
 pub fn system_wish(app: RunWish, hosted: &[Hosted]) -> RunWish {
-    let needed = hosted.iter().any(|service| service.run == RunWish::Running || service.nodes > 0);
+    let needed = hosted
+        .iter()
+        .any(|service| service.run == RunWish::Running || service.nodes > 0);
     match app {
         _ if needed => RunWish::Running,
         RunWish::Deleted => RunWish::Deleted,
@@ -190,16 +212,70 @@ mod tests {
         let stopped = facts(RunWish::Stopped);
         let failed = Some((Outcome::Failed, Some("late")));
         let rows = [
-            (ServiceFacts { ever_started: false, nodes: 0, ..stopped }, Init),
-            (ServiceFacts { nodes: 0, ..stopped }, Stopped),
+            (
+                ServiceFacts {
+                    ever_started: false,
+                    nodes: 0,
+                    ..stopped
+                },
+                Init,
+            ),
+            (
+                ServiceFacts {
+                    nodes: 0,
+                    ..stopped
+                },
+                Stopped,
+            ),
             (stopped, Epilogue),
-            (ServiceFacts { operation: failed, ..stopped }, Error),
+            (
+                ServiceFacts {
+                    operation: failed,
+                    ..stopped
+                },
+                Error,
+            ),
             (running, Prologue),
-            (ServiceFacts { status: Some(&old), served: true, ..running }, Adapting),
-            (ServiceFacts { status: Some(&going), served: true, ..running }, Adapting),
-            (ServiceFacts { status: Some(&new), served: true, operation: failed, ..running }, Running),
-            (ServiceFacts { status: Some(&bad), served: true, ..running }, Error),
-            (ServiceFacts { operation: failed, ..running }, Error),
+            (
+                ServiceFacts {
+                    status: Some(&old),
+                    served: true,
+                    ..running
+                },
+                Adapting,
+            ),
+            (
+                ServiceFacts {
+                    status: Some(&going),
+                    served: true,
+                    ..running
+                },
+                Adapting,
+            ),
+            (
+                ServiceFacts {
+                    status: Some(&new),
+                    served: true,
+                    operation: failed,
+                    ..running
+                },
+                Running,
+            ),
+            (
+                ServiceFacts {
+                    status: Some(&bad),
+                    served: true,
+                    ..running
+                },
+                Error,
+            ),
+            (
+                ServiceFacts {
+                    operation: failed,
+                    ..running
+                },
+                Error,
+            ),
             (facts(RunWish::Deleted), Epilogue),
         ];
         for (facts, wanted) in rows {
@@ -215,8 +291,14 @@ mod tests {
             for run in [RunWish::Running, RunWish::Stopped] {
                 let verbs = service_verbs(state, run);
                 assert!(verbs.contains(&"delete".to_owned()), "{state:?}");
-                assert!(verbs.iter().any(|verb| verb == "start" || verb == "stop"), "{state:?}");
-                let shown = Shown { state, reason: None };
+                assert!(
+                    verbs.iter().any(|verb| verb == "start" || verb == "stop"),
+                    "{state:?}"
+                );
+                let shown = Shown {
+                    state,
+                    reason: None,
+                };
                 let verbs = app_verbs(run, &shown, false);
                 assert!(verbs.contains(&"start".to_owned()) || verbs.contains(&"stop".to_owned()));
             }
@@ -224,7 +306,11 @@ mod tests {
     }
 
     fn part(internal: bool, state: ServiceState) -> Part {
-        Part { name: "web".to_owned(), internal, shown: shown(state) }
+        Part {
+            name: "web".to_owned(),
+            internal,
+            shown: shown(state),
+        }
     }
 
     #[test]
@@ -235,18 +321,57 @@ mod tests {
             (RunWish::Stopped, false, vec![user(Init)], Init),
             (RunWish::Running, true, vec![system(Prologue)], Prologue),
             (RunWish::Running, true, vec![system(Running)], Running),
-            (RunWish::Running, true, vec![system(Adapting), user(Running)], Running),
-            (RunWish::Running, true, vec![system(Prologue), user(Prologue)], Prologue),
-            (RunWish::Running, true, vec![user(Running), user(Adapting)], Adapting),
-            (RunWish::Running, true, vec![user(Running), user(Stopped)], Running),
+            (
+                RunWish::Running,
+                true,
+                vec![system(Adapting), user(Running)],
+                Running,
+            ),
+            (
+                RunWish::Running,
+                true,
+                vec![system(Prologue), user(Prologue)],
+                Prologue,
+            ),
+            (
+                RunWish::Running,
+                true,
+                vec![user(Running), user(Adapting)],
+                Adapting,
+            ),
+            (
+                RunWish::Running,
+                true,
+                vec![user(Running), user(Stopped)],
+                Running,
+            ),
             (RunWish::Stopped, true, vec![user(Epilogue)], Epilogue),
-            (RunWish::Stopped, true, vec![user(Stopped), system(Epilogue)], Epilogue),
-            (RunWish::Stopped, true, vec![user(Stopped), system(Stopped)], Stopped),
-            (RunWish::Running, true, vec![user(Running), user(Error)], Error),
+            (
+                RunWish::Stopped,
+                true,
+                vec![user(Stopped), system(Epilogue)],
+                Epilogue,
+            ),
+            (
+                RunWish::Stopped,
+                true,
+                vec![user(Stopped), system(Stopped)],
+                Stopped,
+            ),
+            (
+                RunWish::Running,
+                true,
+                vec![user(Running), user(Error)],
+                Error,
+            ),
             (RunWish::Deleted, true, vec![user(Running)], Epilogue),
         ];
         for (run, ever, parts, wanted) in rows {
-            assert_eq!(app_state(run, ever, &parts).state, wanted, "{run:?} {parts:?}");
+            assert_eq!(
+                app_state(run, ever, &parts).state,
+                wanted,
+                "{run:?} {parts:?}"
+            );
         }
     }
 

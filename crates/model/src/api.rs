@@ -1,7 +1,10 @@
 //! API types: what people send to and get from the Director, whatever face they use. Times are
 //! RFC 3339 in UTC. Who may call what is the Director's business.
 
-use crate::ids::{ApplicationId, CodeId, Generation, Name, NodeNumber, OperationId, PrincipalId, ReleaseNumber, ServiceId, TokenId};
+use crate::ids::{
+    ApplicationId, CodeId, Generation, Name, NodeNumber, OperationId, PrincipalId, ReleaseNumber,
+    ServiceId, TokenId,
+};
 use crate::instance::InstanceType;
 use crate::spec::{CountOwner, RoleName, RoleWish, Settings};
 use crate::status::{NodeState, NodeSummary, ServiceState, Step, Waiting};

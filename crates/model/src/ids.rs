@@ -10,8 +10,14 @@ use std::str::FromStr;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum IdError {
     #[error("'{text}' is no {kind}: expected '{prefix}-' and lower-case letters or digits")]
-    Malformed { text: String, kind: &'static str, prefix: &'static str },
-    #[error("'{text}' cannot be a name: use 1 to 40 lower-case letters, digits and '-', starting with a letter and not ending in '-'")]
+    Malformed {
+        text: String,
+        kind: &'static str,
+        prefix: &'static str,
+    },
+    #[error(
+        "'{text}' cannot be a name: use 1 to 40 lower-case letters, digits and '-', starting with a letter and not ending in '-'"
+    )]
     Name { text: String },
 }
 
@@ -95,10 +101,18 @@ impl FromStr for Name {
     type Err = IdError;
     fn from_str(text: &str) -> Result<Self, IdError> {
         let ok = (1..=40).contains(&text.len())
-            && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+            && text
+                .bytes()
+                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
             && text.as_bytes()[0].is_ascii_lowercase()
             && !text.ends_with('-');
-        if ok { Ok(Self(text.to_owned())) } else { Err(IdError::Name { text: text.to_owned() }) }
+        if ok {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(IdError::Name {
+                text: text.to_owned(),
+            })
+        }
     }
 }
 

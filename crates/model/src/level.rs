@@ -85,7 +85,11 @@ pub struct Provider {
 impl Provider {
     /// Which instance this is, without where it is.
     pub fn instance(&self) -> Instance {
-        Instance { role: self.role.clone(), node: self.node, release: self.release }
+        Instance {
+            role: self.role.clone(),
+            node: self.node,
+            release: self.release,
+        }
     }
 }
 

@@ -82,7 +82,10 @@ pub struct Located {
 pub enum ManagerAddress {
     /// The Director itself manages this node (nodes of the system service).
     Director,
-    At { machine: MachineId, address: SocketAddr },
+    At {
+        machine: MachineId,
+        address: SocketAddr,
+    },
     /// None at the moment; ask again.
     Nowhere,
 }
@@ -93,7 +96,12 @@ pub enum ManagerAddress {
 pub enum ToAgent {
     Level(Level),
     /// A command of the service type; answered by [`FromAgent::CommandResult`].
-    Command { id: u64, role: String, name: String, arguments: serde_json::Value },
+    Command {
+        id: u64,
+        role: String,
+        name: String,
+        arguments: serde_json::Value,
+    },
 }
 
 /// From an agent to its manager.
@@ -102,8 +110,14 @@ pub enum ToAgent {
 pub enum FromAgent {
     Report(Box<AgentReport>),
     /// A level was refused: it was older than `seen`.
-    Refused { refused: LevelVersion, seen: LevelVersion },
-    CommandResult { id: u64, result: Result<serde_json::Value, String> },
+    Refused {
+        refused: LevelVersion,
+        seen: LevelVersion,
+    },
+    CommandResult {
+        id: u64,
+        result: Result<serde_json::Value, String>,
+    },
 }
 
 /// From the Director to a manager.
@@ -112,7 +126,12 @@ pub enum FromAgent {
 pub enum ToManager {
     Level(Box<ManagerLevel>),
     /// A command of the service type; answered by [`FromManager::CommandResult`].
-    Command { id: u64, service: ServiceId, name: String, arguments: serde_json::Value },
+    Command {
+        id: u64,
+        service: ServiceId,
+        name: String,
+        arguments: serde_json::Value,
+    },
 }
 
 /// Everything a manager should know, whole.
@@ -143,7 +162,10 @@ pub struct ServiceLevel {
 #[serde(rename_all = "snake_case")]
 pub enum FromManager {
     Report(Box<ManagerReport>),
-    CommandResult { id: u64, result: Result<serde_json::Value, String> },
+    CommandResult {
+        id: u64,
+        result: Result<serde_json::Value, String>,
+    },
 }
 
 /// Everything a manager wishes and observes, whole.
@@ -166,7 +188,10 @@ pub struct ServiceReport {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum NodeWish {
-    Present { cloud: String, instance_type: String },
+    Present {
+        cloud: String,
+        instance_type: String,
+    },
     Gone,
 }
 

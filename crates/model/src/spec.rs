@@ -99,7 +99,9 @@ pub struct ServiceSpec {
 impl ServiceSpec {
     /// The release with this number, if the spec still carries it.
     pub fn release(&self, number: ReleaseNumber) -> Option<&Release> {
-        self.releases.iter().find(|release| release.number == number)
+        self.releases
+            .iter()
+            .find(|release| release.number == number)
     }
 
     /// Whether any node is wanted.

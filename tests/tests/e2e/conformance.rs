@@ -66,7 +66,7 @@ fn suite(subject: &Subject) {
     assert_eq!(world.run(["service", "show", "shop/it"]).code, 4);
     world.ok(["app", "delete", "shop", "--yes"]);
     wait_for("all machines to be gone", Duration::from_secs(20), || {
-        match std::fs::read_dir(world.state().join("machines")).unwrap().count() {
+        match std::fs::read_dir(world.state().join("cloud/machines")).unwrap().count() {
             0 => Ok(()),
             left => Err(left),
         }

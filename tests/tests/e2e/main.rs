@@ -4,7 +4,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod bad_input;
+mod clouds;
 mod conformance;
 mod dokuwiki;
 mod nutshell;
+mod scenarios;
 mod thread;

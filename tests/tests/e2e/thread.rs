@@ -74,7 +74,7 @@ fn stop_keeps_everything_and_delete_leaves_nothing() {
     assert_eq!(world.json(["app", "show", "shop"])["state"], "STOPPED");
     let (status, page) = world.get(HOST, "/").unwrap();
     assert_eq!(status, 503, "{page}");
-    let machines = std::fs::read_dir(world.state().join("machines")).unwrap().count();
+    let machines = std::fs::read_dir(world.state().join("cloud/machines")).unwrap().count();
     assert_eq!(machines, 0, "a stopped application holds no machine");
 
     world.ok(["app", "start", "shop"]);
@@ -86,7 +86,7 @@ fn stop_keeps_everything_and_delete_leaves_nothing() {
     world.ok(["app", "delete", "shop", "--yes"]);
     assert_eq!(world.run(["app", "show", "shop"]).code, 4);
     wait_for("all machines to be gone", Duration::from_secs(20), || {
-        match std::fs::read_dir(world.state().join("machines")).unwrap().count() {
+        match std::fs::read_dir(world.state().join("cloud/machines")).unwrap().count() {
             0 => Ok(()),
             left => Err(left),
         }

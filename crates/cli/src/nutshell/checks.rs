@@ -115,8 +115,9 @@ fn disk(state: &Path) -> Result<String, (String, String)> {
         .unwrap_or(Path::new("/"));
     match nix::sys::statvfs::statvfs(existing) {
         Ok(found) => {
-            let free = (found.blocks_available() as u64)
-                .saturating_mul(found.fragment_size() as u64)
+            let free = found
+                .blocks_available()
+                .saturating_mul(found.fragment_size())
                 >> 20;
             if free >= DISK_MIB {
                 Ok(format!("{free} MiB free at {}", existing.display()))

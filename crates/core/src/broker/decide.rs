@@ -1,7 +1,8 @@
 //! The decisions themselves.
 
 use super::types::{
-    Action, BrokerSettings, CallResult, CloudView, Listed, MachineRow, MachineStage, NodeKey, NodeRow, View,
+    Action, BrokerSettings, CallResult, CloudView, Listed, MachineRow, MachineStage, NodeKey,
+    NodeRow, View,
 };
 use conpaas_model::ids::PrincipalId;
 use conpaas_model::status::NodeState;
@@ -19,7 +20,11 @@ enum Word<'a> {
 pub fn decide(view: &View<'_>) -> Vec<Action> {
     let mut actions = Vec::new();
     let mut by_node: BTreeMap<&NodeKey, Vec<&MachineRow>> = BTreeMap::new();
-    for machine in view.machines.iter().filter(|m| m.stage != MachineStage::Gone) {
+    for machine in view
+        .machines
+        .iter()
+        .filter(|m| m.stage != MachineStage::Gone)
+    {
         by_node.entry(&machine.node).or_default().push(machine);
     }
     let mut used = usage(view.nodes, &by_node);
@@ -35,7 +40,9 @@ pub fn decide(view: &View<'_>) -> Vec<Action> {
                 actions.extend(unwanted(view, machine));
             }
             if machines.is_empty() {
-                actions.push(Action::EndNode { node: node.key.clone() });
+                actions.push(Action::EndNode {
+                    node: node.key.clone(),
+                });
             }
         }
     }
@@ -48,14 +55,28 @@ pub fn decide(view: &View<'_>) -> Vec<Action> {
 }
 
 /// How a call's result is to be recorded.
-pub fn answered(row: &MachineRow, result: CallResult, now: u64, settings: &BrokerSettings) -> Option<Action> {
+pub fn answered(
+    row: &MachineRow,
+    result: CallResult,
+    now: u64,
+    settings: &BrokerSettings,
+) -> Option<Action> {
     let later = |stage, reason| {
         let attempts = row.attempts.saturating_add(1);
         let at = now.saturating_add(settings.pause(attempts));
-        Some(Action::RetryLater { machine: row.id.clone(), stage, attempts, at, reason })
+        Some(Action::RetryLater {
+            machine: row.id.clone(),
+            stage,
+            attempts,
+            at,
+            reason,
+        })
     };
     match result {
-        CallResult::Created { cloud_id } => Some(Action::Adopt { machine: row.id.clone(), cloud_id }),
+        CallResult::Created { cloud_id } => Some(Action::Adopt {
+            machine: row.id.clone(),
+            cloud_id,
+        }),
         CallResult::Refused { reason } => later(MachineStage::Intended, reason),
         CallResult::Unclear { reason } => later(MachineStage::Creating, reason),
         CallResult::Destroyed => None,
@@ -64,7 +85,10 @@ pub fn answered(row: &MachineRow, result: CallResult, now: u64, settings: &Broke
 }
 
 /// Nodes that hold machines, by owner: what quotas count.
-fn usage(nodes: &[NodeRow], machines: &BTreeMap<&NodeKey, Vec<&MachineRow>>) -> BTreeMap<PrincipalId, u32> {
+fn usage(
+    nodes: &[NodeRow],
+    machines: &BTreeMap<&NodeKey, Vec<&MachineRow>>,
+) -> BTreeMap<PrincipalId, u32> {
     let mut used = BTreeMap::new();
     for node in nodes.iter().filter(|node| machines.contains_key(&node.key)) {
         *used.entry(node.owner.clone()).or_insert(0) += 1;
@@ -79,7 +103,10 @@ fn wanted(
     used: &mut BTreeMap<PrincipalId, u32>,
     actions: &mut Vec<Action>,
 ) {
-    if machines.iter().any(|machine| view.busy.contains(&machine.id)) {
+    if machines
+        .iter()
+        .any(|machine| view.busy.contains(&machine.id))
+    {
         return;
     }
     let Some(machine) = newest(machines) else {
@@ -97,14 +124,20 @@ fn wanted(
     if let Some(CloudView::Unlistable { reason }) = cloud_view(view, machine)
         && !matches!(machine.stage, MachineStage::Up | MachineStage::Dead)
     {
-        trouble = Some(format!("the cloud '{}' does not answer: {reason}", machine.cloud));
+        trouble = Some(format!(
+            "the cloud '{}' does not answer: {reason}",
+            machine.cloud
+        ));
     } else if !view.clouds.contains_key(&machine.cloud) {
         trouble = Some(format!("there is no cloud '{}' now", machine.cloud));
     }
     let acted = step_wanted(view, node, machine, used, actions);
     // `MarkUp` clears it by itself, and a recorded failure already is the trouble.
     if !acted && node.trouble != trouble && machine.stage != MachineStage::Up {
-        actions.push(Action::Trouble { node: node.key.clone(), text: trouble });
+        actions.push(Action::Trouble {
+            node: node.key.clone(),
+            text: trouble,
+        });
     }
 }
 
@@ -119,7 +152,10 @@ fn newest<'a>(machines: &[&'a MachineRow]) -> Option<&'a MachineRow> {
         MachineStage::Destroying => 1,
         MachineStage::Gone => 0,
     };
-    machines.iter().max_by_key(|m| (rank(m.stage), std::cmp::Reverse(&m.id))).copied()
+    machines
+        .iter()
+        .max_by_key(|m| (rank(m.stage), std::cmp::Reverse(&m.id)))
+        .copied()
 }
 
 /// The next step of a machine that is wanted; true when there is one.
@@ -133,7 +169,11 @@ fn step_wanted(
     let before = actions.len();
     let id = machine.id.clone();
     // That an agent has enrolled is our own knowledge: it needs no cloud.
-    if machine.enrolled && matches!(machine.stage, MachineStage::Creating | MachineStage::Booting)
+    if machine.enrolled
+        && matches!(
+            machine.stage,
+            MachineStage::Creating | MachineStage::Booting
+        )
         && machine.cloud_id.is_some()
     {
         actions.push(Action::MarkUp { machine: id });
@@ -150,15 +190,31 @@ fn step_wanted(
             }
         }
         MachineStage::Creating => match word {
-            Word::Present(listed) => actions.push(Action::Adopt { machine: id, cloud_id: listed.id.clone() }),
-            Word::Absent if view.now >= machine.retry_at => actions.push(Action::Create { machine: id }),
+            Word::Present(listed) => actions.push(Action::Adopt {
+                machine: id,
+                cloud_id: listed.id.clone(),
+            }),
+            Word::Absent if view.now >= machine.retry_at => {
+                actions.push(Action::Create { machine: id })
+            }
             Word::Absent | Word::Unknown => {}
         },
         MachineStage::Booting => match word {
             Word::Absent => {
-                failed(view, node, machine, "its machine vanished while it booted".into(), used, actions);
+                failed(
+                    view,
+                    node,
+                    machine,
+                    "its machine vanished while it booted".into(),
+                    used,
+                    actions,
+                );
             }
-            Word::Present(Listed { died: Some(how), id: cloud_id, .. }) => actions.push(destroy(
+            Word::Present(Listed {
+                died: Some(how),
+                id: cloud_id,
+                ..
+            }) => actions.push(destroy(
                 machine,
                 cloud_id,
                 Some(format!("its machine died while it booted: {how}")),
@@ -174,21 +230,33 @@ fn step_wanted(
         MachineStage::Up => {
             let reason = match word {
                 Word::Absent => Some("the cloud has its machine no more".to_owned()),
-                Word::Present(listed) => listed.died.as_ref().map(|how| format!("its machine died: {how}")),
+                Word::Present(listed) => listed
+                    .died
+                    .as_ref()
+                    .map(|how| format!("its machine died: {how}")),
                 Word::Unknown => None,
             };
             if let Some(reason) = reason {
-                actions.push(Action::MarkDead { machine: id, reason });
+                actions.push(Action::MarkDead {
+                    machine: id,
+                    reason,
+                });
             }
         }
         // Stays as it is (its console may be read) until its node is wished gone.
         MachineStage::Dead | MachineStage::Gone => {}
         MachineStage::Destroying => match word {
             Word::Absent => {
-                let reason = machine.last_error.clone().unwrap_or_else(|| "its machine was destroyed".into());
+                let reason = machine
+                    .last_error
+                    .clone()
+                    .unwrap_or_else(|| "its machine was destroyed".into());
                 if node.state == NodeState::Dead {
                     // It had its turn.
-                    actions.push(Action::MarkGone { machine: id, reason: Some(reason) });
+                    actions.push(Action::MarkGone {
+                        machine: id,
+                        reason: Some(reason),
+                    });
                 } else {
                     failed(view, node, machine, reason, used, actions);
                 }
@@ -211,11 +279,20 @@ fn failed(
     used: &mut BTreeMap<PrincipalId, u32>,
     actions: &mut Vec<Action>,
 ) {
-    actions.push(Action::MarkGone { machine: machine.id.clone(), reason: Some(reason.clone()) });
+    actions.push(Action::MarkGone {
+        machine: machine.id.clone(),
+        reason: Some(reason.clone()),
+    });
     if let Some(count) = used.get_mut(&node.owner) {
         *count = count.saturating_sub(1);
     }
-    intend(view, node, Some((machine.attempts.saturating_add(1), reason)), used, actions);
+    intend(
+        view,
+        node,
+        Some((machine.attempts.saturating_add(1), reason)),
+        used,
+        actions,
+    );
 }
 
 /// Records the wish for a machine, unless the owner's quota is used up.
@@ -232,14 +309,27 @@ fn intend(
     {
         let text = format!("the quota of {quota} nodes is used up ({in_use} in use)");
         if node.trouble.as_ref() != Some(&text) {
-            actions.push(Action::Trouble { node: node.key.clone(), text: Some(text) });
+            actions.push(Action::Trouble {
+                node: node.key.clone(),
+                text: Some(text),
+            });
         }
         return;
     }
     *in_use += 1;
-    let (attempts, last_error) = failure.map_or((0, None), |(attempts, reason)| (attempts, Some(reason)));
-    let retry_at = if attempts == 0 { 0 } else { view.now.saturating_add(view.settings.pause(attempts)) };
-    actions.push(Action::RecordIntent { node: node.key.clone(), attempts, retry_at, last_error });
+    let (attempts, last_error) =
+        failure.map_or((0, None), |(attempts, reason)| (attempts, Some(reason)));
+    let retry_at = if attempts == 0 {
+        0
+    } else {
+        view.now.saturating_add(view.settings.pause(attempts))
+    };
+    actions.push(Action::RecordIntent {
+        node: node.key.clone(),
+        attempts,
+        retry_at,
+        last_error,
+    });
 }
 
 /// The next step of a machine that nobody wants.
@@ -247,7 +337,12 @@ fn unwanted(view: &View<'_>, machine: &MachineRow) -> Option<Action> {
     if view.busy.contains(&machine.id) {
         return None;
     }
-    let gone = || Some(Action::MarkGone { machine: machine.id.clone(), reason: None });
+    let gone = || {
+        Some(Action::MarkGone {
+            machine: machine.id.clone(),
+            reason: None,
+        })
+    };
     if machine.stage == MachineStage::Intended && machine.cloud_id.is_none() {
         // The cloud has nothing of it.
         return gone();
@@ -258,12 +353,14 @@ fn unwanted(view: &View<'_>, machine: &MachineRow) -> Option<Action> {
     match (machine.stage, word(view, machine)) {
         // Should the call still bear fruit later, the fruit is an orphan.
         (_, Word::Absent) => gone(),
-        (MachineStage::Destroying, Word::Present(listed)) => {
-            (view.now >= machine.retry_at).then(|| destroy(machine, &listed.id, machine.last_error.clone()))
-        }
+        (MachineStage::Destroying, Word::Present(listed)) => (view.now >= machine.retry_at)
+            .then(|| destroy(machine, &listed.id, machine.last_error.clone())),
         (_, Word::Present(listed)) => Some(destroy(machine, &listed.id, None)),
         (MachineStage::Destroying | MachineStage::Creating, Word::Unknown) => None,
-        (_, Word::Unknown) => machine.cloud_id.as_ref().map(|cloud_id| destroy(machine, cloud_id, None)),
+        (_, Word::Unknown) => machine
+            .cloud_id
+            .as_ref()
+            .map(|cloud_id| destroy(machine, cloud_id, None)),
     }
 }
 
@@ -297,23 +394,42 @@ fn word<'a>(view: &View<'a>, machine: &MachineRow) -> Word<'a> {
         None => listed.token == machine.token,
     };
     // Of several with our token the first by id is ours; the others turn into orphans.
-    machines.iter().filter(mine).min_by(|a, b| a.id.cmp(&b.id)).map_or(Word::Absent, Word::Present)
+    machines
+        .iter()
+        .filter(mine)
+        .min_by(|a, b| a.id.cmp(&b.id))
+        .map_or(Word::Absent, Word::Present)
 }
 
 /// What lists hold although no record wants it.
 fn orphans(view: &View<'_>, actions: &mut Vec<Action>) {
     for (cloud, cloud_view) in view.clouds {
-        let CloudView::Listed { machines: listed, .. } = cloud_view else { continue };
-        let rows = || view.machines.iter().filter(|m| m.cloud == *cloud && m.stage != MachineStage::Gone);
+        let CloudView::Listed {
+            machines: listed, ..
+        } = cloud_view
+        else {
+            continue;
+        };
+        let rows = || {
+            view.machines
+                .iter()
+                .filter(|m| m.cloud == *cloud && m.stage != MachineStage::Gone)
+        };
         let ids: BTreeSet<&str> = rows().filter_map(|m| m.cloud_id.as_deref()).collect();
         // A wish whose answer is outstanding claims whatever bears its token.
-        let tokens: BTreeSet<&str> =
-            rows().filter(|m| m.cloud_id.is_none() || view.busy.contains(&m.id)).map(|m| m.token.as_str()).collect();
+        let tokens: BTreeSet<&str> = rows()
+            .filter(|m| m.cloud_id.is_none() || view.busy.contains(&m.id))
+            .map(|m| m.token.as_str())
+            .collect();
         let mut seen = BTreeSet::new();
         for machine in listed {
-            let claimed = ids.contains(machine.id.as_str()) || tokens.contains(machine.token.as_str());
+            let claimed =
+                ids.contains(machine.id.as_str()) || tokens.contains(machine.token.as_str());
             if !claimed && seen.insert(&machine.id) {
-                actions.push(Action::DestroyOrphan { cloud: cloud.clone(), cloud_id: machine.id.clone() });
+                actions.push(Action::DestroyOrphan {
+                    cloud: cloud.clone(),
+                    cloud_id: machine.id.clone(),
+                });
             }
         }
     }

@@ -9,10 +9,16 @@ use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Time counts in seconds here: shorter numbers.
-const SETTINGS: BrokerSettings = BrokerSettings { first_pause: 1, longest_pause: 60 };
+const SETTINGS: BrokerSettings = BrokerSettings {
+    first_pause: 1,
+    longest_pause: 60,
+};
 
 fn key(number: u64) -> NodeKey {
-    NodeKey { service: "svc-a".parse().unwrap(), number: NodeNumber(number) }
+    NodeKey {
+        service: "svc-a".parse().unwrap(),
+        number: NodeNumber(number),
+    }
 }
 
 fn node(number: u64) -> NodeRow {
@@ -45,18 +51,40 @@ fn machine(id: &str, number: u64, stage: MachineStage) -> MachineRow {
 }
 
 fn listed(id: &str) -> Listed {
-    Listed { id: format!("i-{id}"), token: format!("t-{id}"), died: None }
+    Listed {
+        id: format!("i-{id}"),
+        token: format!("t-{id}"),
+        died: None,
+    }
 }
 
 fn list(machines: &[Listed]) -> BTreeMap<String, CloudView> {
-    [("c".to_owned(), CloudView::Listed { asked: 10, machines: machines.to_vec() })].into()
+    [(
+        "c".to_owned(),
+        CloudView::Listed {
+            asked: 10,
+            machines: machines.to_vec(),
+        },
+    )]
+    .into()
 }
 
 fn unlistable() -> BTreeMap<String, CloudView> {
-    [("c".to_owned(), CloudView::Unlistable { reason: "no answer".into() })].into()
+    [(
+        "c".to_owned(),
+        CloudView::Unlistable {
+            reason: "no answer".into(),
+        },
+    )]
+    .into()
 }
 
-fn run(nodes: &[NodeRow], machines: &[MachineRow], clouds: &BTreeMap<String, CloudView>, now: u64) -> Vec<Action> {
+fn run(
+    nodes: &[NodeRow],
+    machines: &[MachineRow],
+    clouds: &BTreeMap<String, CloudView>,
+    now: u64,
+) -> Vec<Action> {
     decide(&View {
         nodes,
         machines,
@@ -74,45 +102,121 @@ fn id(id: &str) -> MachineId {
 
 #[test]
 fn intent_comes_before_the_call() {
-    let intent = Action::RecordIntent { node: key(1), attempts: 0, retry_at: 0, last_error: None };
+    let intent = Action::RecordIntent {
+        node: key(1),
+        attempts: 0,
+        retry_at: 0,
+        last_error: None,
+    };
     assert_eq!(run(&[node(1)], &[], &list(&[]), 100), [intent]);
     let intended = machine("a", 1, MachineStage::Intended);
-    assert_eq!(run(&[node(1)], std::slice::from_ref(&intended), &list(&[]), 100), [Action::Create { machine: id("a") }]);
-    let waiting = MachineRow { retry_at: 101, ..intended };
+    assert_eq!(
+        run(&[node(1)], std::slice::from_ref(&intended), &list(&[]), 100),
+        [Action::Create { machine: id("a") }]
+    );
+    let waiting = MachineRow {
+        retry_at: 101,
+        ..intended
+    };
     assert_eq!(run(&[node(1)], &[waiting], &list(&[]), 100), []);
 }
 
 #[test]
 fn a_lost_answer_is_found_by_its_token_and_only_the_first_of_two() {
     let creating = machine("a", 1, MachineStage::Creating);
-    let twin = Listed { id: "i-b".into(), ..listed("a") };
-    let adopt = Action::Adopt { machine: id("a"), cloud_id: "i-a".into() };
+    let twin = Listed {
+        id: "i-b".into(),
+        ..listed("a")
+    };
+    let adopt = Action::Adopt {
+        machine: id("a"),
+        cloud_id: "i-a".into(),
+    };
     let both = list(&[twin.clone(), listed("a"), listed("a")]);
-    assert_eq!(run(&[node(1)], std::slice::from_ref(&creating), &both, 100), [adopt]);
+    assert_eq!(
+        run(&[node(1)], std::slice::from_ref(&creating), &both, 100),
+        [adopt]
+    );
     // Once ours is known, the twin is an orphan, destroyed once although it is listed twice.
-    let booting = MachineRow { cloud_id: Some("i-a".into()), stage: MachineStage::Booting, ..creating.clone() };
-    let orphan = Action::DestroyOrphan { cloud: "c".into(), cloud_id: "i-b".into() };
-    assert_eq!(run(&[node(1)], &[booting], &list(&[listed("a"), twin.clone(), twin]), 100), [orphan]);
+    let booting = MachineRow {
+        cloud_id: Some("i-a".into()),
+        stage: MachineStage::Booting,
+        ..creating.clone()
+    };
+    let orphan = Action::DestroyOrphan {
+        cloud: "c".into(),
+        cloud_id: "i-b".into(),
+    };
+    assert_eq!(
+        run(
+            &[node(1)],
+            &[booting],
+            &list(&[listed("a"), twin.clone(), twin]),
+            100
+        ),
+        [orphan]
+    );
     // Not there: asked for again, with the same record.
-    assert_eq!(run(&[node(1)], std::slice::from_ref(&creating), &list(&[]), 100), [Action::Create { machine: id("a") }]);
+    assert_eq!(
+        run(&[node(1)], std::slice::from_ref(&creating), &list(&[]), 100),
+        [Action::Create { machine: id("a") }]
+    );
     // A list from before our call knows nothing.
-    let settled = MachineRow { settled: 10, ..creating };
+    let settled = MachineRow {
+        settled: 10,
+        ..creating
+    };
     assert_eq!(run(&[node(1)], &[settled], &list(&[]), 100), []);
 }
 
 #[test]
 fn a_late_boot_is_destroyed_and_another_is_tried_with_growing_pauses() {
     let booting = machine("a", 1, MachineStage::Booting);
-    assert_eq!(run(&[node(1)], std::slice::from_ref(&booting), &list(&[listed("a")]), 159), []);
-    let actions = run(&[node(1)], std::slice::from_ref(&booting), &list(&[listed("a")]), 160);
-    assert!(matches!(&actions[..], [Action::Destroy { cloud_id, reason: Some(_), .. }] if cloud_id == "i-a"), "{actions:?}");
-    let enrolled = MachineRow { enrolled: true, ..booting };
-    assert_eq!(run(&[node(1)], &[enrolled], &unlistable(), 500), [Action::MarkUp { machine: id("a") }]);
+    assert_eq!(
+        run(
+            &[node(1)],
+            std::slice::from_ref(&booting),
+            &list(&[listed("a")]),
+            159
+        ),
+        []
+    );
+    let actions = run(
+        &[node(1)],
+        std::slice::from_ref(&booting),
+        &list(&[listed("a")]),
+        160,
+    );
+    assert!(
+        matches!(&actions[..], [Action::Destroy { cloud_id, reason: Some(_), .. }] if cloud_id == "i-a"),
+        "{actions:?}"
+    );
+    let enrolled = MachineRow {
+        enrolled: true,
+        ..booting
+    };
+    assert_eq!(
+        run(&[node(1)], &[enrolled], &unlistable(), 500),
+        [Action::MarkUp { machine: id("a") }]
+    );
 
-    let destroying = MachineRow { attempts: 3, ..machine("a", 1, MachineStage::Destroying) };
+    let destroying = MachineRow {
+        attempts: 3,
+        ..machine("a", 1, MachineStage::Destroying)
+    };
     let actions = run(&[node(1)], &[destroying], &list(&[]), 200);
     assert!(
-        matches!(&actions[..], [Action::MarkGone { .. }, Action::RecordIntent { attempts: 4, retry_at: 208, .. }]),
+        matches!(
+            &actions[..],
+            [
+                Action::MarkGone { .. },
+                Action::RecordIntent {
+                    attempts: 4,
+                    retry_at: 208,
+                    ..
+                }
+            ]
+        ),
         "{actions:?}"
     );
     assert_eq!(SETTINGS.pause(99), 60);
@@ -120,31 +224,93 @@ fn a_late_boot_is_destroyed_and_another_is_tried_with_growing_pauses() {
 
 #[test]
 fn a_machine_that_was_up_and_died_makes_its_node_dead_for_good() {
-    let up = MachineRow { enrolled: true, ..machine("a", 1, MachineStage::Up) };
-    let dead = Listed { died: Some("killed".into()), ..listed("a") };
+    let up = MachineRow {
+        enrolled: true,
+        ..machine("a", 1, MachineStage::Up)
+    };
+    let dead = Listed {
+        died: Some("killed".into()),
+        ..listed("a")
+    };
     for there in [vec![dead], vec![]] {
         let actions = run(&[node(1)], std::slice::from_ref(&up), &list(&there), 100);
-        assert!(matches!(&actions[..], [Action::MarkDead { .. }]), "{actions:?}");
+        assert!(
+            matches!(&actions[..], [Action::MarkDead { .. }]),
+            "{actions:?}"
+        );
     }
-    let lost = NodeRow { state: NodeState::Dead, ..node(1) };
+    let lost = NodeRow {
+        state: NodeState::Dead,
+        ..node(1)
+    };
     let row = machine("a", 1, MachineStage::Dead);
-    assert_eq!(run(std::slice::from_ref(&lost), std::slice::from_ref(&row), &list(&[listed("a")]), 100), []);
+    assert_eq!(
+        run(
+            std::slice::from_ref(&lost),
+            std::slice::from_ref(&row),
+            &list(&[listed("a")]),
+            100
+        ),
+        []
+    );
     assert_eq!(run(std::slice::from_ref(&lost), &[], &list(&[]), 100), []);
-    let unwanted = NodeRow { wanted: false, ..lost };
+    let unwanted = NodeRow {
+        wanted: false,
+        ..lost
+    };
     let actions = run(&[unwanted], &[row], &list(&[listed("a")]), 100);
-    assert!(matches!(&actions[..], [Action::Destroy { .. }]), "{actions:?}");
+    assert!(
+        matches!(&actions[..], [Action::Destroy { .. }]),
+        "{actions:?}"
+    );
 }
 
 #[test]
 fn gone_is_only_what_a_later_list_lacks() {
-    let gone = NodeRow { wanted: false, ..node(1) };
-    let row = MachineRow { settled: 10, ..machine("a", 1, MachineStage::Destroying) };
-    assert_eq!(run(std::slice::from_ref(&gone), std::slice::from_ref(&row), &list(&[]), 100), []);
+    let gone = NodeRow {
+        wanted: false,
+        ..node(1)
+    };
+    let row = MachineRow {
+        settled: 10,
+        ..machine("a", 1, MachineStage::Destroying)
+    };
+    assert_eq!(
+        run(
+            std::slice::from_ref(&gone),
+            std::slice::from_ref(&row),
+            &list(&[]),
+            100
+        ),
+        []
+    );
     let row = MachineRow { settled: 9, ..row };
-    assert_eq!(run(std::slice::from_ref(&gone), std::slice::from_ref(&row), &list(&[]), 100), [Action::MarkGone { machine: id("a"), reason: None }]);
-    let actions = run(std::slice::from_ref(&gone), std::slice::from_ref(&row), &list(&[listed("a")]), 100);
-    assert!(matches!(&actions[..], [Action::Destroy { .. }]), "asked again: {actions:?}");
-    assert_eq!(run(&[gone], &[], &list(&[]), 100), [Action::EndNode { node: key(1) }]);
+    assert_eq!(
+        run(
+            std::slice::from_ref(&gone),
+            std::slice::from_ref(&row),
+            &list(&[]),
+            100
+        ),
+        [Action::MarkGone {
+            machine: id("a"),
+            reason: None
+        }]
+    );
+    let actions = run(
+        std::slice::from_ref(&gone),
+        std::slice::from_ref(&row),
+        &list(&[listed("a")]),
+        100,
+    );
+    assert!(
+        matches!(&actions[..], [Action::Destroy { .. }]),
+        "asked again: {actions:?}"
+    );
+    assert_eq!(
+        run(&[gone], &[], &list(&[]), 100),
+        [Action::EndNode { node: key(1) }]
+    );
 }
 
 #[test]
@@ -159,9 +325,15 @@ fn an_unlistable_cloud_changes_nothing() {
     ] {
         for wanted in [true, false] {
             let node = NodeRow { wanted, ..node(1) };
-            let row = MachineRow { cloud_id: Some("i-a".into()), ..machine("a", 1, stage) };
+            let row = MachineRow {
+                cloud_id: Some("i-a".into()),
+                ..machine("a", 1, stage)
+            };
             let actions = run(&[node], &[row], &unlistable(), 1000);
-            assert!(actions.iter().all(|a| matches!(a, Action::Trouble { .. })), "{stage:?}: {actions:?}");
+            assert!(
+                actions.iter().all(|a| matches!(a, Action::Trouble { .. })),
+                "{stage:?}: {actions:?}"
+            );
         }
     }
 }
@@ -169,7 +341,10 @@ fn an_unlistable_cloud_changes_nothing() {
 #[test]
 fn a_quota_that_is_used_up_is_said_with_its_numbers() {
     let nodes = [node(1), node(2), node(3)];
-    let machines = [MachineRow { enrolled: true, ..machine("a", 1, MachineStage::Up) }];
+    let machines = [MachineRow {
+        enrolled: true,
+        ..machine("a", 1, MachineStage::Up)
+    }];
     let quotas = [(nodes[0].owner.clone(), 2)].into();
     let clouds = list(&[listed("a")]);
     let view = View {
@@ -191,15 +366,33 @@ fn a_quota_that_is_used_up_is_said_with_its_numbers() {
 
 #[test]
 fn answers_become_records() {
-    let row = MachineRow { attempts: 1, ..machine("a", 1, MachineStage::Creating) };
+    let row = MachineRow {
+        attempts: 1,
+        ..machine("a", 1, MachineStage::Creating)
+    };
     let settings = SETTINGS;
     let of = |result| answered(&row, result, 100, &settings);
     let later = |stage| {
-        Some(Action::RetryLater { machine: id("a"), stage, attempts: 2, at: 102, reason: "x".into() })
+        Some(Action::RetryLater {
+            machine: id("a"),
+            stage,
+            attempts: 2,
+            at: 102,
+            reason: "x".into(),
+        })
     };
-    assert_eq!(of(CallResult::Refused { reason: "x".into() }), later(MachineStage::Intended));
-    assert_eq!(of(CallResult::Unclear { reason: "x".into() }), later(MachineStage::Creating));
-    assert_eq!(of(CallResult::NotDestroyed { reason: "x".into() }), later(MachineStage::Destroying));
+    assert_eq!(
+        of(CallResult::Refused { reason: "x".into() }),
+        later(MachineStage::Intended)
+    );
+    assert_eq!(
+        of(CallResult::Unclear { reason: "x".into() }),
+        later(MachineStage::Creating)
+    );
+    assert_eq!(
+        of(CallResult::NotDestroyed { reason: "x".into() }),
+        later(MachineStage::Destroying)
+    );
     assert_eq!(of(CallResult::Destroyed), None);
 }
 
@@ -233,7 +426,11 @@ enum Fault {
 
 impl World {
     fn round(&mut self, fault: &Fault) -> usize {
-        self.clock += if matches!(fault, Fault::TimePasses) { 70 } else { 1 };
+        self.clock += if matches!(fault, Fault::TimePasses) {
+            70
+        } else {
+            1
+        };
         match fault {
             Fault::MachineDies(which) if !self.there.is_empty() => {
                 let which = which % self.there.len();
@@ -243,13 +440,23 @@ impl World {
                 self.nodes.push(node(*number));
             }
             Fault::Wish(number, false) => {
-                self.nodes.iter_mut().filter(|n| n.key == key(*number)).for_each(|n| n.wanted = false);
+                self.nodes
+                    .iter_mut()
+                    .filter(|n| n.key == key(*number))
+                    .for_each(|n| n.wanted = false);
             }
             _ => {}
         }
         if !matches!(fault, Fault::BootNever) {
-            for row in self.machines.iter_mut().filter(|m| m.stage == MachineStage::Booting) {
-                let alive = self.there.iter().any(|l| Some(&l.id) == row.cloud_id.as_ref() && l.died.is_none());
+            for row in self
+                .machines
+                .iter_mut()
+                .filter(|m| m.stage == MachineStage::Booting)
+            {
+                let alive = self
+                    .there
+                    .iter()
+                    .any(|l| Some(&l.id) == row.cloud_id.as_ref() && l.died.is_none());
                 row.enrolled |= alive && self.clock < row.boot_deadline;
             }
         }
@@ -257,11 +464,22 @@ impl World {
         let clouds = if matches!(fault, Fault::ListFails) {
             unlistable()
         } else {
-            [("c".to_owned(), CloudView::Listed { asked: self.stamp, machines: self.there.clone() })].into()
+            [(
+                "c".to_owned(),
+                CloudView::Listed {
+                    asked: self.stamp,
+                    machines: self.there.clone(),
+                },
+            )]
+            .into()
         };
         let actions = run(&self.nodes, &self.machines, &clouds, self.clock);
         let one_each: Vec<_> = actions.iter().filter_map(machine_of).collect();
-        assert_eq!(one_each.len(), one_each.iter().collect::<BTreeSet<_>>().len(), "two at once: {actions:?}");
+        assert_eq!(
+            one_each.len(),
+            one_each.iter().collect::<BTreeSet<_>>().len(),
+            "two at once: {actions:?}"
+        );
         let count = actions.len();
         for action in actions {
             self.carry_out(action, fault);
@@ -276,15 +494,32 @@ impl World {
 
     fn set_state(&mut self, machine: &MachineId, state: NodeState) {
         let key = self.row(machine).node.clone();
-        self.nodes.iter_mut().filter(|n| n.key == key).for_each(|n| n.state = state);
+        self.nodes
+            .iter_mut()
+            .filter(|n| n.key == key)
+            .for_each(|n| n.state = state);
     }
 
     fn carry_out(&mut self, action: Action, fault: &Fault) {
         match action {
-            Action::RecordIntent { node, attempts, retry_at, last_error } => {
+            Action::RecordIntent {
+                node,
+                attempts,
+                retry_at,
+                last_error,
+            } => {
                 self.made += 1;
-                let new = machine(&format!("{}x{}", node.number.0, self.made), node.number.0, MachineStage::Intended);
-                self.machines.push(MachineRow { attempts, retry_at, last_error, ..new });
+                let new = machine(
+                    &format!("{}x{}", node.number.0, self.made),
+                    node.number.0,
+                    MachineStage::Intended,
+                );
+                self.machines.push(MachineRow {
+                    attempts,
+                    retry_at,
+                    last_error,
+                    ..new
+                });
             }
             Action::Create { machine } => {
                 let deadline = self.clock + 60;
@@ -293,19 +528,36 @@ impl World {
                 row.boot_deadline = deadline;
                 let token = row.token.clone();
                 let result = match fault {
-                    Fault::CreateRefused => CallResult::Refused { reason: "full".into() },
-                    Fault::CreateLost => CallResult::Unclear { reason: "cut".into() },
+                    Fault::CreateRefused => CallResult::Refused {
+                        reason: "full".into(),
+                    },
+                    Fault::CreateLost => CallResult::Unclear {
+                        reason: "cut".into(),
+                    },
                     _ => {
                         let id = token.replace("t-", "i-");
                         if !self.there.iter().any(|l| l.id == id) {
-                            assert!(self.created_tokens.insert(token.clone()), "made twice: {token}");
-                            self.there.push(Listed { id: id.clone(), token: token.clone(), died: None });
+                            assert!(
+                                self.created_tokens.insert(token.clone()),
+                                "made twice: {token}"
+                            );
+                            self.there.push(Listed {
+                                id: id.clone(),
+                                token: token.clone(),
+                                died: None,
+                            });
                             if matches!(fault, Fault::CreateMakesTwins) {
-                                self.there.push(Listed { id: format!("{id}-twin"), token, died: None });
+                                self.there.push(Listed {
+                                    id: format!("{id}-twin"),
+                                    token,
+                                    died: None,
+                                });
                             }
                         }
                         match fault {
-                            Fault::CreateAnswerLost => CallResult::Unclear { reason: "cut".into() },
+                            Fault::CreateAnswerLost => CallResult::Unclear {
+                                reason: "cut".into(),
+                            },
                             _ => CallResult::Created { cloud_id: id },
                         }
                     }
@@ -326,13 +578,20 @@ impl World {
                 self.row(&machine).stage = MachineStage::Dead;
                 self.set_state(&machine, NodeState::Dead);
             }
-            Action::Destroy { machine, cloud_id, reason, .. } => {
+            Action::Destroy {
+                machine,
+                cloud_id,
+                reason,
+                ..
+            } => {
                 let row = self.row(&machine);
                 row.stage = MachineStage::Destroying;
                 row.last_error = reason;
                 row.cloud_id = Some(cloud_id.clone());
                 let result = if matches!(fault, Fault::DestroyFails) {
-                    CallResult::NotDestroyed { reason: "cut".into() }
+                    CallResult::NotDestroyed {
+                        reason: "cut".into(),
+                    }
                 } else {
                     self.there.retain(|l| l.id != cloud_id);
                     CallResult::Destroyed
@@ -342,12 +601,22 @@ impl World {
             Action::MarkGone { machine, .. } => self.row(&machine).stage = MachineStage::Gone,
             Action::EndNode { node } => self.nodes.retain(|n| n.key != node),
             Action::DestroyOrphan { cloud_id, .. } => self.there.retain(|l| l.id != cloud_id),
-            Action::RetryLater { machine, stage, attempts, at, reason } => {
+            Action::RetryLater {
+                machine,
+                stage,
+                attempts,
+                at,
+                reason,
+            } => {
                 let row = self.row(&machine);
-                (row.stage, row.attempts, row.retry_at, row.last_error) = (stage, attempts, at, Some(reason));
+                (row.stage, row.attempts, row.retry_at, row.last_error) =
+                    (stage, attempts, at, Some(reason));
             }
             Action::Trouble { node, text } => {
-                self.nodes.iter_mut().filter(|n| n.key == node).for_each(|n| n.trouble = text.clone());
+                self.nodes
+                    .iter_mut()
+                    .filter(|n| n.key == node)
+                    .for_each(|n| n.trouble = text.clone());
             }
         }
     }
@@ -365,7 +634,11 @@ impl World {
     fn check(&self) {
         for node in &self.nodes {
             let live = |m: &&MachineRow| m.node == node.key && m.stage != MachineStage::Gone;
-            assert!(self.machines.iter().filter(live).count() <= 1, "two machines for node {}", node.key.number);
+            assert!(
+                self.machines.iter().filter(live).count() <= 1,
+                "two machines for node {}",
+                node.key.number
+            );
         }
         for row in self.machines.iter().filter(|m| m.stage == MachineStage::Up) {
             assert!(row.enrolled);
@@ -442,7 +715,13 @@ proptest! {
 #[test]
 fn owners_are_kept_apart_by_quotas() {
     let other: PrincipalId = "user-b".parse().unwrap();
-    let nodes = [node(1), NodeRow { owner: other.clone(), ..node(2) }];
+    let nodes = [
+        node(1),
+        NodeRow {
+            owner: other.clone(),
+            ..node(2)
+        },
+    ];
     let quotas = [(nodes[0].owner.clone(), 0), (other, 1)].into();
     let clouds = list(&[]);
     let view = View {
@@ -455,6 +734,10 @@ fn owners_are_kept_apart_by_quotas() {
         settings: &SETTINGS,
     };
     let actions = decide(&view);
-    assert!(actions.iter().any(|a| matches!(a, Action::RecordIntent { node, .. } if *node == key(2))));
+    assert!(
+        actions
+            .iter()
+            .any(|a| matches!(a, Action::RecordIntent { node, .. } if *node == key(2)))
+    );
     assert_eq!(actions.len(), 2);
 }

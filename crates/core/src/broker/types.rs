@@ -84,8 +84,13 @@ pub struct Listed {
 pub enum CloudView {
     /// Everything there that carries our tags. `asked` is when the list was asked for, on a scale
     /// that rises with every call begun or ended.
-    Listed { asked: u64, machines: Vec<Listed> },
-    Unlistable { reason: String },
+    Listed {
+        asked: u64,
+        machines: Vec<Listed>,
+    },
+    Unlistable {
+        reason: String,
+    },
 }
 
 /// Lifetimes and limits of the broker.
@@ -99,7 +104,10 @@ pub struct BrokerSettings {
 
 impl Default for BrokerSettings {
     fn default() -> Self {
-        Self { first_pause: 1000, longest_pause: 60_000 }
+        Self {
+            first_pause: 1000,
+            longest_pause: 60_000,
+        }
     }
 }
 
@@ -107,7 +115,9 @@ impl BrokerSettings {
     /// The pause after so many failed attempts in a row, in milliseconds.
     pub fn pause(&self, attempts: u32) -> u64 {
         let doublings = attempts.saturating_sub(1).min(32);
-        self.first_pause.saturating_mul(1u64 << doublings).min(self.longest_pause)
+        self.first_pause
+            .saturating_mul(1u64 << doublings)
+            .min(self.longest_pause)
     }
 }
 
@@ -131,25 +141,47 @@ pub struct View<'a> {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Action {
     /// Record a machine for the node (stage `Intended`, a fresh id and token, nothing asked yet).
-    RecordIntent { node: NodeKey, attempts: u32, retry_at: u64, last_error: Option<String> },
+    RecordIntent {
+        node: NodeKey,
+        attempts: u32,
+        retry_at: u64,
+        last_error: Option<String>,
+    },
     /// Record stage `Creating` and the boot deadline, then ask the cloud.
     Create { machine: MachineId },
     /// The cloud has it: record its id there, stage `Booting`.
-    Adopt { machine: MachineId, cloud_id: String },
+    Adopt {
+        machine: MachineId,
+        cloud_id: String,
+    },
     /// Record stage `Up`, the node's too; forget what was in the way.
     MarkUp { machine: MachineId },
     /// Record stage `Dead`, the node's too.
     MarkDead { machine: MachineId, reason: String },
     /// Record stage `Destroying` and the reason, then ask the cloud.
-    Destroy { machine: MachineId, cloud_id: String, reason: Option<String>, attempts: u32 },
+    Destroy {
+        machine: MachineId,
+        cloud_id: String,
+        reason: Option<String>,
+        attempts: u32,
+    },
     /// Record stage `Gone`.
-    MarkGone { machine: MachineId, reason: Option<String> },
+    MarkGone {
+        machine: MachineId,
+        reason: Option<String>,
+    },
     /// Nothing of the node is left in any cloud: it ends.
     EndNode { node: NodeKey },
     /// Destroy what no record wants.
     DestroyOrphan { cloud: String, cloud_id: String },
     /// Record the failed attempt, and with it the stage that the machine is in now.
-    RetryLater { machine: MachineId, stage: MachineStage, attempts: u32, at: u64, reason: String },
+    RetryLater {
+        machine: MachineId,
+        stage: MachineStage,
+        attempts: u32,
+        at: u64,
+        reason: String,
+    },
     /// Record what is in the way of the node, or that nothing is.
     Trouble { node: NodeKey, text: Option<String> },
 }
@@ -157,12 +189,20 @@ pub enum Action {
 /// How a call to a cloud ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CallResult {
-    Created { cloud_id: String },
+    Created {
+        cloud_id: String,
+    },
     /// The cloud refused; it made nothing.
-    Refused { reason: String },
+    Refused {
+        reason: String,
+    },
     /// It is not known whether a machine was made.
-    Unclear { reason: String },
+    Unclear {
+        reason: String,
+    },
     /// The destroy call succeeded; the next list has the last word.
     Destroyed,
-    NotDestroyed { reason: String },
+    NotDestroyed {
+        reason: String,
+    },
 }

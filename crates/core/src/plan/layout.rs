@@ -26,12 +26,17 @@ pub fn shapes(
     instance_types: &[InstanceType],
 ) -> Vec<Shape> {
     let memory = |name: &str| {
-        instance_types.iter().find(|t| t.name == name).map_or(0, |t| t.memory_mib)
+        instance_types
+            .iter()
+            .find(|t| t.name == name)
+            .map_or(0, |t| t.memory_mib)
     };
     let mut packed: Option<Shape> = None;
     let mut single = Vec::new();
     for role in service_type.roles() {
-        let Some(wish) = roles.get(role.name) else { continue };
+        let Some(wish) = roles.get(role.name) else {
+            continue;
+        };
         let packs = role.packable && wish.count() == 1;
         for pool in wish.pools.iter().filter(|pool| pool.count > 0) {
             if packs {
@@ -78,7 +83,10 @@ pub(super) fn target(input: &Input<'_>) -> BTreeMap<NodeNumber, Shape> {
     let mut groups: BTreeMap<GroupKey, Vec<NodeNumber>> = BTreeMap::new();
     for (number, node) in input.nodes {
         if node.usable() {
-            groups.entry(GroupKey::of(input.service_type, node)).or_default().push(*number);
+            groups
+                .entry(GroupKey::of(input.service_type, node))
+                .or_default()
+                .push(*number);
         }
     }
     let mut pairs: Vec<(Score, Shape, GroupKey)> = Vec::new();
@@ -89,12 +97,20 @@ pub(super) fn target(input: &Input<'_>) -> BTreeMap<NodeNumber, Shape> {
             }
         }
     }
-    pairs.sort_by(|a, b| b.0.cmp(&a.0).then_with(|| a.1.cmp(&b.1)).then_with(|| a.2.cmp(&b.2)));
+    pairs.sort_by(|a, b| {
+        b.0.cmp(&a.0)
+            .then_with(|| a.1.cmp(&b.1))
+            .then_with(|| a.2.cmp(&b.2))
+    });
 
     let mut target = BTreeMap::new();
     for (_, shape, key) in pairs {
-        let Some(count) = missing.get_mut(&shape) else { continue };
-        let Some(numbers) = groups.get_mut(&key) else { continue };
+        let Some(count) = missing.get_mut(&shape) else {
+            continue;
+        };
+        let Some(numbers) = groups.get_mut(&key) else {
+            continue;
+        };
         let take = (*count).min(numbers.len());
         for number in numbers.drain(..take) {
             target.insert(number, shape.clone());

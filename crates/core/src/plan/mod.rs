@@ -51,8 +51,10 @@ pub struct Node {
 impl Node {
     /// May be given roles, now or when it has booted.
     pub fn usable(&self) -> bool {
-        matches!(self.record.state, NodeState::Requested | NodeState::Booting | NodeState::Up)
-            && self.presence != Presence::Lost
+        matches!(
+            self.record.state,
+            NodeState::Requested | NodeState::Booting | NodeState::Up
+        ) && self.presence != Presence::Lost
     }
     /// Its agent obeys levels now.
     pub fn live(&self) -> bool {
@@ -87,8 +89,18 @@ pub fn instances<'a>(
     level.roles.iter().flat_map(move |(role, level)| {
         let carries = service_type.role(role).is_some_and(|r| r.carries_releases);
         let own = (!carries).then_some(None);
-        let releases = level.releases.keys().filter(move |_| carries).map(|r| Some(*r));
-        own.into_iter().chain(releases).map(move |release| Instance { role: role.clone(), node, release })
+        let releases = level
+            .releases
+            .keys()
+            .filter(move |_| carries)
+            .map(|r| Some(*r));
+        own.into_iter()
+            .chain(releases)
+            .map(move |release| Instance {
+                role: role.clone(),
+                node,
+                release,
+            })
     })
 }
 
@@ -144,8 +156,13 @@ pub fn memory_of_role(
     roles_on_node: &BTreeSet<RoleName>,
     instance_type: &InstanceType,
 ) -> u64 {
-    let available = instance_type.memory_mib.saturating_sub(RESERVED_MEMORY_MIB).max(16);
-    let Some(declaration) = service_type.role(role) else { return available };
+    let available = instance_type
+        .memory_mib
+        .saturating_sub(RESERVED_MEMORY_MIB)
+        .max(16);
+    let Some(declaration) = service_type.role(role) else {
+        return available;
+    };
     if roles_on_node.len() <= 1 {
         return available;
     }

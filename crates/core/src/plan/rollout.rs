@@ -4,7 +4,7 @@
 
 use super::layout::Shape;
 use super::{Input, Node, Plan, instances, memory_of_role};
-use crate::service_type::{Decision, Disruption, RoleDeclaration};
+use crate::service_type::{Decision, Disruption, RELEASE_RING, RoleDeclaration};
 use conpaas_model::ids::{NodeNumber, ReleaseNumber};
 use conpaas_model::level::{Duty, Instance, LevelBody, Provider, ReleaseLevel, RoleLevel};
 use conpaas_model::protocol::NodeWish;
@@ -30,7 +30,11 @@ impl<'a> Rollout<'a> {
         let mut ready = BTreeSet::new();
         for (number, node) in input.nodes.iter().filter(|(_, node)| node.may_run()) {
             for instance in instances(input.service_type, *number, &node.level) {
-                if node.phase(&instance.role, instance.release).is_some_and(Phase::is_ready) && node.live() {
+                if node
+                    .phase(&instance.role, instance.release)
+                    .is_some_and(Phase::is_ready)
+                    && node.live()
+                {
                     ready.insert(instance.clone());
                 }
                 let duty = duty_of(node, &instance);
@@ -43,12 +47,26 @@ impl<'a> Rollout<'a> {
                 continue;
             }
             for role in &shape.roles {
-                let carries = input.service_type.role(role).is_some_and(|r| r.carries_releases);
+                let carries = input
+                    .service_type
+                    .role(role)
+                    .is_some_and(|r| r.carries_releases);
                 let release = carries.then_some(input.spec.active);
-                wanted.insert(Instance { role: role.clone(), node: *number, release });
+                wanted.insert(Instance {
+                    role: role.clone(),
+                    node: *number,
+                    release,
+                });
             }
         }
-        Self { input, target, current, wanted, ready, plan: Plan::default() }
+        Self {
+            input,
+            target,
+            current,
+            wanted,
+            ready,
+            plan: Plan::default(),
+        }
     }
 
     pub(super) fn run(mut self) -> Plan {
@@ -65,7 +83,10 @@ impl<'a> Rollout<'a> {
     }
 
     fn wait(&mut self, kind: &str, text: String) {
-        self.plan.waiting.push(Waiting { kind: kind.to_owned(), text });
+        self.plan.waiting.push(Waiting {
+            kind: kind.to_owned(),
+            text,
+        });
     }
 
     fn roles(&self) -> &'static [RoleDeclaration] {
@@ -75,11 +96,16 @@ impl<'a> Rollout<'a> {
     /// Users of a role, by declaration.
     fn users_of(&self, role: &str) -> impl Iterator<Item = &'static RoleDeclaration> + use<'_> {
         let role = role.to_owned();
-        self.roles().iter().filter(move |user| user.uses.contains(&role.as_str()))
+        self.roles()
+            .iter()
+            .filter(move |user| user.uses.contains(&role.as_str()))
     }
 
     /// Levels of all instances of roles that use `role`, on nodes that may run them.
-    fn user_levels(&self, role: &str) -> Vec<(NodeNumber, &'static RoleDeclaration, &'a RoleLevel)> {
+    fn user_levels(
+        &self,
+        role: &str,
+    ) -> Vec<(NodeNumber, &'static RoleDeclaration, &'a RoleLevel)> {
         let mut found = Vec::new();
         for user in self.users_of(role) {
             for (number, node) in self.input.nodes.iter().filter(|(_, n)| n.may_run()) {
@@ -110,15 +136,23 @@ impl<'a> Rollout<'a> {
         if led.contains_key(&active) {
             return Some(active);
         }
-        let now = led.into_iter().max_by_key(|(release, users)| (*users, *release)).map(|(r, _)| r);
-        let carrying: Vec<&RoleDeclaration> =
-            self.roles().iter().filter(|r| r.carries_releases && self.input.spec.wanted(r.name) > 0).collect();
+        let now = led
+            .into_iter()
+            .max_by_key(|(release, users)| (*users, *release))
+            .map(|(r, _)| r);
+        let carrying: Vec<&RoleDeclaration> = self
+            .roles()
+            .iter()
+            .filter(|r| r.carries_releases && self.input.spec.wanted(r.name) > 0)
+            .collect();
         if carrying.is_empty() {
             return self.input.spec.wanted_any().then_some(active).or(now);
         }
         for role in carrying {
             // One that drains already is no help to those who would be led to it.
-            let serves = |i: &&Instance| self.current.get(i) == Some(&Duty::Serve) || self.wanted.contains(i);
+            let serves = |i: &&Instance| {
+                self.current.get(i) == Some(&Duty::Serve) || self.wanted.contains(i)
+            };
             let count = |release| {
                 let of_release = |i: &&Instance| i.role == role.name && i.release == Some(release);
                 self.ready.iter().filter(of_release).filter(serves).count()
@@ -127,16 +161,24 @@ impl<'a> Rollout<'a> {
             let missing = self
                 .wanted
                 .iter()
-                .find(|i| i.role == role.name && !self.ready.contains(i) && self.input.nodes.get(&i.node).is_some_and(Node::live))
+                .find(|i| {
+                    i.role == role.name
+                        && !self.ready.contains(i)
+                        && self.input.nodes.get(&i.node).is_some_and(Node::live)
+                })
                 .cloned();
             match now {
                 // The first release is shown as soon as anything of it answers.
                 None if fresh > 0 => {}
                 None => return None,
                 Some(old) => {
-                    let enough = fresh >= count(old).min(self.input.spec.wanted(role.name) as usize);
+                    let enough =
+                        fresh >= count(old).min(self.input.spec.wanted(role.name) as usize);
                     if let Some(instance) = missing {
-                        self.wait("release_starting", format!("{instance} is not ready yet; release {old} goes on serving"));
+                        self.wait(
+                            "release_starting",
+                            format!("{instance} is not ready yet; release {old} goes on serving"),
+                        );
                         return now;
                     }
                     if !enough || fresh == 0 {
@@ -199,25 +241,47 @@ impl<'a> Rollout<'a> {
         ready_now: usize,
         users: &[(NodeNumber, &'static RoleDeclaration, &RoleLevel)],
     ) -> Result<(), String> {
-        let leads_nowhere_else = self.users_of(role.name).all(|user| self.input.spec.wanted(user.name) == 0);
+        let leads_nowhere_else = self
+            .users_of(role.name)
+            .all(|user| self.input.spec.wanted(user.name) == 0);
         if self.has_users(role.name) && leads_nowhere_else && !users.is_empty() {
             return Err("its users are still there".to_owned());
         }
         if !role.carries_releases || instance.release == serving {
-            let in_target = self.target.get(&instance.node).is_some_and(|s| s.roles.contains(role.name));
-            if role.carries_releases && in_target && instance.release != Some(self.input.spec.active) {
-                return Err(format!("release {} is not served yet", self.input.spec.active));
+            let in_target = self
+                .target
+                .get(&instance.node)
+                .is_some_and(|s| s.roles.contains(role.name));
+            if role.carries_releases
+                && in_target
+                && instance.release != Some(self.input.spec.active)
+            {
+                return Err(format!(
+                    "release {} is not served yet",
+                    self.input.spec.active
+                ));
             }
             if self.ready.contains(instance) && ready_now <= need && need > 0 {
-                return Err(format!("only {ready_now} of {need} {} are ready", role.name));
+                return Err(format!(
+                    "only {ready_now} of {need} {} are ready",
+                    role.name
+                ));
             }
             return Ok(());
         }
         // Another release than the one that levels lead to: gone as soon as nobody is led there.
         for (number, user, level) in users {
-            let shown = self.input.nodes.get(number).and_then(|n| n.roles.get(user.name)).and_then(|s| s.serving);
+            let shown = self
+                .input
+                .nodes
+                .get(number)
+                .and_then(|n| n.roles.get(user.name))
+                .and_then(|s| s.serving);
             if level.serve == instance.release || shown == instance.release {
-                return Err(format!("{} on node {number} still leads people to it", user.name));
+                return Err(format!(
+                    "{} on node {number} still leads people to it",
+                    user.name
+                ));
             }
         }
         Ok(())
@@ -226,8 +290,12 @@ impl<'a> Rollout<'a> {
     /// Those of the draining ones that can stop now.
     fn stop(&mut self, drain: &BTreeSet<Instance>) -> BTreeSet<Instance> {
         let mut stop = BTreeSet::new();
+        if drain.is_empty() {
+            return stop;
+        }
+        let holds = self.holds(drain);
         for instance in drain {
-            match self.released(instance) {
+            match self.released(instance, &holds) {
                 Ok(()) => {
                     stop.insert(instance.clone());
                 }
@@ -241,9 +309,17 @@ impl<'a> Rollout<'a> {
             .input
             .nodes
             .iter()
-            .flat_map(|(number, node)| node.roles.iter().map(|(role, s)| ((*number, role.clone()), s.facts.clone())))
+            .flat_map(|(number, node)| {
+                node.roles
+                    .iter()
+                    .map(|(role, s)| ((*number, role.clone()), s.facts.clone()))
+            })
             .collect();
-        let disruption = Disruption { instances: &stop, ready: &self.ready, facts: &facts };
+        let disruption = Disruption {
+            instances: &stop,
+            ready: &self.ready,
+            facts: &facts,
+        };
         if let Err(reason) = self.input.service_type.may_disrupt(&disruption) {
             self.wait("may_not_disrupt", reason);
             stop.clear();
@@ -251,8 +327,47 @@ impl<'a> Rollout<'a> {
         stop
     }
 
+    /// Who still holds on to which of the draining instances, by the role that is used. Read
+    /// once: thousands may drain, and each user knows thousands.
+    fn holds(&self, drain: &BTreeSet<Instance>) -> BTreeMap<&'static str, Vec<Hold<'a>>> {
+        let input = self.input;
+        let draining: BTreeSet<Key<'_>> = drain.iter().map(key).collect();
+        let mut holds: BTreeMap<&'static str, Vec<Hold<'a>>> = BTreeMap::new();
+        for role in self.roles() {
+            for (number, user, level) in self.user_levels(role.name) {
+                let Some(node) = input.nodes.get(&number) else {
+                    continue;
+                };
+                let listed = level
+                    .providers
+                    .iter()
+                    .map(|p| (p.role.as_str(), p.node, p.release));
+                let mut in_flight = BTreeMap::new();
+                for used in node.roles.get(user.name).into_iter().flat_map(|s| &s.using) {
+                    if draining.contains(&key(&used.instance)) {
+                        in_flight
+                            .entry(key(&used.instance))
+                            .or_insert(used.in_flight);
+                    }
+                }
+                holds.entry(role.name).or_default().push(Hold {
+                    number,
+                    user: user.name,
+                    confirmed: node.confirmed_roles.contains(user.name),
+                    listed: listed.filter(|p| draining.contains(p)).collect(),
+                    in_flight,
+                });
+            }
+        }
+        holds
+    }
+
     /// Whether nobody holds on to a draining instance any more.
-    fn released(&self, instance: &Instance) -> Result<(), String> {
+    fn released(
+        &self,
+        instance: &Instance,
+        holds: &BTreeMap<&'static str, Vec<Hold<'_>>>,
+    ) -> Result<(), String> {
         let node = self.input.nodes.get(&instance.node);
         if !node.is_some_and(|n| n.live() && duty_of(n, instance) == Duty::Drain) {
             return Err("its node has not been told yet".to_owned());
@@ -261,14 +376,15 @@ impl<'a> Rollout<'a> {
             return Ok(());
         }
         let role = self.input.service_type.role(&instance.role);
-        for (number, user, level) in self.user_levels(&instance.role) {
-            let Some(user_node) = self.input.nodes.get(&number) else { continue };
-            if level.providers.iter().any(|p| p.instance() == *instance) || !user_node.confirmed_roles.contains(user.name) {
-                return Err(format!("{} on node {number} has not let go yet", user.name));
+        for hold in holds.get(instance.role.as_str()).into_iter().flatten() {
+            let Hold { number, user, .. } = hold;
+            if hold.listed.contains(&key(instance)) || !hold.confirmed {
+                return Err(format!("{user} on node {number} has not let go yet"));
             }
-            let held = user_node.roles.get(user.name).and_then(|s| s.using.iter().find(|u| u.instance == *instance));
-            if let Some(held) = held {
-                return Err(format!("{} on node {number} has {} requests in flight to it", user.name, held.in_flight));
+            if let Some(in_flight) = hold.in_flight.get(&key(instance)) {
+                return Err(format!(
+                    "{user} on node {number} has {in_flight} requests in flight to it"
+                ));
             }
         }
         if role.is_some_and(|r| r.exposed) {
@@ -290,13 +406,30 @@ impl<'a> Rollout<'a> {
     }
 
     /// What each node's level should hold: current ones that stay, and new ones that may start.
-    fn duties(&mut self, serve: &BTreeSet<Instance>, drain: &BTreeSet<Instance>, stop: &BTreeSet<Instance>) -> BTreeMap<Instance, Duty> {
+    fn duties(
+        &mut self,
+        serve: &BTreeSet<Instance>,
+        drain: &BTreeSet<Instance>,
+        stop: &BTreeSet<Instance>,
+    ) -> BTreeMap<Instance, Duty> {
         let mut duties: BTreeMap<Instance, Duty> = BTreeMap::new();
         duties.extend(serve.iter().map(|i| (i.clone(), Duty::Serve)));
         duties.extend(drain.difference(stop).map(|i| (i.clone(), Duty::Drain)));
-        let new: Vec<Instance> = self.wanted.iter().filter(|i| !self.current.contains_key(i)).cloned().collect();
+        // New instances are not ready yet, so what is ready to be used does not change below.
+        let usable: BTreeSet<String> = duties
+            .iter()
+            .filter(|(i, duty)| **duty == Duty::Serve && self.ready.contains(i))
+            .map(|(i, _)| i.role.clone())
+            .collect();
+        let rings = self.rings();
+        let new: Vec<Instance> = self
+            .wanted
+            .iter()
+            .filter(|i| !self.current.contains_key(i))
+            .cloned()
+            .collect();
         for instance in new {
-            match self.may_start(&instance, &duties) {
+            match self.may_start(&instance, &usable, &rings) {
                 Ok(()) => {
                     duties.insert(instance, Duty::Serve);
                 }
@@ -306,21 +439,41 @@ impl<'a> Rollout<'a> {
         duties
     }
 
-    fn may_start(&self, instance: &Instance, duties: &BTreeMap<Instance, Duty>) -> Result<(), String> {
+    /// By role and place on the ring: the first instance of each release there now.
+    fn rings(&self) -> BTreeMap<(String, u64), BTreeMap<ReleaseNumber, Instance>> {
+        let mut rings: BTreeMap<(String, u64), BTreeMap<ReleaseNumber, Instance>> = BTreeMap::new();
+        for instance in self.current.keys() {
+            if let Some(release) = instance.release {
+                let place = (instance.role.clone(), release.0 % RELEASE_RING);
+                rings
+                    .entry(place)
+                    .or_default()
+                    .entry(release)
+                    .or_insert_with(|| instance.clone());
+            }
+        }
+        rings
+    }
+
+    fn may_start(
+        &self,
+        instance: &Instance,
+        usable: &BTreeSet<String>,
+        rings: &BTreeMap<(String, u64), BTreeMap<ReleaseNumber, Instance>>,
+    ) -> Result<(), String> {
         let role = self.input.service_type.role(&instance.role);
         if let Some(release) = instance.release {
-            let slot = release.0 % crate::service_type::RELEASE_RING;
-            let taken = self.current.keys().find(|other| {
-                other.role == instance.role && other.release != instance.release
-                    && other.release.is_some_and(|r| r.0 % crate::service_type::RELEASE_RING == slot)
-            });
-            if let Some(other) = taken {
+            let place = rings.get(&(instance.role.clone(), release.0 % RELEASE_RING));
+            let others = place
+                .into_iter()
+                .flatten()
+                .filter(|(other, _)| **other != release);
+            if let Some(other) = others.map(|(_, other)| other).min() {
                 return Err(format!("{other} holds its place until it has gone"));
             }
         }
         for provider in role.map_or(&[][..], |r| r.uses) {
-            let any = duties.iter().any(|(i, duty)| i.role == *provider && *duty == Duty::Serve && self.ready.contains(i));
-            if !any {
+            if !usable.contains(*provider) {
                 return Err(format!("no {provider} is ready yet"));
             }
         }
@@ -331,12 +484,14 @@ impl<'a> Rollout<'a> {
         for role in self.roles().iter().filter(|r| r.exposed) {
             for (instance, duty) in duties.iter().filter(|(i, _)| i.role == role.name) {
                 // One that was exposed and stumbles stays: the edge tries others by itself.
-                let known = self.input.exposure.upstreams.contains_key(&instance.node) && self.current.contains_key(instance);
-                if *duty == Duty::Serve && (self.ready.contains(instance) || known) {
-                    if let Some(node) = self.input.nodes.get(&instance.node) {
-                        let address = SocketAddr::from((node.record.address, role.port_of(instance.release)));
-                        self.plan.exposed.insert(instance.node, address);
-                    }
+                let known = self.input.exposure.upstreams.contains_key(&instance.node)
+                    && self.current.contains_key(instance);
+                let node = self.input.nodes.get(&instance.node);
+                let answers = *duty == Duty::Serve && (self.ready.contains(instance) || known);
+                if let Some(node) = node.filter(|_| answers) {
+                    let address =
+                        SocketAddr::from((node.record.address, role.port_of(instance.release)));
+                    self.plan.exposed.insert(instance.node, address);
                 }
             }
         }
@@ -345,14 +500,22 @@ impl<'a> Rollout<'a> {
     fn levels(&mut self, duties: &BTreeMap<Instance, Duty>, serving: Option<ReleaseNumber>) {
         let mut by_node: BTreeMap<NodeNumber, Vec<(&Instance, Duty)>> = BTreeMap::new();
         for (instance, duty) in duties {
-            by_node.entry(instance.node).or_default().push((instance, *duty));
+            by_node
+                .entry(instance.node)
+                .or_default()
+                .push((instance, *duty));
         }
         let mut offers: BTreeMap<&str, Vec<Offer>> = BTreeMap::new();
         for role in self.roles() {
             offers.insert(role.name, self.offers(role, duties));
         }
-        let live: Vec<(NodeNumber, &Node)> =
-            self.input.nodes.iter().filter(|(_, n)| n.live()).map(|(k, n)| (*k, n)).collect();
+        let live: Vec<(NodeNumber, &Node)> = self
+            .input
+            .nodes
+            .iter()
+            .filter(|(_, n)| n.live())
+            .map(|(k, n)| (*k, n))
+            .collect();
         for (number, node) in live {
             let mut level = LevelBody::default();
             for (instance, duty) in by_node.get(&number).into_iter().flatten() {
@@ -373,7 +536,8 @@ impl<'a> Rollout<'a> {
             .filter_map(|(i, _)| {
                 let node = self.input.nodes.get(&i.node)?;
                 let release = self.release_for(i.release, None)?;
-                let capacity = self.decision(node, role, release, |d| self.input.service_type.capacity(d))?;
+                let capacity =
+                    self.decision(node, role, release, |d| self.input.service_type.capacity(d))?;
                 Some(Offer {
                     ready: self.ready.contains(i),
                     provider: Provider {
@@ -398,15 +562,20 @@ impl<'a> Rollout<'a> {
         serving: Option<ReleaseNumber>,
         offers: &BTreeMap<&str, Vec<Offer>>,
     ) {
-        let Some(role) = self.input.service_type.role(&instance.role) else { return };
+        let Some(role) = self.input.service_type.role(&instance.role) else {
+            return;
+        };
         let before = node.level.roles.get(role.name);
-        let entry = level.roles.entry(instance.role.clone()).or_insert_with(|| RoleLevel {
-            duty: Duty::Drain,
-            config: serde_json::Value::Null,
-            releases: BTreeMap::new(),
-            serve: None,
-            providers: Vec::new(),
-        });
+        let entry = level
+            .roles
+            .entry(instance.role.clone())
+            .or_insert_with(|| RoleLevel {
+                duty: Duty::Drain,
+                config: serde_json::Value::Null,
+                releases: BTreeMap::new(),
+                serve: None,
+                providers: Vec::new(),
+            });
         // A role drains as a whole when all its instances do.
         entry.duty = entry.duty.min(duty);
         if let Some(number) = instance.release {
@@ -418,26 +587,41 @@ impl<'a> Rollout<'a> {
                     duty,
                     port: role.port_of(Some(number)),
                     code: release.code.clone(),
-                    config: self.decision(node, role, release, |d| self.input.service_type.decide(d))?,
+                    config: self
+                        .decision(node, role, release, |d| self.input.service_type.decide(d))?,
                 })
             };
             if let Some(release) = known.cloned().or_else(made) {
-                entry.releases.insert(number, ReleaseLevel { duty, ..release });
+                entry
+                    .releases
+                    .insert(number, ReleaseLevel { duty, ..release });
             }
-        } else if let Some(release) = self.release_for(None, serving) {
-            if let Some(config) = self.decision(node, role, release, |d| self.input.service_type.decide(d)) {
-                entry.config = config;
-            }
+        } else if let Some(release) = self.release_for(None, serving)
+            && let Some(config) =
+                self.decision(node, role, release, |d| self.input.service_type.decide(d))
+        {
+            entry.config = config;
         }
         if !role.uses.is_empty() {
-            let before: BTreeSet<Instance> = before.map(|b| b.providers.iter().map(Provider::instance).collect()).unwrap_or_default();
+            let before: BTreeSet<Key<'_>> = before
+                .into_iter()
+                .flat_map(|b| &b.providers)
+                .map(|p| (p.role.as_str(), p.node, p.release))
+                .collect();
             entry.serve = serving;
             entry.providers = role
                 .uses
                 .iter()
                 .flat_map(|used| offers.get(used).into_iter().flatten())
                 // One that is in use and stumbles stays: its users' own checks are quicker.
-                .filter(|offer| offer.ready || before.contains(&offer.provider.instance()))
+                .filter(|offer| {
+                    offer.ready
+                        || before.contains(&(
+                            offer.provider.role.as_str(),
+                            offer.provider.node,
+                            offer.provider.release,
+                        ))
+                })
                 .map(|offer| offer.provider.clone())
                 .collect();
             entry.providers.sort();
@@ -456,40 +640,86 @@ impl<'a> Rollout<'a> {
         duty: Duty,
         serving: Option<ReleaseNumber>,
     ) {
-        let mut numbers: BTreeSet<ReleaseNumber> = entry.providers.iter().filter_map(|p| p.release).collect();
+        let mut numbers: BTreeSet<ReleaseNumber> =
+            entry.providers.iter().filter_map(|p| p.release).collect();
         numbers.extend(serving);
         numbers.insert(self.input.spec.active);
         for number in numbers {
-            let Some(release) = self.input.spec.release(number) else { continue };
-            if let Some(config) = self.decision(node, role, release, |d| self.input.service_type.decide(d)) {
+            let Some(release) = self.input.spec.release(number) else {
+                continue;
+            };
+            if let Some(config) =
+                self.decision(node, role, release, |d| self.input.service_type.decide(d))
+            {
                 let code = release.code.clone();
-                entry.releases.insert(number, ReleaseLevel { duty, port: 0, code, config });
+                entry.releases.insert(
+                    number,
+                    ReleaseLevel {
+                        duty,
+                        port: 0,
+                        code,
+                        config,
+                    },
+                );
             }
         }
     }
 
     /// The release an instance is of; for one without, the one that is served, or will be.
-    fn release_for(&self, own: Option<ReleaseNumber>, serving: Option<ReleaseNumber>) -> Option<&'a Release> {
+    fn release_for(
+        &self,
+        own: Option<ReleaseNumber>,
+        serving: Option<ReleaseNumber>,
+    ) -> Option<&'a Release> {
         let spec = self.input.spec;
         own.map_or_else(
-            || serving.and_then(|s| spec.release(s)).or_else(|| spec.release(spec.active)),
+            || {
+                serving
+                    .and_then(|s| spec.release(s))
+                    .or_else(|| spec.release(spec.active))
+            },
             |own| spec.release(own),
         )
     }
 
-    fn decision<T>(&self, node: &Node, role: &RoleDeclaration, release: &Release, ask: impl FnOnce(&Decision<'_>) -> T) -> Option<T> {
+    fn decision<T>(
+        &self,
+        node: &Node,
+        role: &RoleDeclaration,
+        release: &Release,
+        ask: impl FnOnce(&Decision<'_>) -> T,
+    ) -> Option<T> {
         let number = node.record.number;
-        let instance_type = self.input.instance_types.iter().find(|t| t.name == node.record.instance_type)?;
+        let instance_type = self
+            .input
+            .instance_types
+            .iter()
+            .find(|t| t.name == node.record.instance_type)?;
         let mut roles: BTreeSet<RoleName> = node.level.roles.keys().cloned().collect();
-        roles.extend(self.target.get(&number).into_iter().flat_map(|s| s.roles.iter().cloned()));
+        roles.extend(
+            self.target
+                .get(&number)
+                .into_iter()
+                .flat_map(|s| s.roles.iter().cloned()),
+        );
         let memory_mib = memory_of_role(self.input.service_type, role.name, &roles, instance_type);
         let node_name = crate::node_name(self.input.spec, number);
-        Some(ask(&Decision { role: role.name, node: number, node_name: &node_name, instance_type, memory_mib, release }))
+        Some(ask(&Decision {
+            role: role.name,
+            node: number,
+            node_name: &node_name,
+            instance_type,
+            memory_mib,
+            release,
+        }))
     }
 
     fn wishes(&mut self) {
         for (number, shape) in self.target {
-            let wish = NodeWish::Present { cloud: shape.cloud.clone(), instance_type: shape.instance_type.clone() };
+            let wish = NodeWish::Present {
+                cloud: shape.cloud.clone(),
+                instance_type: shape.instance_type.clone(),
+            };
             self.plan.nodes.insert(*number, wish);
         }
         for (number, node) in self.input.nodes {
@@ -498,7 +728,11 @@ impl<'a> Rollout<'a> {
             }
             let empty = node.level.roles.is_empty()
                 && node.confirmed
-                && self.plan.levels.get(number).is_some_and(|level| level.roles.is_empty());
+                && self
+                    .plan
+                    .levels
+                    .get(number)
+                    .is_some_and(|level| level.roles.is_empty());
             // A node whose agent never spoke runs nothing of ours; a dead or lost one is replaced.
             if !node.may_run() || empty {
                 self.plan.nodes.insert(*number, NodeWish::Gone);
@@ -513,13 +747,34 @@ impl<'a> Rollout<'a> {
     }
 }
 
+/// An instance without owning its role's name.
+type Key<'a> = (&'a str, NodeNumber, Option<ReleaseNumber>);
+
+fn key(instance: &Instance) -> Key<'_> {
+    (&instance.role, instance.node, instance.release)
+}
+
+/// What one user holds on to of the instances that drain.
+struct Hold<'a> {
+    number: NodeNumber,
+    user: &'static str,
+    /// It has carried out its last level.
+    confirmed: bool,
+    /// Its level still names them.
+    listed: BTreeSet<Key<'a>>,
+    /// It still has requests there.
+    in_flight: BTreeMap<Key<'a>, u64>,
+}
+
 struct Offer {
     ready: bool,
     provider: Provider,
 }
 
 fn duty_of(node: &Node, instance: &Instance) -> Duty {
-    let Some(level) = node.level.roles.get(&instance.role) else { return Duty::Serve };
+    let Some(level) = node.level.roles.get(&instance.role) else {
+        return Duty::Serve;
+    };
     match instance.release {
         Some(release) => level.releases.get(&release).map_or(Duty::Serve, |r| r.duty),
         None => level.duty,

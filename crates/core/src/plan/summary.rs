@@ -10,13 +10,24 @@ use conpaas_model::status::{NodeState, Phase, Step, Waiting};
 use std::collections::{BTreeMap, BTreeSet};
 
 pub(super) fn summarise(input: &Input<'_>, target: &BTreeMap<NodeNumber, Shape>, plan: &mut Plan) {
-    let mut summary = Summary { input, plan, steps: Vec::new(), trouble: Vec::new(), failed: None };
+    let mut summary = Summary {
+        input,
+        plan,
+        steps: Vec::new(),
+        trouble: Vec::new(),
+        failed: None,
+    };
     summary.nodes(target);
     summary.roles(target);
     summary.release();
     summary.removals(target);
     summary.edge();
-    let Summary { steps, trouble, failed, .. } = summary;
+    let Summary {
+        steps,
+        trouble,
+        failed,
+        ..
+    } = summary;
     plan.reached = steps.iter().all(|step| step.done);
     plan.failed = failed;
     plan.steps = steps;
@@ -36,7 +47,11 @@ struct Summary<'a> {
 
 impl Summary<'_> {
     fn step(&mut self, kind: &str, text: String, done: bool) {
-        self.steps.push(Step { kind: kind.to_owned(), text, done });
+        self.steps.push(Step {
+            kind: kind.to_owned(),
+            text,
+            done,
+        });
     }
 
     fn nodes(&mut self, target: &BTreeMap<NodeNumber, Shape>) {
@@ -45,28 +60,56 @@ impl Summary<'_> {
             let text = format!("obtain node {number} ({})", shape.instance_type);
             self.step("obtain_node", text, node.is_some_and(Node::live));
             if let Some(trouble) = node.and_then(|n| n.record.trouble.clone()) {
-                self.trouble.push(Waiting { kind: "node_trouble".to_owned(), text: format!("node {number}: {trouble}") });
+                self.trouble.push(Waiting {
+                    kind: "node_trouble".to_owned(),
+                    text: format!("node {number}: {trouble}"),
+                });
             } else if node.is_none_or(|n| n.record.state != NodeState::Up) {
-                self.trouble.push(Waiting { kind: "node_booting".to_owned(), text: format!("node {number} is being obtained") });
+                self.trouble.push(Waiting {
+                    kind: "node_booting".to_owned(),
+                    text: format!("node {number} is being obtained"),
+                });
             } else if !node.is_some_and(Node::live) {
-                self.trouble.push(Waiting { kind: "node_silent".to_owned(), text: format!("nothing was heard of node {number} yet") });
+                self.trouble.push(Waiting {
+                    kind: "node_silent".to_owned(),
+                    text: format!("nothing was heard of node {number} yet"),
+                });
             }
         }
     }
 
     fn roles(&mut self, target: &BTreeMap<NodeNumber, Shape>) {
         for role in self.input.service_type.roles() {
-            for (number, _) in target.iter().filter(|(_, shape)| shape.roles.contains(role.name)) {
+            for (number, _) in target
+                .iter()
+                .filter(|(_, shape)| shape.roles.contains(role.name))
+            {
                 let release = role.carries_releases.then_some(self.input.spec.active);
-                let phase = self.input.nodes.get(number).filter(|n| n.live()).and_then(|n| n.phase(role.name, release));
-                let instance = Instance { role: role.name.to_owned(), node: *number, release };
+                let phase = self
+                    .input
+                    .nodes
+                    .get(number)
+                    .filter(|n| n.live())
+                    .and_then(|n| n.phase(role.name, release));
+                let instance = Instance {
+                    role: role.name.to_owned(),
+                    node: *number,
+                    release,
+                };
                 if let Some(Phase::Failed(reason)) = phase {
-                    self.failed.get_or_insert_with(|| format!("{instance} cannot run: {reason}"));
+                    self.failed
+                        .get_or_insert_with(|| format!("{instance} cannot run: {reason}"));
                 }
                 let in_level = self.input.nodes.get(number).is_some_and(|n| {
-                    n.confirmed && instances(self.input.service_type, *number, &n.level).any(|i| i == instance)
+                    n.confirmed
+                        && instances(self.input.service_type, *number, &n.level)
+                            .any(|i| i == instance)
                 });
-                self.step("start_role", format!("run {instance}"), in_level && phase.is_some_and(Phase::is_ready));
+                self.step(
+                    "start_role",
+                    format!("run {instance}"),
+                    in_level && phase.is_some_and(Phase::is_ready),
+                );
             }
         }
     }
@@ -76,29 +119,55 @@ impl Summary<'_> {
             return;
         }
         let active = self.input.spec.active;
-        for role in self.input.service_type.roles().iter().filter(|r| !r.uses.is_empty()) {
-            let users: Vec<&Node> =
-                self.input.nodes.values().filter(|n| n.live() && n.level.roles.get(role.name).is_some_and(|l| l.duty == Duty::Serve)).collect();
+        for role in self
+            .input
+            .service_type
+            .roles()
+            .iter()
+            .filter(|r| !r.uses.is_empty())
+        {
+            let users: Vec<&Node> = self
+                .input
+                .nodes
+                .values()
+                .filter(|n| {
+                    n.live()
+                        && n.level
+                            .roles
+                            .get(role.name)
+                            .is_some_and(|l| l.duty == Duty::Serve)
+                })
+                .collect();
             let led = users.iter().all(|n| {
                 let level = n.level.roles.get(role.name);
                 let status = n.roles.get(role.name);
-                let wanted: BTreeSet<Instance> =
-                    level.map(|l| l.providers.iter().map(|p| p.instance()).collect()).unwrap_or_default();
-                let using: BTreeSet<&Instance> =
-                    status.map(|s| s.using.iter().map(|u| &u.instance).collect()).unwrap_or_default();
+                let wanted: BTreeSet<Instance> = level
+                    .map(|l| l.providers.iter().map(|p| p.instance()).collect())
+                    .unwrap_or_default();
+                let using: BTreeSet<&Instance> = status
+                    .map(|s| s.using.iter().map(|u| &u.instance).collect())
+                    .unwrap_or_default();
                 level.is_some_and(|l| l.serve == Some(active))
                     && status.is_some_and(|s| s.serving == Some(active))
                     && wanted.iter().all(|i| using.contains(i))
             });
             let wanted = self.input.spec.wanted(role.name) as usize;
-            self.step("serve_release", format!("lead {} to release {active}", role.name), led && users.len() >= wanted);
+            self.step(
+                "serve_release",
+                format!("lead {} to release {active}", role.name),
+                led && users.len() >= wanted,
+            );
         }
     }
 
     fn removals(&mut self, target: &BTreeMap<NodeNumber, Shape>) {
         for (number, node) in self.input.nodes {
-            for instance in instances(self.input.service_type, *number, &node.level).filter(|_| node.may_run()) {
-                let stays = target.get(number).is_some_and(|s| s.roles.contains(&instance.role))
+            for instance in
+                instances(self.input.service_type, *number, &node.level).filter(|_| node.may_run())
+            {
+                let stays = target
+                    .get(number)
+                    .is_some_and(|s| s.roles.contains(&instance.role))
                     && instance.release.is_none_or(|r| r == self.input.spec.active);
                 if !stays {
                     self.step("stop_role", format!("let go of {instance}"), false);
@@ -110,7 +179,10 @@ impl Summary<'_> {
         }
         // A level that differs from what its node confirmed is work under way.
         let open = self.plan.levels.iter().any(|(number, level)| {
-            self.input.nodes.get(number).is_some_and(|n| n.level != *level || !n.confirmed)
+            self.input
+                .nodes
+                .get(number)
+                .is_some_and(|n| n.level != *level || !n.confirmed)
         });
         if open {
             self.step("settle", "agents carry out their levels".to_owned(), false);

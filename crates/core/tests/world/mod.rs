@@ -52,8 +52,18 @@ impl World {
             .roles()
             .iter()
             .map(|r| {
-                let pool = Pool { cloud: "memory".into(), instance_type: "small".into(), count: 1 };
-                (r.name.to_owned(), RoleWish { pools: vec![pool], owner: CountOwner::Default })
+                let pool = Pool {
+                    cloud: "memory".into(),
+                    instance_type: "small".into(),
+                    count: 1,
+                };
+                (
+                    r.name.to_owned(),
+                    RoleWish {
+                        pools: vec![pool],
+                        owner: CountOwner::Default,
+                    },
+                )
             })
             .collect();
         let spec = ServiceSpec {
@@ -65,7 +75,11 @@ impl World {
             run: RunWish::Running,
             roles,
             active: ReleaseNumber(1),
-            releases: vec![Release { number: ReleaseNumber(1), code: None, settings: Settings::new() }],
+            releases: vec![Release {
+                number: ReleaseNumber(1),
+                code: None,
+                settings: Settings::new(),
+            }],
             drain_seconds: 30,
         };
         let mut world = Self {
@@ -93,7 +107,9 @@ impl World {
     }
 
     fn carries(&self, role: &str) -> bool {
-        self.service_type.role(role).is_some_and(|r| r.carries_releases)
+        self.service_type
+            .role(role)
+            .is_some_and(|r| r.carries_releases)
     }
 
     /// The Director's word to the manager.
@@ -105,7 +121,11 @@ impl World {
             next_node: self.next_node,
             edge: self.edge.clone(),
         };
-        let event = Event::Level { level: Box::new(level), epoch: self.epoch, instance_types: default_instance_types() };
+        let event = Event::Level {
+            level: Box::new(level),
+            epoch: self.epoch,
+            instance_types: default_instance_types(),
+        };
         self.feed(event);
     }
 
@@ -113,9 +133,17 @@ impl World {
         for effect in self.manager.handle(self.now, event) {
             match effect {
                 Effect::SendLevel { node, level } => {
-                    let agent = self.agents.get_mut(&node).expect("level to a node without agent");
+                    let agent = self
+                        .agents
+                        .get_mut(&node)
+                        .expect("level to a node without agent");
                     let seen = agent.level.as_ref().map(|l| l.version).unwrap_or_default();
-                    assert!(level.version > seen, "level {:?} after {:?}", level.version, seen);
+                    assert!(
+                        level.version > seen,
+                        "level {:?} after {:?}",
+                        level.version,
+                        seen
+                    );
                     agent.level = Some(*level);
                 }
                 Effect::Report(report) => {
@@ -136,22 +164,36 @@ impl World {
             if self.killed.contains(node) {
                 continue;
             }
-            let agent = self.agents.get(node).unwrap_or_else(|| panic!("edge leads to node {node}, which is gone"));
-            let answers = agent.running.keys().any(|i| self.service_type.role(&i.role).unwrap().exposed);
+            let agent = self
+                .agents
+                .get(node)
+                .unwrap_or_else(|| panic!("edge leads to node {node}, which is gone"));
+            let answers = agent
+                .running
+                .keys()
+                .any(|i| self.service_type.role(&i.role).unwrap().exposed);
             assert!(answers, "edge leads to node {node}, where nothing answers");
             for (role, (table, serving)) in &agent.tables {
                 if agent.running.keys().all(|i| i.role != *role) {
                     continue;
                 }
                 for used in table {
-                    let runs = self.agents.get(&used.node).is_some_and(|a| a.running.contains_key(used));
-                    assert!(runs || self.killed.contains(&used.node), "{role} on node {node} uses {used}, which does not run");
+                    let runs = self
+                        .agents
+                        .get(&used.node)
+                        .is_some_and(|a| a.running.contains_key(used));
+                    assert!(
+                        runs || self.killed.contains(&used.node),
+                        "{role} on node {node} uses {used}, which does not run"
+                    );
                 }
                 if let Some(serving) = serving {
                     for provider in self.service_type.role(role).unwrap().uses {
                         if self.carries(provider) && self.killed.is_empty() && !table.is_empty() {
                             assert!(
-                                table.iter().any(|i| i.role == *provider && i.release == Some(*serving)),
+                                table
+                                    .iter()
+                                    .any(|i| i.role == *provider && i.release == Some(*serving)),
                                 "{role} on node {node} leads to {serving} without {provider}"
                             );
                         }
@@ -163,26 +205,43 @@ impl World {
 
     /// The Director takes the manager's wishes and the clouds go on.
     pub fn director(&mut self) {
-        let Some(report) = self.report.clone() else { return };
+        let Some(report) = self.report.clone() else {
+            return;
+        };
         for (number, wish) in &report.nodes {
             match wish {
-                NodeWish::Present { cloud, instance_type } if !self.records.contains_key(number) && *number >= self.next_node => {
+                NodeWish::Present {
+                    cloud,
+                    instance_type,
+                } if !self.records.contains_key(number) && *number >= self.next_node => {
                     if self.records.len() >= self.quota {
                         self.meet("full quota");
                         continue;
                     }
                     self.next_node = number.next();
-                    let address = Ipv4Addr::from(u32::from(Ipv4Addr::new(100, 64, 0, 10)) + number.0 as u32);
+                    let address =
+                        Ipv4Addr::from(u32::from(Ipv4Addr::new(100, 64, 0, 10)) + number.0 as u32);
                     self.records.insert(
                         *number,
-                        NodeRecord { number: *number, state: NodeState::Requested, cloud: cloud.clone(), instance_type: instance_type.clone(), address, trouble: None },
+                        NodeRecord {
+                            number: *number,
+                            state: NodeState::Requested,
+                            cloud: cloud.clone(),
+                            instance_type: instance_type.clone(),
+                            address,
+                            trouble: None,
+                        },
                     );
                 }
                 NodeWish::Gone => {
                     if self.records.remove(number).is_some() {
                         let agent = self.agents.remove(number).unwrap_or_default();
                         if !self.killed.contains(number) {
-                            assert!(agent.running.is_empty(), "node {number} was released while {:?} ran", agent.running);
+                            assert!(
+                                agent.running.is_empty(),
+                                "node {number} was released while {:?} ran",
+                                agent.running
+                            );
                         }
                         self.led.remove(number);
                     }
@@ -194,8 +253,12 @@ impl World {
     }
 
     pub fn boot(&mut self, pick: usize) {
-        let waiting: Vec<NodeNumber> =
-            self.records.values().filter(|r| r.state != NodeState::Up && r.state != NodeState::Dead).map(|r| r.number).collect();
+        let waiting: Vec<NodeNumber> = self
+            .records
+            .values()
+            .filter(|r| r.state != NodeState::Up && r.state != NodeState::Dead)
+            .map(|r| r.number)
+            .collect();
         if waiting.is_empty() {
             return;
         }
@@ -215,33 +278,47 @@ impl World {
 
     /// An agent takes one small step towards its level.
     pub fn step(&mut self, pick: usize, whole: bool) {
-        let numbers: Vec<NodeNumber> = self.agents.keys().copied().filter(|n| !self.killed.contains(n)).collect();
+        let numbers: Vec<NodeNumber> = self
+            .agents
+            .keys()
+            .copied()
+            .filter(|n| !self.killed.contains(n))
+            .collect();
         if numbers.is_empty() {
             return;
         }
         let number = numbers[pick % numbers.len()];
         let service_type = self.service_type;
         let agent = self.agents.get_mut(&number).unwrap();
-        let Some(level) = agent.level.clone() else { return };
+        let Some(level) = agent.level.clone() else {
+            return;
+        };
         let wanted: BTreeSet<Instance> =
             conpaas_core::plan::instances(service_type, number, &level.body).collect();
         // First users follow their tables, then one instance goes one phase on.
         for (role, role_level) in &level.body.roles {
             if service_type.role(role).is_some_and(|r| !r.uses.is_empty()) {
-                let table: BTreeSet<Instance> = role_level.providers.iter().map(|p| p.instance()).collect();
+                let table: BTreeSet<Instance> =
+                    role_level.providers.iter().map(|p| p.instance()).collect();
                 agent.tables.insert(role.clone(), (table, role_level.serve));
             }
         }
         agent.running.retain(|i, _| wanted.contains(i));
-        agent.tables.retain(|role, _| level.body.roles.contains_key(role));
+        agent
+            .tables
+            .retain(|role, _| level.body.roles.contains_key(role));
         agent.applied = Some(level.version);
         for instance in &wanted {
             let role = &level.body.roles[&instance.role];
-            let duty = instance.release.map_or(role.duty, |r| role.releases[&r].duty);
+            let duty = instance
+                .release
+                .map_or(role.duty, |r| role.releases[&r].duty);
             let phase = agent.running.get(instance).cloned();
             let next = match (phase, duty) {
                 (None, _) => Phase::Starting,
-                (Some(Phase::Starting | Phase::Draining | Phase::Drained), Duty::Serve) => Phase::Ready,
+                (Some(Phase::Starting | Phase::Draining | Phase::Drained), Duty::Serve) => {
+                    Phase::Ready
+                }
                 (Some(Phase::Ready | Phase::Starting), Duty::Drain) => Phase::Draining,
                 (Some(Phase::Draining), Duty::Drain) => Phase::Drained,
                 (Some(phase), _) => phase,
@@ -259,7 +336,9 @@ impl World {
         if self.killed.contains(&number) {
             return;
         }
-        let Some(agent) = self.agents.get_mut(&number) else { return };
+        let Some(agent) = self.agents.get_mut(&number) else {
+            return;
+        };
         agent.sequence += 1;
         let mut roles: BTreeMap<String, RoleStatus> = BTreeMap::new();
         for (instance, phase) in &agent.running {
@@ -273,7 +352,13 @@ impl World {
         }
         for (role, (table, serving)) in &agent.tables {
             if let Some(status) = roles.get_mut(role) {
-                status.using = table.iter().map(|i| InUse { instance: i.clone(), in_flight: 0 }).collect();
+                status.using = table
+                    .iter()
+                    .map(|i| InUse {
+                        instance: i.clone(),
+                        in_flight: 0,
+                    })
+                    .collect();
                 status.serving = *serving;
             }
         }
@@ -297,7 +382,10 @@ impl World {
         if any_draining {
             self.meet("draining instance");
         }
-        self.feed(Event::AgentReport { node: number, report: Box::new(report) });
+        self.feed(Event::AgentReport {
+            node: number,
+            report: Box::new(report),
+        });
     }
 
     pub fn report_some(&mut self, pick: usize) {
@@ -310,12 +398,20 @@ impl World {
     pub fn edge(&mut self) {
         let Some(report) = &self.report else { return };
         self.led = report.exposure.upstreams.keys().copied().collect();
-        self.edge = EdgeStatus { applied: report.exposure.version, using: BTreeSet::new() };
+        self.edge = EdgeStatus {
+            applied: report.exposure.version,
+            using: BTreeSet::new(),
+        };
         self.tell();
     }
 
     pub fn kill(&mut self, pick: usize) {
-        let up: Vec<NodeNumber> = self.records.values().filter(|r| r.state == NodeState::Up).map(|r| r.number).collect();
+        let up: Vec<NodeNumber> = self
+            .records
+            .values()
+            .filter(|r| r.state == NodeState::Up)
+            .map(|r| r.number)
+            .collect();
         if up.is_empty() {
             return;
         }
@@ -343,7 +439,11 @@ impl World {
     pub fn activate(&mut self) {
         self.change(|spec| {
             let next = spec.releases.iter().map(|r| r.number).max().unwrap().next();
-            spec.releases.push(Release { number: next, code: None, settings: Settings::new() });
+            spec.releases.push(Release {
+                number: next,
+                code: None,
+                settings: Settings::new(),
+            });
             spec.active = next;
         });
     }
@@ -376,12 +476,20 @@ impl World {
                 self.report_some(pick);
             }
             self.edge();
-            let done = self.report.as_ref().is_some_and(|r| r.status.reached && r.status.generation == self.spec.generation);
+            let done = self
+                .report
+                .as_ref()
+                .is_some_and(|r| r.status.reached && r.status.generation == self.spec.generation);
             if done && self.killed.iter().all(|n| !self.records.contains_key(n)) {
                 return;
             }
         }
-        panic!("never settled: {:#?}", self.report.as_ref().map(|r| (&r.status.steps, &r.status.waiting, &r.nodes)));
+        panic!(
+            "never settled: {:#?}",
+            self.report
+                .as_ref()
+                .map(|r| (&r.status.steps, &r.status.waiting, &r.nodes))
+        );
     }
 
     /// Nothing is sent and nothing is wished anew once all is done.
@@ -394,7 +502,13 @@ impl World {
         }
         self.feed(Event::Tick);
         self.tell();
-        assert_eq!(levels, self.agents.values().map(|a| a.level.clone()).collect::<Vec<_>>());
+        assert_eq!(
+            levels,
+            self.agents
+                .values()
+                .map(|a| a.level.clone())
+                .collect::<Vec<_>>()
+        );
         assert_eq!(before, self.report);
     }
 }

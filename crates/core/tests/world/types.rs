@@ -5,7 +5,13 @@ use serde_json::{Value, json};
 
 pub struct Site;
 
-const fn role(name: &'static str, uses: &'static [&'static str], carries: bool, exposed: bool, port: u16) -> RoleDeclaration {
+const fn role(
+    name: &'static str,
+    uses: &'static [&'static str],
+    carries: bool,
+    exposed: bool,
+    port: u16,
+) -> RoleDeclaration {
     RoleDeclaration {
         name,
         title: "",
@@ -56,8 +62,14 @@ impl ServiceType for Site {
 pub struct Chain;
 
 static CHAIN: [RoleDeclaration; 2] = [
-    RoleDeclaration { packable: false, ..role("asker", &["helper"], false, true, 7000) },
-    RoleDeclaration { packable: false, ..role("helper", &[], false, false, 7100) },
+    RoleDeclaration {
+        packable: false,
+        ..role("asker", &["helper"], false, true, 7000)
+    },
+    RoleDeclaration {
+        packable: false,
+        ..role("helper", &[], false, false, 7100)
+    },
 ];
 
 impl ServiceType for Chain {
@@ -83,9 +95,21 @@ impl ServiceType for Chain {
         json!({ "release": decision.release.number.0 })
     }
     fn may_disrupt(&self, disruption: &Disruption<'_>) -> Result<(), String> {
-        let helpers = disruption.instances.iter().filter(|i| i.role == "helper").count();
-        let left = disruption.ready.difference(disruption.instances).filter(|i| i.role == "helper").count();
+        let helpers = disruption
+            .instances
+            .iter()
+            .filter(|i| i.role == "helper")
+            .count();
+        let left = disruption
+            .ready
+            .difference(disruption.instances)
+            .filter(|i| i.role == "helper")
+            .count();
         let askers = disruption.ready.iter().any(|i| i.role == "asker");
-        if askers && helpers > 0 && left == 0 { Err("one helper must stay".to_owned()) } else { Ok(()) }
+        if askers && helpers > 0 && left == 0 {
+            Err("one helper must stay".to_owned())
+        } else {
+            Ok(())
+        }
     }
 }

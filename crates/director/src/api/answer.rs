@@ -44,7 +44,9 @@ fn body(error: DirectorError) -> ErrorBody {
             ErrorBody {
                 code: "internal".to_owned(),
                 message: format!("{what}; the Director's log says more"),
-                hint: Some("try again; if it stays, show the operator the Director's log".to_owned()),
+                hint: Some(
+                    "try again; if it stays, show the operator the Director's log".to_owned(),
+                ),
             }
         }
     }

@@ -35,7 +35,12 @@ where
     let value = shared
         .store
         .transaction(move |tx| {
-            work(&Change { tx, shared: &here, actor: &actor, clouds: &clouds })
+            work(&Change {
+                tx,
+                shared: &here,
+                actor: &actor,
+                clouds: &clouds,
+            })
         })
         .await?;
     shared.machines.wake();
@@ -52,7 +57,11 @@ pub(super) async fn accept<F>(
 where
     F: FnOnce(&Change<'_>) -> Result<Option<OperationRow>, DirectorError> + Send + 'static,
 {
-    let clouds = if grows { shared.machines.capacity().await } else { Vec::new() };
+    let clouds = if grows {
+        shared.machines.capacity().await
+    } else {
+        Vec::new()
+    };
     let accepted = change(shared, principal, clouds, move |change| {
         let row = work(change)?;
         views::accepted(change.tx, row)
@@ -86,7 +95,10 @@ pub(super) async fn list_apps(
     Extension(principal): Extension<Principal>,
     Params(query): Params<AppsQuery>,
 ) -> Result<Json<Page<App>>, DirectorError> {
-    let paging = PageQuery { cursor: query.cursor, limit: query.limit };
+    let paging = PageQuery {
+        cursor: query.cursor,
+        limit: query.limit,
+    };
     let (mut after, limit) = (paging.position()?.unwrap_or_default(), paging.limit());
     let here = shared.clone();
     let look = move |tx: &rusqlite::Transaction<'_>| {
@@ -98,7 +110,10 @@ pub(super) async fn list_apps(
             },
             // Others' applications do not exist for users.
             Some(name) if name != principal.user.name.as_str() && name != "*" => {
-                return Ok(Page { items: Vec::new(), next: None });
+                return Ok(Page {
+                    items: Vec::new(),
+                    next: None,
+                });
             }
             _ => Some(principal.user.id.clone()),
         };
@@ -111,7 +126,12 @@ pub(super) async fn list_apps(
             let fits = |row: &AppRow| labels_match(query.label.as_deref(), &row.labels);
             found.extend(rows.into_iter().filter(fits));
         }
-        page(found, limit, |row| row.id.to_string(), |row| views::app(tx, &here, row))
+        page(
+            found,
+            limit,
+            |row| row.id.to_string(),
+            |row| views::app(tx, &here, row),
+        )
     };
     Ok(Json(shared.store.read(look).await?))
 }
@@ -144,7 +164,10 @@ pub(super) async fn show_app(
 ) -> Result<Tagged<App>, DirectorError> {
     let tag = app_etag(&row)?;
     let here = shared.clone();
-    let app = shared.store.read(move |tx| views::app(tx, &here, row)).await?;
+    let app = shared
+        .store
+        .read(move |tx| views::app(tx, &here, row))
+        .await?;
     Ok(([(header::ETAG, tag)], Json(app)))
 }
 
@@ -185,8 +208,10 @@ pub(super) async fn delete_app(
     Extension(principal): Extension<Principal>,
     Extension(row): Extension<AppRow>,
 ) -> Result<(StatusCode, Json<Accepted>), DirectorError> {
-    accept(&shared, &principal, false, move |change| change.delete_app(fresh_app(change, &row)?))
-        .await
+    accept(&shared, &principal, false, move |change| {
+        change.delete_app(fresh_app(change, &row)?)
+    })
+    .await
 }
 
 /// Start an application with all its services.
@@ -198,8 +223,10 @@ pub(super) async fn start_app(
     Extension(principal): Extension<Principal>,
     Extension(row): Extension<AppRow>,
 ) -> Result<(StatusCode, Json<Accepted>), DirectorError> {
-    accept(&shared, &principal, true, move |change| change.start_app(fresh_app(change, &row)?))
-        .await
+    accept(&shared, &principal, true, move |change| {
+        change.start_app(fresh_app(change, &row)?)
+    })
+    .await
 }
 
 /// Stop an application; configuration, code versions and history stay.
@@ -211,8 +238,10 @@ pub(super) async fn stop_app(
     Extension(principal): Extension<Principal>,
     Extension(row): Extension<AppRow>,
 ) -> Result<(StatusCode, Json<Accepted>), DirectorError> {
-    accept(&shared, &principal, false, move |change| change.stop_app(fresh_app(change, &row)?))
-        .await
+    accept(&shared, &principal, false, move |change| {
+        change.stop_app(fresh_app(change, &row)?)
+    })
+    .await
 }
 
 #[derive(Debug, Deserialize, IntoParams)]
@@ -235,8 +264,14 @@ pub(super) async fn list_events(
     Extension(row): Extension<AppRow>,
     Params(query): Params<EventsQuery>,
 ) -> Result<Json<Page<Event>>, DirectorError> {
-    let paging = PageQuery { cursor: query.cursor, limit: query.limit };
-    let (after, limit) = (paging.number_position(query.after.unwrap_or(0))?, paging.limit());
+    let paging = PageQuery {
+        cursor: query.cursor,
+        limit: query.limit,
+    };
+    let (after, limit) = (
+        paging.number_position(query.after.unwrap_or(0))?,
+        paging.limit(),
+    );
     let look = move |tx: &rusqlite::Transaction<'_>| {
         let rows = events::after(tx, &row.id, after, limit as u64 + 1)?;
         page(rows, limit, |row| row.sequence.to_string(), Ok)

@@ -72,7 +72,11 @@ fn tame(filename: &str) -> String {
         .filter(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | '+'))
         .take(100)
         .collect();
-    if tame.trim_matches('.').is_empty() { "archive".to_owned() } else { tame }
+    if tame.trim_matches('.').is_empty() {
+        "archive".to_owned()
+    } else {
+        tame
+    }
 }
 
 /// Upload an archive (tar, tar.gz, tar.bz2 or zip).
@@ -99,7 +103,10 @@ pub(super) async fn upload_code(
     }
     let description = query.description.unwrap_or_default();
     if description.chars().count() > 1000 {
-        return Err(DirectorError::invalid("too_long", "a description has at most 1000 characters"));
+        return Err(DirectorError::invalid(
+            "too_long",
+            "a description has at most 1000 characters",
+        ));
     }
     let upload = blobs::receive(&shared, body.into_data_stream()).await?;
     let (original_size, original_sha256) = (upload.size, upload.sha256.clone());
@@ -161,7 +168,10 @@ pub(super) async fn download_code(
     Extension(row): Row,
     Segments(params): Segments,
 ) -> Result<Response, DirectorError> {
-    let code = shared.store.read(move |tx| find(tx, &row, &wanted(&params))).await?;
+    let code = shared
+        .store
+        .read(move |tx| find(tx, &row, &wanted(&params)))
+        .await?;
     let path = blobs::path(&shared, &code.original_sha256);
     let file = tokio::fs::File::open(path)
         .await
@@ -169,7 +179,10 @@ pub(super) async fn download_code(
     let headers = [
         (header::CONTENT_TYPE, "application/octet-stream".to_owned()),
         (header::CONTENT_LENGTH, code.original_size.to_string()),
-        (header::CONTENT_DISPOSITION, format!("attachment; filename=\"{}\"", code.filename)),
+        (
+            header::CONTENT_DISPOSITION,
+            format!("attachment; filename=\"{}\"", code.filename),
+        ),
         (header::ETAG, format!("\"{}\"", code.original_sha256)),
     ];
     Ok((headers, Body::from_stream(ReaderStream::new(file))).into_response())
@@ -195,7 +208,10 @@ pub(super) async fn delete_code(
         if active.is_some_and(|release| release.code.as_ref() == Some(&code.id)) {
             return Err(DirectorError::conflict(
                 "code_active",
-                format!("'{}' is the active code version of {}/{}", code.id, app.name, row.name),
+                format!(
+                    "'{}' is the active code version of {}/{}",
+                    code.id, app.name, row.name
+                ),
             )
             .hint("activate another one first: conpaas code activate"));
         }

@@ -59,10 +59,12 @@ pub(super) fn find_app(
             None => apps::by_id(tx, text)?,
         },
     };
-    found.filter(|found| principal.is_operator() || principal.owns(&found.owner)).ok_or_else(|| {
-        DirectorError::not_found(format!("no application '{text}'"))
-            .hint("list yours: conpaas app list")
-    })
+    found
+        .filter(|found| principal.is_operator() || principal.owns(&found.owner))
+        .ok_or_else(|| {
+            DirectorError::not_found(format!("no application '{text}'"))
+                .hint("list yours: conpaas app list")
+        })
 }
 
 fn look_up(
@@ -130,8 +132,16 @@ async fn admit(gate: Gate, request: Request, next: Next) -> Result<Response, Dir
     let Some(matched) = parts.extensions.get::<MatchedPath>().cloned() else {
         return Ok(next.run(Request::from_parts(parts, body)).await);
     };
-    let method = if parts.method == Method::HEAD { Method::GET } else { parts.method.clone() };
-    let Some(id) = gate.operations.get(&(method, matched.as_str().to_owned())).cloned() else {
+    let method = if parts.method == Method::HEAD {
+        Method::GET
+    } else {
+        parts.method.clone()
+    };
+    let Some(id) = gate
+        .operations
+        .get(&(method, matched.as_str().to_owned()))
+        .cloned()
+    else {
         // A known path with a method it does not take: the router says so.
         return Ok(next.run(Request::from_parts(parts, body)).await);
     };
@@ -167,8 +177,14 @@ async fn admit(gate: Gate, request: Request, next: Next) -> Result<Response, Dir
             },
         };
         let status = response.status().as_u16();
-        if let Err(error) = store.quiet(move |tx| keep::end_audit(tx, row, status)).await {
-            tracing::error!(error = &error as &dyn std::error::Error, "an audit row stays open");
+        if let Err(error) = store
+            .quiet(move |tx| keep::end_audit(tx, row, status))
+            .await
+        {
+            tracing::error!(
+                error = &error as &dyn std::error::Error,
+                "an audit row stays open"
+            );
         }
         response
     };
@@ -199,7 +215,10 @@ async fn named(
         .collect();
     if !params.is_empty() {
         let asking = principal.clone();
-        let found = shared.store.read(move |tx| look_up(tx, &asking, &params)).await?;
+        let found = shared
+            .store
+            .read(move |tx| look_up(tx, &asking, &params))
+            .await?;
         let extensions = &mut parts.extensions;
         found.app.map(|row| extensions.insert(row));
         found.service.map(|row| extensions.insert(row));
@@ -215,13 +234,21 @@ async fn named(
 const NEVER_KEPT: &[&str] = &["create_token"];
 
 fn key_of(parts: &http::request::Parts, id: &str) -> Result<Option<String>, DirectorError> {
-    let Some(key) = parts.headers.get(IDEMPOTENCY_KEY) else { return Ok(None) };
+    let Some(key) = parts.headers.get(IDEMPOTENCY_KEY) else {
+        return Ok(None);
+    };
     if parts.method != Method::POST || NEVER_KEPT.contains(&id) {
         return Ok(None);
     }
-    let key = key.to_str().ok().filter(|key| !key.is_empty() && key.len() <= 200);
+    let key = key
+        .to_str()
+        .ok()
+        .filter(|key| !key.is_empty() && key.len() <= 200);
     key.map(|key| Some(key.to_owned())).ok_or_else(|| {
-        DirectorError::invalid("invalid_key", "an idempotency key has 1 to 200 visible characters")
+        DirectorError::invalid(
+            "invalid_key",
+            "an idempotency key has 1 to 200 visible characters",
+        )
     })
 }
 
@@ -243,7 +270,10 @@ async fn keyed(
     let length = parts.headers.get(header::CONTENT_LENGTH).cloned();
     let (body, content) = if id == "upload_code" {
         // Streamed: known by its length, name and description.
-        (body, sha256_hex(length.as_ref().map_or(&b""[..], HeaderValue::as_bytes)))
+        (
+            body,
+            sha256_hex(length.as_ref().map_or(&b""[..], HeaderValue::as_bytes)),
+        )
     } else {
         let bytes = to_bytes(body, super::MAX_JSON)
             .await
@@ -263,12 +293,15 @@ async fn keyed(
                     "key_reused",
                     "this idempotency key was used for another request",
                 )),
-                Some(row) if row.answer.is_none() && row.run_id == run_id => Err(
-                    DirectorError::conflict("in_progress", "this very request is under way already"),
-                ),
-                Some(row) if row.answer.is_some() => {
-                    Ok(row.answer.map_or(Key::Taken, |(status, body)| Key::Answered(status, body)))
+                Some(row) if row.answer.is_none() && row.run_id == run_id => {
+                    Err(DirectorError::conflict(
+                        "in_progress",
+                        "this very request is under way already",
+                    ))
                 }
+                Some(row) if row.answer.is_some() => Ok(row
+                    .answer
+                    .map_or(Key::Taken, |(status, body)| Key::Answered(status, body))),
                 _ => {
                     keep::take_key(tx, &asking, &named, &hash, &run_id, at)?;
                     Ok(Key::Taken)

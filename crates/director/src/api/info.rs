@@ -44,7 +44,10 @@ pub(super) async fn version(State(shared): Here) -> Json<DirectorInfo> {
 #[utoipa::path(get, path = "/v1/healthz", operation_id = "healthz",
     responses((status = 204, description = "It can.")))]
 pub(super) async fn healthz(State(shared): Here) -> Result<http::StatusCode, DirectorError> {
-    shared.store.read(|tx| Ok(tx.query_row("SELECT 1", [], |_| Ok(()))?)).await?;
+    shared
+        .store
+        .read(|tx| Ok(tx.query_row("SELECT 1", [], |_| Ok(()))?))
+        .await?;
     Ok(http::StatusCode::NO_CONTENT)
 }
 
@@ -101,8 +104,13 @@ fn describe(service_type: &dyn ServiceType) -> ServiceTypeInfo {
 #[utoipa::path(get, path = "/v1/service-types", operation_id = "list_service_types",
     responses((status = 200, description = "Types.", body = Page<ServiceTypeInfo>)))]
 pub(super) async fn list_service_types(State(shared): Here) -> Json<Page<ServiceTypeInfo>> {
-    let offered = shared.registry.all().filter(|entry| !entry.service_type.internal());
-    Json(whole(offered.map(|entry| describe(entry.service_type)).collect()))
+    let offered = shared
+        .registry
+        .all()
+        .filter(|entry| !entry.service_type.internal());
+    Json(whole(
+        offered.map(|entry| describe(entry.service_type)).collect(),
+    ))
 }
 
 /// Sizes of machines.

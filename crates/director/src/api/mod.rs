@@ -38,7 +38,11 @@ fn routes() -> OpenApiRouter<Arc<Shared>> {
         .routes(routes!(people::logout))
         .routes(routes!(people::whoami))
         .routes(routes!(people::list_users, people::create_user))
-        .routes(routes!(people::show_user, people::delete_user, people::set_quota))
+        .routes(routes!(
+            people::show_user,
+            people::delete_user,
+            people::set_quota
+        ))
         .routes(routes!(people::change_password))
         .routes(routes!(people::list_tokens, people::create_token))
         .routes(routes!(people::revoke_token))
@@ -94,7 +98,10 @@ pub fn openapi() -> OpenApi {
 fn name_aliases(document: OpenApi) -> OpenApi {
     let renamed = || -> Result<OpenApi, serde_json::Error> {
         let mut value = serde_json::to_value(&document)?;
-        if let Some(schemas) = value.pointer_mut("/components/schemas").and_then(|v| v.as_object_mut()) {
+        if let Some(schemas) = value
+            .pointer_mut("/components/schemas")
+            .and_then(|v| v.as_object_mut())
+        {
             for (from, to) in [("BTreeMap", "Labels"), ("String", "RoleName")] {
                 if let Some(schema) = schemas.remove(from) {
                     schemas.insert(to.to_owned(), schema);
@@ -103,8 +110,14 @@ fn name_aliases(document: OpenApi) -> OpenApi {
         }
         let text = value
             .to_string()
-            .replace("\"#/components/schemas/BTreeMap\"", "\"#/components/schemas/Labels\"")
-            .replace("\"#/components/schemas/String\"", "\"#/components/schemas/RoleName\"");
+            .replace(
+                "\"#/components/schemas/BTreeMap\"",
+                "\"#/components/schemas/Labels\"",
+            )
+            .replace(
+                "\"#/components/schemas/String\"",
+                "\"#/components/schemas/RoleName\"",
+            );
         serde_json::from_str(&text)
     };
     renamed().unwrap_or(document)
@@ -118,22 +131,36 @@ fn finish(mut document: OpenApi) -> OpenApi {
     document.info.license = None;
     document.info.contact = None;
     type ErrorBody = conpaas_model::api::ErrorBody;
-    let mut components = document.components.take().unwrap_or_else(|| ComponentsBuilder::new().build());
+    let mut components = document
+        .components
+        .take()
+        .unwrap_or_else(|| ComponentsBuilder::new().build());
     let name = ErrorBody::name().into_owned();
     components.schemas.insert(name.clone(), ErrorBody::schema());
     let bearer = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build();
     let scheme = RefOr::T(SecurityScheme::Http(bearer));
-    components.security_schemes.insert("token".to_owned(), scheme);
+    components
+        .security_schemes
+        .insert("token".to_owned(), scheme);
     document.components = Some(components);
     for item in document.paths.paths.values_mut() {
-        let operations = [&mut item.get, &mut item.post, &mut item.patch, &mut item.delete, &mut item.put];
+        let operations = [
+            &mut item.get,
+            &mut item.post,
+            &mut item.patch,
+            &mut item.delete,
+            &mut item.put,
+        ];
         for operation in operations.into_iter().flatten() {
             let content = Content::new(Some(RefOr::Ref(Ref::from_schema_name(&name))));
             let response = ResponseBuilder::new()
                 .description("What went wrong, why, and the next step.")
                 .content("application/json", content)
                 .build();
-            operation.responses.responses.insert("default".to_owned(), RefOr::T(response));
+            operation
+                .responses
+                .responses
+                .insert("default".to_owned(), RefOr::T(response));
             let id = operation.operation_id.clone().unwrap_or_default();
             operation.tags = None;
             if crate::access::of(&id) != Some(crate::access::Access::Public) {
@@ -160,7 +187,10 @@ pub fn operations_of(document: &OpenApi) -> Operations {
             (http::Method::DELETE, &item.delete),
         ];
         for (method, operation) in operations {
-            if let Some(id) = operation.as_ref().and_then(|found| found.operation_id.clone()) {
+            if let Some(id) = operation
+                .as_ref()
+                .and_then(|found| found.operation_id.clone())
+            {
                 found.insert((method, path.clone()), id);
             }
         }
@@ -172,7 +202,10 @@ pub fn operations_of(document: &OpenApi) -> Operations {
 pub fn router(shared: Arc<Shared>) -> Router {
     let (router, document) = routes().split_for_parts();
     let operations = Arc::new(operations_of(&document));
-    let gate = gate::Gate { shared: shared.clone(), operations };
+    let gate = gate::Gate {
+        shared: shared.clone(),
+        operations,
+    };
     router
         .fallback(answer::no_such_path)
         .method_not_allowed_fallback(answer::no_such_method)

@@ -15,11 +15,7 @@ use axum::{Extension, Json};
 use conpaas_model::api::{Accepted, Node, Page};
 use http::StatusCode;
 
-async fn show(
-    shared: &Shared,
-    rows: Vec<NodeRow>,
-    services: &[ServiceRow],
-) -> Vec<Node> {
+async fn show(shared: &Shared, rows: Vec<NodeRow>, services: &[ServiceRow]) -> Vec<Node> {
     let mut nodes = Vec::new();
     for row in rows {
         let machine = row.machine.clone();
@@ -43,14 +39,22 @@ pub(super) async fn list_app_nodes(
 ) -> Result<Json<Page<Node>>, DirectorError> {
     let (rows, services) = shared
         .store
-        .read(move |tx| Ok((machines::nodes_of_app(tx, &app.id)?, services::of_app(tx, &app.id)?)))
+        .read(move |tx| {
+            Ok((
+                machines::nodes_of_app(tx, &app.id)?,
+                services::of_app(tx, &app.id)?,
+            ))
+        })
         .await?;
     Ok(Json(whole(show(&shared, rows, &services).await)))
 }
 
 async fn nodes_of(shared: &Shared, row: ServiceRow) -> Result<Vec<Node>, DirectorError> {
     let id = row.id.clone();
-    let rows = shared.store.read(move |tx| machines::nodes_of_service(tx, &id)).await?;
+    let rows = shared
+        .store
+        .read(move |tx| machines::nodes_of_service(tx, &id))
+        .await?;
     Ok(show(shared, rows, &[row]).await)
 }
 
@@ -76,8 +80,9 @@ async fn find(
     let mut nodes = nodes_of(shared, row).await?.into_iter();
     let found = nodes.find(|node| node.number.0.to_string() == text || node.name == text);
     found.ok_or_else(|| {
-        DirectorError::not_found(format!("no node '{text}' in '{}/{service}'", app.name))
-            .hint(format!("list them: conpaas node list {}/{service}", app.name))
+        DirectorError::not_found(format!("no node '{text}' in '{}/{service}'", app.name)).hint(
+            format!("list them: conpaas node list {}/{service}", app.name),
+        )
     })
 }
 

@@ -37,7 +37,10 @@ pub(super) async fn list_operations(
     Extension(principal): Extension<Principal>,
     Params(query): Params<OperationsQuery>,
 ) -> Result<Json<Page<Operation>>, DirectorError> {
-    let paging = PageQuery { cursor: query.cursor, limit: query.limit };
+    let paging = PageQuery {
+        cursor: query.cursor,
+        limit: query.limit,
+    };
     let ((at, id), limit) = (paging.time_position()?, paging.limit());
     let look = move |tx: &rusqlite::Transaction<'_>| {
         let mut filter = Filter {
@@ -51,8 +54,8 @@ pub(super) async fn list_operations(
             let app = find_app(tx, &principal, text)?;
             if let Some(text) = &query.service {
                 let found = services::find(tx, &app.id, text)?;
-                let found =
-                    found.ok_or_else(|| DirectorError::not_found(format!("no service '{text}'")))?;
+                let found = found
+                    .ok_or_else(|| DirectorError::not_found(format!("no service '{text}'")))?;
                 filter.service = found.id.to_string();
             }
             filter.app = app.id.to_string();
@@ -81,7 +84,12 @@ pub(super) async fn show_operation(
     State(shared): Here,
     Extension(row): Extension<OperationRow>,
 ) -> Result<Json<Operation>, DirectorError> {
-    Ok(Json(shared.store.read(move |tx| views::operation(tx, row)).await?))
+    Ok(Json(
+        shared
+            .store
+            .read(move |tx| views::operation(tx, row))
+            .await?,
+    ))
 }
 
 /// End an operation and wish what was wanted before.
@@ -97,9 +105,8 @@ pub(super) async fn cancel_operation(
     let operation = change(&shared, &principal, clouds, move |change| {
         let gone = || DirectorError::not_found(format!("no operation '{}'", row.id));
         let fresh = operations::get(change.tx, row.id.as_str())?.ok_or_else(gone)?;
-        let app = apps::get(change.tx, &fresh.app)?.ok_or_else(|| {
-            DirectorError::conflict("already_ended", "its application is gone")
-        })?;
+        let app = apps::get(change.tx, &fresh.app)?
+            .ok_or_else(|| DirectorError::conflict("already_ended", "its application is gone"))?;
         let ended = change.cancel(app, &fresh)?.ok_or_else(gone)?;
         views::operation(change.tx, ended)
     })

@@ -29,12 +29,17 @@ fn lifetime(shared: &Shared, asked: Option<u64>) -> Result<i64, DirectorError> {
             format!("a token lives from 1 to {max} seconds, not {seconds}"),
         ));
     }
-    Ok(i64::try_from(seconds).unwrap_or(i64::MAX / 1000).saturating_mul(1000))
+    Ok(i64::try_from(seconds)
+        .unwrap_or(i64::MAX / 1000)
+        .saturating_mul(1000))
 }
 
 fn check_label(label: &str) -> Result<(), DirectorError> {
     if label.chars().count() > 100 {
-        return Err(DirectorError::invalid("too_long", "a label has at most 100 characters"));
+        return Err(DirectorError::invalid(
+            "too_long",
+            "a label has at most 100 characters",
+        ));
     }
     Ok(())
 }
@@ -78,7 +83,10 @@ pub(super) async fn login(
         .quiet(move |tx| {
             let target = format!("/v1/login from {address}");
             let audit = housekeeping::begin_audit(tx, now(), &asked, None, "login", &target)?;
-            Ok((users::find(tx, &asked)?.filter(|user| user.name == wish.name), audit))
+            Ok((
+                users::find(tx, &asked)?.filter(|user| user.name == wish.name),
+                audit,
+            ))
         })
         .await?;
     let hash = user.as_ref().map(|user| user.password_hash.clone());
@@ -94,8 +102,14 @@ pub(super) async fn login(
             Err(DirectorError::unauthenticated("wrong name or password"))
         }
     };
-    let status = answer.as_ref().map_or_else(super::status, |_| StatusCode::OK).as_u16();
-    shared.store.quiet(move |tx| housekeeping::end_audit(tx, audit, status)).await?;
+    let status = answer
+        .as_ref()
+        .map_or_else(super::status, |_| StatusCode::OK)
+        .as_u16();
+    shared
+        .store
+        .quiet(move |tx| housekeeping::end_audit(tx, audit, status))
+        .await?;
     answer.map(Json)
 }
 
@@ -106,7 +120,10 @@ pub(super) async fn logout(
     State(shared): Here,
     Extension(principal): Extension<Principal>,
 ) -> Result<StatusCode, DirectorError> {
-    shared.store.quiet(move |tx| users::revoke_token(tx, &principal.token, now())).await?;
+    shared
+        .store
+        .quiet(move |tx| users::revoke_token(tx, &principal.token, now()))
+        .await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -117,7 +134,12 @@ pub(super) async fn whoami(
     State(shared): Here,
     Extension(principal): Extension<Principal>,
 ) -> Result<Json<User>, DirectorError> {
-    Ok(Json(shared.store.read(move |tx| views::user(tx, principal.user)).await?))
+    Ok(Json(
+        shared
+            .store
+            .read(move |tx| views::user(tx, principal.user))
+            .await?,
+    ))
 }
 
 /// All users.
@@ -130,7 +152,12 @@ pub(super) async fn list_users(
     let (after, limit) = (query.position()?.unwrap_or_default(), query.limit());
     let look = move |tx: &rusqlite::Transaction<'_>| {
         let rows = users::list(tx, &after, limit as u64 + 1)?;
-        page(rows, limit, |row| row.name.to_string(), |row| views::user(tx, row))
+        page(
+            rows,
+            limit,
+            |row| row.name.to_string(),
+            |row| views::user(tx, row),
+        )
     };
     Ok(Json(shared.store.read(look).await?))
 }
@@ -183,7 +210,9 @@ pub(super) async fn show_user(
     State(shared): Here,
     Extension(row): Extension<UserRow>,
 ) -> Result<Json<User>, DirectorError> {
-    Ok(Json(shared.store.read(move |tx| views::user(tx, row)).await?))
+    Ok(Json(
+        shared.store.read(move |tx| views::user(tx, row)).await?,
+    ))
 }
 
 /// Remove a user who has no applications.
@@ -196,16 +225,25 @@ pub(super) async fn delete_user(
     Extension(row): Extension<UserRow>,
 ) -> Result<StatusCode, DirectorError> {
     if row.id == principal.user.id {
-        return Err(DirectorError::conflict("oneself", "you cannot remove yourself"));
+        return Err(DirectorError::conflict(
+            "oneself",
+            "you cannot remove yourself",
+        ));
     }
     let remove = move |tx: &rusqlite::Transaction<'_>| {
         let apps = apps::list(tx, Some(&row.id), "", 1)?;
         if let Some(app) = apps.first() {
             return Err(DirectorError::conflict(
                 "has_applications",
-                format!("'{}' still has applications, for instance '{}'", row.name, app.name),
+                format!(
+                    "'{}' still has applications, for instance '{}'",
+                    row.name, app.name
+                ),
             )
-            .hint(format!("delete them first: conpaas app delete {}:{}", row.name, app.name)));
+            .hint(format!(
+                "delete them first: conpaas app delete {}:{}",
+                row.name, app.name
+            )));
         }
         users::delete(tx, &row.id)
     };
@@ -259,7 +297,13 @@ pub(super) async fn set_quota(
 ) -> Result<Json<User>, DirectorError> {
     let change = move |tx: &rusqlite::Transaction<'_>| {
         users::set_quota(tx, &row.id, wish.node_quota)?;
-        views::user(tx, UserRow { node_quota: wish.node_quota, ..row })
+        views::user(
+            tx,
+            UserRow {
+                node_quota: wish.node_quota,
+                ..row
+            },
+        )
     };
     Ok(Json(shared.store.transaction(change).await?))
 }
@@ -275,7 +319,12 @@ pub(super) async fn list_tokens(
     let (after, limit) = (query.position()?.unwrap_or_default(), query.limit());
     let look = move |tx: &rusqlite::Transaction<'_>| {
         let rows = users::list_tokens(tx, &principal.user.id, now(), &after, limit as u64 + 1)?;
-        page(rows, limit, |row| row.id.to_string(), |row| Ok(views::token(row)))
+        page(
+            rows,
+            limit,
+            |row| row.id.to_string(),
+            |row| Ok(views::token(row)),
+        )
     };
     Ok(Json(shared.store.read(look).await?))
 }
@@ -301,6 +350,9 @@ pub(super) async fn revoke_token(
     State(shared): Here,
     Extension(row): Extension<TokenRow>,
 ) -> Result<StatusCode, DirectorError> {
-    shared.store.quiet(move |tx| users::revoke_token(tx, &row.id, now())).await?;
+    shared
+        .store
+        .quiet(move |tx| users::revoke_token(tx, &row.id, now()))
+        .await?;
     Ok(StatusCode::NO_CONTENT)
 }

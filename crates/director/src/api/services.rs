@@ -68,7 +68,11 @@ pub(super) async fn create_service(
     Extension(app): App,
     Payload(wish): Payload<ServiceCreate>,
 ) -> Result<(StatusCode, Json<Service>), DirectorError> {
-    let clouds = if wish.start { shared.machines.capacity().await } else { Vec::new() };
+    let clouds = if wish.start {
+        shared.machines.capacity().await
+    } else {
+        Vec::new()
+    };
     let service = change(&shared, &principal, clouds, move |change| {
         let app = fresh_app(change, &app)?;
         let row = change.create_service(app.clone(), wish)?;
@@ -90,7 +94,10 @@ pub(super) async fn show_service(
 ) -> Result<([(HeaderName, String); 1], Json<Service>), DirectorError> {
     let tag = etag(&row)?;
     let here = shared.clone();
-    let service = shared.store.read(move |tx| views::service(tx, &here, &app, row)).await?;
+    let service = shared
+        .store
+        .read(move |tx| views::service(tx, &here, &app, row))
+        .await?;
     Ok(([(header::ETAG, tag)], Json(service)))
 }
 
@@ -232,7 +239,12 @@ pub(super) async fn list_releases(
     let (before, limit) = (query.number_position(u64::MAX)?, query.limit());
     let look = move |tx: &rusqlite::Transaction<'_>| {
         let rows = services::list_releases(tx, &row.id, before, limit as u64 + 1)?;
-        page(rows, limit, |row| row.number.0.to_string(), |found| Ok(views::release(found, &row)))
+        page(
+            rows,
+            limit,
+            |row| row.number.0.to_string(),
+            |found| Ok(views::release(found, &row)),
+        )
     };
     Ok(Json(shared.store.read(look).await?))
 }
@@ -265,7 +277,10 @@ fn must_run(app: &AppRow, row: &ServiceRow) -> Result<(), DirectorError> {
         "not_running",
         format!("{}/{} is not running", app.name, row.name),
     )
-    .hint(format!("start it: conpaas service start {}/{}", app.name, row.name)))
+    .hint(format!(
+        "start it: conpaas service start {}/{}",
+        app.name, row.name
+    )))
 }
 
 /// Run a command of the service's type.
@@ -283,11 +298,25 @@ pub(super) async fn call_command(
     Payload(wish): Payload<CommandCall>,
 ) -> Result<Json<CommandAnswer>, DirectorError> {
     let service_type = shared.service_type(&row.service_type)?;
-    let name = params.get("command").map(String::as_str).unwrap_or_default();
-    let command = service_type.commands().iter().find(|command| command.name == name);
+    let name = params
+        .get("command")
+        .map(String::as_str)
+        .unwrap_or_default();
+    let command = service_type
+        .commands()
+        .iter()
+        .find(|command| command.name == name);
     let command = command.ok_or_else(|| {
-        let names: Vec<&str> = service_type.commands().iter().map(|found| found.name).collect();
-        let there_are = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
+        let names: Vec<&str> = service_type
+            .commands()
+            .iter()
+            .map(|found| found.name)
+            .collect();
+        let there_are = if names.is_empty() {
+            "none".to_owned()
+        } else {
+            names.join(", ")
+        };
         DirectorError::not_found(format!(
             "a {} service has no command '{name}'; there are: {there_are}",
             service_type.name()
@@ -299,7 +328,10 @@ pub(super) async fn call_command(
     };
     settings::check("argument", &(command.arguments)(), &arguments)?;
     must_run(&app, &row)?;
-    let result = shared.machines.command(&row.id, command.name, arguments).await?;
+    let result = shared
+        .machines
+        .command(&row.id, command.name, arguments)
+        .await?;
     Ok(Json(CommandAnswer { result }))
 }
 
@@ -318,7 +350,10 @@ pub(super) struct LogsQuery {
 fn log_lines(node: &str, answer: &Value, lines: &mut Vec<LogLine>) {
     let source_of = |entry: &Value| {
         let text = |key: &str| entry.get(key).and_then(Value::as_str);
-        text("source").or(text("role")).unwrap_or_default().to_owned()
+        text("source")
+            .or(text("role"))
+            .unwrap_or_default()
+            .to_owned()
     };
     let mut push = |source: &str, line: &str| {
         lines.push(LogLine {
@@ -333,7 +368,10 @@ fn log_lines(node: &str, answer: &Value, lines: &mut Vec<LogLine>) {
                 match entry {
                     Value::String(line) => push("", line),
                     entry => {
-                        let line = entry.get("line").and_then(Value::as_str).unwrap_or_default();
+                        let line = entry
+                            .get("line")
+                            .and_then(Value::as_str)
+                            .unwrap_or_default();
                         push(&source_of(entry), line);
                     }
                 }
@@ -344,7 +382,10 @@ fn log_lines(node: &str, answer: &Value, lines: &mut Vec<LogLine>) {
                 match found {
                     Value::String(text) => text.lines().for_each(|line| push(source, line)),
                     Value::Array(found) => {
-                        found.iter().filter_map(Value::as_str).for_each(|line| push(source, line));
+                        found
+                            .iter()
+                            .filter_map(Value::as_str)
+                            .for_each(|line| push(source, line));
                     }
                     _ => {}
                 }
@@ -383,10 +424,13 @@ pub(super) async fn read_logs(
     let mut found = Vec::new();
     for (node, answer) in answer.as_object().into_iter().flatten() {
         let number = node.rsplit('-').next().unwrap_or(node);
-        if query.node.as_ref().is_none_or(|wanted| wanted == node || wanted == number) {
+        if query
+            .node
+            .as_ref()
+            .is_none_or(|wanted| wanted == node || wanted == number)
+        {
             log_lines(node, answer, &mut found);
         }
     }
     Ok(Json(whole(found)))
 }
-

@@ -58,7 +58,10 @@ impl EventsState {
             }
             let (id, after) = (self.app.id.clone(), self.after);
             let look = move |tx: &rusqlite::Transaction<'_>| {
-                Ok((events::after(tx, &id, after, BATCH)?, apps::get(tx, &id)?.is_some()))
+                Ok((
+                    events::after(tx, &id, after, BATCH)?,
+                    apps::get(tx, &id)?.is_some(),
+                ))
             };
             let (found, there) = self.shared.store.read(look).await?;
             self.ready.extend(found);
@@ -81,12 +84,22 @@ pub(super) async fn stream_events(
     Extension(app): Extension<AppRow>,
     headers: HeaderMap,
 ) -> Frames<impl Stream<Item = Result<Frame, DirectorError>> + Send + 'static> {
-    let last = headers.get("last-event-id").and_then(|value| value.to_str().ok());
+    let last = headers
+        .get("last-event-id")
+        .and_then(|value| value.to_str().ok());
     let after = last.and_then(|text| text.trim().parse().ok()).unwrap_or(0);
     let changed = shared.store.changed();
-    let state = EventsState { shared, changed, app, after, ready: VecDeque::new() };
+    let state = EventsState {
+        shared,
+        changed,
+        app,
+        after,
+        ready: VecDeque::new(),
+    };
     sse(futures::stream::try_unfold(state, |mut state| async move {
-        let Some(event) = state.next().await? else { return Ok(None) };
+        let Some(event) = state.next().await? else {
+            return Ok(None);
+        };
         let frame = Frame::default().id(event.sequence.to_string());
         Ok(Some((frame.data(serde_json::to_string(&event)?), state)))
     }))
@@ -107,10 +120,14 @@ impl OperationState {
         while !self.over {
             let id = self.id.clone();
             let look = move |tx: &rusqlite::Transaction<'_>| {
-                operations::get(tx, &id)?.map(|row| views::operation(tx, row)).transpose()
+                operations::get(tx, &id)?
+                    .map(|row| views::operation(tx, row))
+                    .transpose()
             };
             let found: Option<Operation> = self.shared.store.read(look).await?;
-            let Some(operation) = found else { return Ok(None) };
+            let Some(operation) = found else {
+                return Ok(None);
+            };
             self.over = operation.outcome != Outcome::Running;
             let text = serde_json::to_string(&operation)?;
             if self.told.as_ref() != Some(&text) {
@@ -137,9 +154,21 @@ pub(super) async fn stream_operation(
 ) -> Frames<impl Stream<Item = Result<Frame, DirectorError>> + Send + 'static> {
     let changed = shared.store.changed();
     let id = row.id.to_string();
-    let state = OperationState { shared, changed, id, told: None, number: 0, over: false };
+    let state = OperationState {
+        shared,
+        changed,
+        id,
+        told: None,
+        number: 0,
+        over: false,
+    };
     sse(futures::stream::try_unfold(state, |mut state| async move {
-        let Some(text) = state.next().await? else { return Ok(None) };
-        Ok(Some((Frame::default().id(state.number.to_string()).data(text), state)))
+        let Some(text) = state.next().await? else {
+            return Ok(None);
+        };
+        Ok(Some((
+            Frame::default().id(state.number.to_string()).data(text),
+            state,
+        )))
     }))
 }

@@ -24,11 +24,13 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Payload<T> {
             Ok(Json(value)) => Ok(Self(value)),
             Err(rejection) => {
                 let message = rejection.body_text();
-                Err(if rejection.status() == http::StatusCode::PAYLOAD_TOO_LARGE {
-                    DirectorError::too_large(message)
-                } else {
-                    DirectorError::invalid("invalid_body", message)
-                })
+                Err(
+                    if rejection.status() == http::StatusCode::PAYLOAD_TOO_LARGE {
+                        DirectorError::too_large(message)
+                    } else {
+                        DirectorError::invalid("invalid_body", message)
+                    },
+                )
             }
         }
     }
@@ -42,9 +44,10 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Params<T> {
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, DirectorError> {
         match Query::<T>::from_request_parts(parts, state).await {
             Ok(Query(value)) => Ok(Self(value)),
-            Err(rejection) => {
-                Err(DirectorError::invalid("invalid_query", rejection.body_text()))
-            }
+            Err(rejection) => Err(DirectorError::invalid(
+                "invalid_query",
+                rejection.body_text(),
+            )),
         }
     }
 }
@@ -57,7 +60,10 @@ impl<S: Send + Sync> FromRequestParts<S> for Segments {
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, DirectorError> {
         match Path::<BTreeMap<String, String>>::from_request_parts(parts, state).await {
             Ok(Path(found)) => Ok(Self(found)),
-            Err(rejection) => Err(DirectorError::invalid("invalid_path", rejection.body_text())),
+            Err(rejection) => Err(DirectorError::invalid(
+                "invalid_path",
+                rejection.body_text(),
+            )),
         }
     }
 }
@@ -82,24 +88,39 @@ impl PageQuery {
 
     /// What the cursor names, or the start.
     pub fn position(&self) -> Result<Option<String>, DirectorError> {
-        let Some(cursor) = &self.cursor else { return Ok(None) };
-        let text = URL_SAFE_NO_PAD.decode(cursor).ok().and_then(|b| String::from_utf8(b).ok());
-        text.and_then(|text| text.strip_prefix("1:").map(str::to_owned)).map(Some).ok_or_else(|| {
-            DirectorError::invalid("invalid_cursor", "this cursor does not come from a page's `next`")
-        })
+        let Some(cursor) = &self.cursor else {
+            return Ok(None);
+        };
+        let text = URL_SAFE_NO_PAD
+            .decode(cursor)
+            .ok()
+            .and_then(|b| String::from_utf8(b).ok());
+        text.and_then(|text| text.strip_prefix("1:").map(str::to_owned))
+            .map(Some)
+            .ok_or_else(|| {
+                DirectorError::invalid(
+                    "invalid_cursor",
+                    "this cursor does not come from a page's `next`",
+                )
+            })
     }
 
     /// A position made of a time and an id; newest first starts at the end of time.
     pub fn time_position(&self) -> Result<(Millis, String), DirectorError> {
-        let Some(text) = self.position()? else { return Ok((Millis::MAX, String::new())) };
-        let bad = || DirectorError::invalid("invalid_cursor", "this cursor is of another collection");
+        let Some(text) = self.position()? else {
+            return Ok((Millis::MAX, String::new()));
+        };
+        let bad =
+            || DirectorError::invalid("invalid_cursor", "this cursor is of another collection");
         let (at, id) = text.split_once(' ').ok_or_else(bad)?;
         Ok((at.parse().map_err(|_| bad())?, id.to_owned()))
     }
 
     /// A position that is a number.
     pub fn number_position(&self, start: u64) -> Result<u64, DirectorError> {
-        let Some(text) = self.position()? else { return Ok(start) };
+        let Some(text) = self.position()? else {
+            return Ok(start);
+        };
         text.parse().map_err(|_| {
             DirectorError::invalid("invalid_cursor", "this cursor is of another collection")
         })
@@ -130,12 +151,14 @@ pub fn whole<T>(items: Vec<T>) -> Page<T> {
 
 /// Whether labels match a filter `key=value` (or `key`: it is there), several by comma.
 pub fn labels_match(filter: Option<&str>, labels: &Labels) -> bool {
-    filter.into_iter().flat_map(|filter| filter.split(',')).filter(|part| !part.is_empty()).all(
-        |part| match part.split_once('=') {
+    filter
+        .into_iter()
+        .flat_map(|filter| filter.split(','))
+        .filter(|part| !part.is_empty())
+        .all(|part| match part.split_once('=') {
             Some((key, value)) => labels.get(key).is_some_and(|found| found == value),
             None => labels.contains_key(part),
-        },
-    )
+        })
 }
 
 /// `If-Match`, if the request has one.
@@ -145,7 +168,11 @@ impl<S: Send + Sync> FromRequestParts<S> for IfMatch {
     type Rejection = std::convert::Infallible;
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Self::Rejection> {
         let value = parts.headers.get(http::header::IF_MATCH);
-        Ok(Self(value.and_then(|value| value.to_str().ok()).map(str::to_owned)))
+        Ok(Self(
+            value
+                .and_then(|value| value.to_str().ok())
+                .map(str::to_owned),
+        ))
     }
 }
 
@@ -156,10 +183,13 @@ impl IfMatch {
         let Some(wanted) = &self.0 else { return Ok(()) };
         let present = etag.trim_matches('"');
         let generation = present.split('-').next().unwrap_or(present);
-        let fits = wanted.split(',').map(|tag| tag.trim().trim_start_matches("W/")).any(|tag| {
-            let tag = tag.trim_matches('"');
-            tag == "*" || tag == present || tag == generation
-        });
+        let fits = wanted
+            .split(',')
+            .map(|tag| tag.trim().trim_start_matches("W/"))
+            .any(|tag| {
+                let tag = tag.trim_matches('"');
+                tag == "*" || tag == present || tag == generation
+            });
         if fits {
             return Ok(());
         }
@@ -177,22 +207,38 @@ mod tests {
 
     #[test]
     fn pages_end_and_go_on() {
-        let query = PageQuery { cursor: None, limit: Some(2) };
+        let query = PageQuery {
+            cursor: None,
+            limit: Some(2),
+        };
         let first = page(vec![1, 2, 3], query.limit(), i32::to_string, Ok).unwrap();
         assert_eq!(first.items, [1, 2]);
-        let next = PageQuery { cursor: first.next, limit: Some(2) };
+        let next = PageQuery {
+            cursor: first.next,
+            limit: Some(2),
+        };
         assert_eq!(next.position().unwrap().as_deref(), Some("2"));
         assert!(page(vec![3], 2, i32::to_string, Ok).unwrap().next.is_none());
-        let bad = PageQuery { cursor: Some("nonsense".to_owned()), limit: None };
+        let bad = PageQuery {
+            cursor: Some("nonsense".to_owned()),
+            limit: None,
+        };
         assert!(bad.position().is_err());
     }
 
     #[test]
     fn preconditions_take_tag_or_generation() {
         for good in ["\"g3-ab\"", "\"g3\"", "*", "W/\"g3-ab\"", "\"g1\", \"g3\""] {
-            assert!(IfMatch(Some(good.to_owned())).check("\"g3-ab\"").is_ok(), "{good}");
+            assert!(
+                IfMatch(Some(good.to_owned())).check("\"g3-ab\"").is_ok(),
+                "{good}"
+            );
         }
-        assert!(IfMatch(Some("\"g2\"".to_owned())).check("\"g3-ab\"").is_err());
+        assert!(
+            IfMatch(Some("\"g2\"".to_owned()))
+                .check("\"g3-ab\"")
+                .is_err()
+        );
         assert!(IfMatch(None).check("\"g3-ab\"").is_ok());
     }
 

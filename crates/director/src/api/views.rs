@@ -10,8 +10,8 @@ use crate::store::codes::CodeRow;
 use crate::store::machines::{self, NodeRow};
 use crate::store::operations::{self, OperationRow};
 use crate::store::services::{self, ReleaseRow, ServiceRow};
-use crate::store::users::{TokenRow, UserRow};
 use crate::store::show_time;
+use crate::store::users::{TokenRow, UserRow};
 use conpaas_model::api::{
     Accepted, App, Code, Node, Operation, Outcome, ReleaseInfo, Service, Token, User,
 };
@@ -50,7 +50,9 @@ fn exposed(shared: &Shared, row: &ServiceRow) -> bool {
 /// The exposed service that has the application's own host name: the oldest one.
 fn first_exposed(shared: &Shared, rows: &[ServiceRow]) -> Option<conpaas_model::ids::ServiceId> {
     let mut living = rows.iter().filter(|row| row.run != RunWish::Deleted);
-    living.find(|row| exposed(shared, row)).map(|row| row.id.clone())
+    living
+        .find(|row| exposed(shared, row))
+        .map(|row| row.id.clone())
 }
 
 pub(super) fn service(
@@ -73,8 +75,11 @@ pub(super) fn service(
     let operation = operations::newest_of(tx, &row.app, &row.id)?
         .filter(|found| found.outcome == Outcome::Running)
         .map(|found| found.id);
-    let allowed =
-        if row.internal { Vec::new() } else { service_verbs(shown.state, row.run) };
+    let allowed = if row.internal {
+        Vec::new()
+    } else {
+        service_verbs(shown.state, row.run)
+    };
     let status = row.status.unwrap_or_default();
     // A stopped service's last words tell nothing any more.
     let current = row.run == RunWish::Running || shown.state == ServiceState::Epilogue;
@@ -140,7 +145,10 @@ pub(super) fn app(tx: &Connection, shared: &Shared, row: AppRow) -> Result<App, 
         allowed: app_verbs(row.run, &shown, all_running),
         state: shown.state,
         reason: shown.reason,
-        urls: services.iter().filter_map(|service| service.url.clone()).collect(),
+        urls: services
+            .iter()
+            .filter_map(|service| service.url.clone())
+            .collect(),
         services,
         credits_per_hour: credits,
         created_at: show_time(row.created_at),
@@ -190,7 +198,9 @@ pub(super) fn accepted(
     tx: &Connection,
     row: Option<OperationRow>,
 ) -> Result<Accepted, DirectorError> {
-    Ok(Accepted { operation: row.map(|row| operation(tx, row)).transpose()? })
+    Ok(Accepted {
+        operation: row.map(|row| operation(tx, row)).transpose()?,
+    })
 }
 
 pub(super) fn release(row: ReleaseRow, service: &ServiceRow) -> ReleaseInfo {
@@ -229,7 +239,11 @@ pub(super) fn code(tx: &Connection, row: CodeRow) -> Result<Code, DirectorError>
 pub(super) fn node(row: NodeRow, service: Option<&ServiceRow>) -> Node {
     let status = service.and_then(|service| service.status.as_ref());
     let summary = status.and_then(|status| {
-        status.nodes.iter().find(|summary| summary.number == row.number).cloned()
+        status
+            .nodes
+            .iter()
+            .find(|summary| summary.number == row.number)
+            .cloned()
     });
     Node {
         name: format!("{}-{}", row.service_name, row.number),
@@ -254,5 +268,8 @@ pub(super) fn etag(
     texts: &impl serde::Serialize,
 ) -> Result<String, DirectorError> {
     let hash = crate::auth::sha256_hex(serde_json::to_vec(texts)?);
-    Ok(format!("\"{generation}-{}\"", hash.get(..8).unwrap_or(&hash)))
+    Ok(format!(
+        "\"{generation}-{}\"",
+        hash.get(..8).unwrap_or(&hash)
+    ))
 }

@@ -107,10 +107,18 @@ fn check_capacity(
     for cloud in clouds {
         let (mut vcpus, mut memory, mut nodes) = (0.0, 0u64, 0u64);
         for ((name, size), count) in after.iter().filter(|((name, _), _)| *name == cloud.name) {
-            let had = before.get(&(name.clone(), size.clone())).copied().unwrap_or(0);
+            let had = before
+                .get(&(name.clone(), size.clone()))
+                .copied()
+                .unwrap_or(0);
             let more = count.saturating_sub(had);
-            let known = cloud.instance_types.iter().find(|found| found.name == *size);
-            let Some(size) = known.or_else(|| shared.config.instance_type(size)) else { continue };
+            let known = cloud
+                .instance_types
+                .iter()
+                .find(|found| found.name == *size);
+            let Some(size) = known.or_else(|| shared.config.instance_type(size)) else {
+                continue;
+            };
             vcpus += size.vcpus * more as f64;
             memory = memory.saturating_add(size.memory_mib.saturating_mul(more));
             nodes += more;
@@ -200,7 +208,10 @@ impl<'a> Draft<'a> {
         if self.is_empty() {
             let running = rows::running(tx, Some(&self.app.id))?;
             let subject = self.subject.as_ref().map(|row| &row.id);
-            return Ok(running.into_iter().rev().find(|found| found.service.as_ref() == subject));
+            return Ok(running
+                .into_iter()
+                .rev()
+                .find(|found| found.service.as_ref() == subject));
         }
         settle_systems(tx, shared, &self.app)?;
         let owner = crate::store::users::find(tx, self.app.owner.as_str())?;
@@ -209,7 +220,10 @@ impl<'a> Draft<'a> {
         check_quota(self.before.values().sum(), after.values().sum(), quota)?;
         check_capacity(shared, &self.before, &after, clouds)?;
         if self.targets.is_empty() {
-            for row in services::of_app(tx, &self.app.id)?.into_iter().filter(|row| row.internal) {
+            for row in services::of_app(tx, &self.app.id)?
+                .into_iter()
+                .filter(|row| row.internal)
+            {
                 self.targets.push(Target {
                     service: row.id,
                     name: row.name,
@@ -261,7 +275,10 @@ mod tests {
     #[test]
     fn the_quota_refuses_growth_only_and_says_the_numbers() {
         assert!(check_quota(3, 20, 20).is_ok());
-        assert!(check_quota(30, 25, 20).is_ok(), "shrinking is always allowed");
+        assert!(
+            check_quota(30, 25, 20).is_ok(),
+            "shrinking is always allowed"
+        );
         let error = check_quota(3, 10_003, 20).unwrap_err().to_string();
         for part in ["10000 more", "quota is 20", "3 are wanted"] {
             assert!(error.contains(part), "{error}");

@@ -39,8 +39,11 @@ pub struct Change<'a> {
 type Accepted = Result<Option<OperationRow>, DirectorError>;
 
 fn name_taken(what: &str, name: &Name) -> DirectorError {
-    DirectorError::conflict("name_taken", format!("there is already {what} named '{name}'"))
-        .hint("choose another name")
+    DirectorError::conflict(
+        "name_taken",
+        format!("there is already {what} named '{name}'"),
+    )
+    .hint("choose another name")
 }
 
 fn check_text(what: &str, text: &str) -> Result<(), DirectorError> {
@@ -69,15 +72,34 @@ fn check_host(name: &Name, owner: &Name) -> Result<(), DirectorError> {
     if label.len() > LABEL_MAX {
         return Err(DirectorError::invalid(
             "name_too_long",
-            format!("'{label}' has {} characters, and a host name's part may have {LABEL_MAX}: choose a shorter name", label.len()),
+            format!(
+                "'{label}' has {} characters, and a host name's part may have {LABEL_MAX}: choose a shorter name",
+                label.len()
+            ),
         ));
     }
     Ok(())
 }
 
 impl Change<'_> {
-    fn event(&self, app: &ApplicationId, kind: &str, service: Option<&Name>, facts: serde_json::Value) -> Result<(), DirectorError> {
-        events::append(self.tx, app, &NewEvent { kind, service, actor: self.actor, reason: None, facts })
+    fn event(
+        &self,
+        app: &ApplicationId,
+        kind: &str,
+        service: Option<&Name>,
+        facts: serde_json::Value,
+    ) -> Result<(), DirectorError> {
+        events::append(
+            self.tx,
+            app,
+            &NewEvent {
+                kind,
+                service,
+                actor: self.actor,
+                reason: None,
+                facts,
+            },
+        )
     }
 
     fn living(&self, app: &AppRow) -> Result<(), DirectorError> {
@@ -101,7 +123,10 @@ impl Change<'_> {
         if row.internal {
             return Err(DirectorError::conflict(
                 "system_service",
-                format!("'{}/{}' hosts managers: it follows its application", app.name, row.name),
+                format!(
+                    "'{}/{}' hosts managers: it follows its application",
+                    app.name, row.name
+                ),
             ));
         }
         Ok(())
@@ -110,7 +135,10 @@ impl Change<'_> {
     /// The application's services that people have and that are not being deleted.
     fn people(&self, app: &AppRow) -> Result<Vec<ServiceRow>, DirectorError> {
         let rows = services::of_app(self.tx, &app.id)?;
-        Ok(rows.into_iter().filter(|row| !row.internal && row.run != RunWish::Deleted).collect())
+        Ok(rows
+            .into_iter()
+            .filter(|row| !row.internal && row.run != RunWish::Deleted)
+            .collect())
     }
 
     pub fn create_app(&self, owner: &UserRow, wish: AppCreate) -> Result<AppRow, DirectorError> {
@@ -134,7 +162,12 @@ impl Change<'_> {
             created_at: now(),
         };
         apps::insert(self.tx, &row)?;
-        self.event(&row.id, "application_created", None, json!({"name": row.name}))?;
+        self.event(
+            &row.id,
+            "application_created",
+            None,
+            json!({"name": row.name}),
+        )?;
         Ok(row)
     }
 
@@ -146,7 +179,12 @@ impl Change<'_> {
             if taken.is_some_and(|found| found.run != RunWish::Deleted) {
                 return Err(name_taken("an application", &name));
             }
-            self.event(&row.id, "application_renamed", None, json!({"from": row.name, "to": name}))?;
+            self.event(
+                &row.id,
+                "application_renamed",
+                None,
+                json!({"from": row.name, "to": name}),
+            )?;
             row.name = name;
         }
         if let Some(description) = wish.description {
@@ -180,7 +218,7 @@ impl Change<'_> {
 
     pub fn stop_app(&self, app: AppRow) -> Accepted {
         self.living(&app)?;
-        self.leave_app(app, "stop", RunWish::Stopped)
+        self.leave_app(app, operations::STOP, RunWish::Stopped)
     }
 
     /// Ends an application and everything in it; its name is free at once.
@@ -284,7 +322,13 @@ impl Change<'_> {
     }
 
     /// One service's new wish, if it is another than now.
-    fn one(&self, app: AppRow, kind: &'static str, row: &ServiceRow, after: Option<ServiceRow>) -> Accepted {
+    fn one(
+        &self,
+        app: AppRow,
+        kind: &'static str,
+        row: &ServiceRow,
+        after: Option<ServiceRow>,
+    ) -> Accepted {
         let mut draft = Draft::new(self.tx, self.shared, self.actor, kind, app, Some(row))?;
         if let Some(after) = after {
             draft.change(row, after)?;
@@ -305,7 +349,12 @@ impl Change<'_> {
         self.living_service(&app, row)?;
         let mut after = row.clone();
         after.set_run(RunWish::Stopped);
-        self.one(app, "stop", row, (row.run != RunWish::Stopped).then_some(after))
+        self.one(
+            app,
+            "stop",
+            row,
+            (row.run != RunWish::Stopped).then_some(after),
+        )
     }
 
     pub fn delete_service(&self, app: AppRow, row: &ServiceRow) -> Accepted {
@@ -321,9 +370,22 @@ impl Change<'_> {
     pub fn scale_service(&self, app: AppRow, row: &ServiceRow, wish: &Scale) -> Accepted {
         self.living_service(&app, row)?;
         let service_type = self.shared.service_type(&row.service_type)?;
-        let roles = scaled(service_type, &row.roles, &self.shared.config.instance_types, wish)?;
+        let roles = scaled(
+            service_type,
+            &row.roles,
+            &self.shared.config.instance_types,
+            wish,
+        )?;
         let changes = roles != row.roles;
-        self.one(app, "scale", row, changes.then_some(ServiceRow { roles, ..row.clone() }))
+        self.one(
+            app,
+            "scale",
+            row,
+            changes.then_some(ServiceRow {
+                roles,
+                ..row.clone()
+            }),
+        )
     }
 
     fn active(&self, row: &ServiceRow) -> Result<ReleaseRow, DirectorError> {
@@ -333,7 +395,15 @@ impl Change<'_> {
     }
 
     /// Makes a release and wishes it active.
-    fn release(&self, app: AppRow, kind: &'static str, row: &ServiceRow, code: Option<CodeId>, settings: Settings, reason: String) -> Accepted {
+    fn release(
+        &self,
+        app: AppRow,
+        kind: &'static str,
+        row: &ServiceRow,
+        code: Option<CodeId>,
+        settings: Settings,
+        reason: String,
+    ) -> Accepted {
         let number = row.next_release;
         let release = ReleaseRow {
             service: row.id.clone(),
@@ -345,8 +415,11 @@ impl Change<'_> {
             created_at: now(),
         };
         services::insert_release(self.tx, &release)?;
-        let after =
-            ServiceRow { active: number, next_release: number.next(), ..row.clone() };
+        let after = ServiceRow {
+            active: number,
+            next_release: number.next(),
+            ..row.clone()
+        };
         self.one(app, kind, row, Some(after))
     }
 
@@ -367,15 +440,24 @@ impl Change<'_> {
         self.living_service(&app, row)?;
         let found = codes::get(self.tx, &row.id, code)?.filter(|found| found.deleted_at.is_none());
         let found = found.ok_or_else(|| {
-            DirectorError::not_found(format!("no code version '{code}'"))
-                .hint(format!("list them: conpaas code list {}/{}", app.name, row.name))
+            DirectorError::not_found(format!("no code version '{code}'")).hint(format!(
+                "list them: conpaas code list {}/{}",
+                app.name, row.name
+            ))
         })?;
         let active = self.active(row)?;
         if active.code.as_ref() == Some(&found.id) {
             return self.one(app, "activate", row, None);
         }
         let reason = format!("code activated: {}", found.filename);
-        self.release(app, "activate", row, Some(found.id), active.settings, reason)
+        self.release(
+            app,
+            "activate",
+            row,
+            Some(found.id),
+            active.settings,
+            reason,
+        )
     }
 
     /// Takes an older release's code and settings as a new release.
@@ -386,11 +468,18 @@ impl Change<'_> {
             Some(number) => services::get_release(self.tx, &row.id, number)?,
             None => services::release_before(self.tx, &row.id, row.active)?,
         };
-        let found = found.ok_or_else(|| match to {
-            Some(number) => DirectorError::not_found(format!("no release {number}")),
-            None => DirectorError::conflict("nothing_before", "there is no release before this one"),
-        }
-        .hint(format!("list them: conpaas service releases {}/{}", app.name, row.name)))?;
+        let found = found.ok_or_else(|| {
+            match to {
+                Some(number) => DirectorError::not_found(format!("no release {number}")),
+                None => {
+                    DirectorError::conflict("nothing_before", "there is no release before this one")
+                }
+            }
+            .hint(format!(
+                "list them: conpaas service releases {}/{}",
+                app.name, row.name
+            ))
+        })?;
         if let Some(code) = &found.code {
             let kept = codes::get(self.tx, &row.id, code.as_str())?;
             if kept.is_none_or(|kept| kept.deleted_at.is_some()) {
@@ -426,7 +515,10 @@ impl Change<'_> {
             ));
         }
         if operation.kind == operations::DELETE {
-            return Err(DirectorError::conflict("not_cancellable", "a deletion cannot be cancelled"));
+            return Err(DirectorError::conflict(
+                "not_cancellable",
+                "a deletion cannot be cancelled",
+            ));
         }
         let reason = format!("cancelled by {}", self.actor);
         operations::end(self.tx, operation, Outcome::Cancelled, Some(&reason))?;
@@ -434,13 +526,21 @@ impl Change<'_> {
             Some(id) => services::get(self.tx, id)?,
             None => None,
         };
-        let mut draft =
-            Draft::new(self.tx, self.shared, self.actor, "cancel", app, subject.as_ref())?;
+        let mut draft = Draft::new(
+            self.tx,
+            self.shared,
+            self.actor,
+            "cancel",
+            app,
+            subject.as_ref(),
+        )?;
         if let Some(run) = operation.previous.app {
             draft.set_app_run(run)?;
         }
         for previous in &operation.previous.services {
-            let Some(row) = services::get(self.tx, &previous.service)? else { continue };
+            let Some(row) = services::get(self.tx, &previous.service)? else {
+                continue;
+            };
             if row.run == RunWish::Deleted {
                 continue;
             }

@@ -22,11 +22,15 @@ pub fn settle_systems(
     shared: &Shared,
     app: &AppRow,
 ) -> Result<bool, DirectorError> {
-    let Some(system_type) = shared.system_type() else { return Ok(false) };
+    let Some(system_type) = shared.system_type() else {
+        return Ok(false);
+    };
     let mut changed = false;
     let rows = services::of_app(tx, &app.id)?;
     let (systems, people): (Vec<_>, Vec<_>) = rows.into_iter().partition(|row| row.internal);
-    let common = systems.iter().find(|row| !row.own_manager && row.run != RunWish::Deleted);
+    let common = systems
+        .iter()
+        .find(|row| !row.own_manager && row.run != RunWish::Deleted);
     let mut common = common.map(|row| row.id.clone());
     let needs_common = app.run == RunWish::Running || people.iter().any(|row| !row.own_manager);
     if common.is_none() && needs_common && app.run != RunWish::Deleted {
@@ -39,16 +43,31 @@ pub fn settle_systems(
             (false, common) => common.clone(),
         };
         if manager.is_some() {
-            services::update_wish(tx, &ServiceRow { manager, ..row.clone() })?;
+            services::update_wish(
+                tx,
+                &ServiceRow {
+                    manager,
+                    ..row.clone()
+                },
+            )?;
             changed = true;
         }
     }
     let rows = services::of_app(tx, &app.id)?;
-    for system in rows.iter().filter(|row| row.internal && row.run != RunWish::Deleted) {
+    for system in rows
+        .iter()
+        .filter(|row| row.internal && row.run != RunWish::Deleted)
+    {
         let mut hosted = Vec::new();
-        for row in rows.iter().filter(|row| row.manager.as_ref() == Some(&system.id)) {
+        for row in rows
+            .iter()
+            .filter(|row| row.manager.as_ref() == Some(&system.id))
+        {
             let nodes = machines::count_of_service(tx, &row.id)?;
-            hosted.push(Hosted { run: row.run, nodes });
+            hosted.push(Hosted {
+                run: row.run,
+                nodes,
+            });
         }
         let base = match (system.own_manager, app.run) {
             (true, _) if hosted.is_empty() => RunWish::Deleted,
@@ -81,8 +100,9 @@ fn make(
     } else {
         SYSTEM.to_owned()
     };
-    let name: Name =
-        text.parse().map_err(|error| DirectorError::internal("a name could not be made", error))?;
+    let name: Name = text
+        .parse()
+        .map_err(|error| DirectorError::internal("a name could not be made", error))?;
     let row = ServiceRow {
         own_manager: own,
         internal: true,
@@ -118,7 +138,11 @@ pub fn new_row(
         served: false,
         generation: Generation(1),
         reached: Generation(0),
-        roles: default_roles(service_type, &config.default_cloud, &config.default_instance_type),
+        roles: default_roles(
+            service_type,
+            &config.default_cloud,
+            &config.default_instance_type,
+        ),
         active: ReleaseNumber(1),
         drain_seconds: u32::try_from(config.drain.as_secs()).unwrap_or(u32::MAX),
         next_node: NodeNumber(1),

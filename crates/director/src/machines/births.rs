@@ -9,23 +9,39 @@ use std::fmt::Write as _;
 /// A fresh secret of 256 bits, in hex. Records keep only its hash.
 pub fn new_secret() -> String {
     let bytes: [u8; 32] = rand::random();
-    bytes.iter().fold(String::with_capacity(64), |mut text, byte| {
-        // Writing to a string cannot fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
+    bytes
+        .iter()
+        .fold(String::with_capacity(64), |mut text, byte| {
+            // Writing to a string cannot fail.
+            let _ = write!(text, "{byte:02x}");
+            text
+        })
 }
 
 /// The request to a cloud for a machine.
 ///
 /// # Errors
 /// In words: the cloud has no such instance type, or machines there cannot reach the Director.
-pub fn request(shared: &Shared, cloud: &dyn Cloud, birth: &Birth, secret: String) -> Result<CreateMachine, String> {
+pub fn request(
+    shared: &Shared,
+    cloud: &dyn Cloud,
+    birth: &Birth,
+    secret: String,
+) -> Result<CreateMachine, String> {
     let types = cloud.instance_types();
-    let instance_type = types.iter().find(|size| size.name == birth.instance_type).cloned().ok_or_else(|| {
-        let known: Vec<&str> = types.iter().map(|size| size.name.as_str()).collect();
-        format!("the cloud '{}' has no instance type '{}'; it has {}", birth.cloud, birth.instance_type, known.join(", "))
-    })?;
+    let instance_type = types
+        .iter()
+        .find(|size| size.name == birth.instance_type)
+        .cloned()
+        .ok_or_else(|| {
+            let known: Vec<&str> = types.iter().map(|size| size.name.as_str()).collect();
+            format!(
+                "the cloud '{}' has no instance type '{}'; it has {}",
+                birth.cloud,
+                birth.instance_type,
+                known.join(", ")
+            )
+        })?;
     let port = match cloud.network_access(&birth.application) {
         NetworkAccess::Local { .. } => DIRECTOR_PORT,
         NetworkAccess::Host => shared.host_port().ok_or_else(|| {

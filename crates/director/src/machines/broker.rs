@@ -9,8 +9,8 @@ use crate::error::DirectorError;
 use crate::store::{self, Millis, events};
 use conpaas_cloud::{CloudError, CloudMachineId, MachineState};
 use conpaas_core::broker::{
-    Action, BrokerSettings, CallResult, CloudView, Listed, MachineRow, MachineStage, NodeKey, NodeRow, View, answered,
-    decide,
+    Action, BrokerSettings, CallResult, CloudView, Listed, MachineRow, MachineStage, NodeKey,
+    NodeRow, View, answered, decide,
 };
 use conpaas_model::ids::{ApplicationId, MachineId, Name};
 use conpaas_model::status::NodeState;
@@ -29,16 +29,39 @@ const CALLS_AT_ONCE: usize = 8;
 
 /// A call to make once its intent is recorded.
 enum Call {
-    Create { birth: Box<records::Birth>, secret: String },
-    Destroy { machine: MachineId, cloud: String, cloud_id: String },
-    Orphan { cloud: String, cloud_id: String },
+    Create {
+        birth: Box<records::Birth>,
+        secret: String,
+    },
+    Destroy {
+        machine: MachineId,
+        cloud: String,
+        cloud_id: String,
+    },
+    Orphan {
+        cloud: String,
+        cloud_id: String,
+    },
 }
 
 /// How something that was started ended.
 enum Done {
-    Listed { cloud: String, asked: u64, result: Result<Vec<conpaas_cloud::Machine>, String> },
-    Called { machine: MachineId, cloud: String, result: CallResult, network: Option<Network> },
-    Orphan { cloud: String, cloud_id: String, gone: bool },
+    Listed {
+        cloud: String,
+        asked: u64,
+        result: Result<Vec<conpaas_cloud::Machine>, String>,
+    },
+    Called {
+        machine: MachineId,
+        cloud: String,
+        result: CallResult,
+        network: Option<Network>,
+    },
+    Orphan {
+        cloud: String,
+        cloud_id: String,
+        gone: bool,
+    },
 }
 
 /// The network a new machine sits in.
@@ -70,7 +93,11 @@ impl Broker {
         let now = Instant::now();
         Self {
             settings: shared.config.broker.clone(),
-            due: shared.clouds.keys().map(|name| (name.clone(), now)).collect(),
+            due: shared
+                .clouds
+                .keys()
+                .map(|name| (name.clone(), now))
+                .collect(),
             shared,
             stamp: 0,
             settled: Arc::default(),
@@ -105,7 +132,11 @@ impl Broker {
             changed.mark_unchanged();
             self.list_due();
             // Before each cloud has had its say once, nothing is known to be an orphan or gone.
-            if shared.clouds.keys().all(|name| self.views.contains_key(name)) {
+            if shared
+                .clouds
+                .keys()
+                .all(|name| self.views.contains_key(name))
+            {
                 self.rounds().await;
             }
         }
@@ -113,37 +144,71 @@ impl Broker {
 
     fn list_due(&mut self) {
         let now = Instant::now();
-        let due: Vec<String> = self.due.iter().filter(|(_, at)| **at <= now).map(|(name, _)| name.clone()).collect();
+        let due: Vec<String> = self
+            .due
+            .iter()
+            .filter(|(_, at)| **at <= now)
+            .map(|(name, _)| name.clone())
+            .collect();
         for name in due {
             self.due.remove(&name);
-            let Some(cloud) = self.shared.clouds.get(&name).cloned() else { continue };
+            let Some(cloud) = self.shared.clouds.get(&name).cloned() else {
+                continue;
+            };
             self.stamp += 1;
-            let (asked, sender, installation) = (self.stamp, self.sender.clone(), self.shared.installation.clone());
+            let (asked, sender, installation) = (
+                self.stamp,
+                self.sender.clone(),
+                self.shared.installation.clone(),
+            );
             self.shared.tasks.spawn(async move {
                 let result = match timeout(LIST_DEADLINE, cloud.list(&installation)).await {
                     Ok(Ok(machines)) => Ok(machines),
                     Ok(Err(error)) => Err(full(&error)),
-                    Err(_) => Err(format!("it did not list its machines within {} s", LIST_DEADLINE.as_secs())),
+                    Err(_) => Err(format!(
+                        "it did not list its machines within {} s",
+                        LIST_DEADLINE.as_secs()
+                    )),
                 };
                 // The receiver is gone only when the Director ends.
-                let _ = sender.send(Done::Listed { cloud: name, asked, result });
+                let _ = sender.send(Done::Listed {
+                    cloud: name,
+                    asked,
+                    result,
+                });
             });
         }
     }
 
     async fn take(&mut self, done: Done) {
         match done {
-            Done::Listed { cloud, asked, result } => {
-                self.due.insert(cloud.clone(), Instant::now() + self.shared.config.list_every);
+            Done::Listed {
+                cloud,
+                asked,
+                result,
+            } => {
+                self.due.insert(
+                    cloud.clone(),
+                    Instant::now() + self.shared.config.list_every,
+                );
                 let view = match result {
                     Ok(machines) => {
                         self.shared.note_listed(&cloud, &machines);
                         let mut networks = BTreeMap::new();
-                        for machine in machines.iter().filter(|m| m.state == MachineState::Running) {
-                            networks.insert(machine.application.clone(), machine.network_instance.clone());
+                        for machine in machines.iter().filter(|m| m.state == MachineState::Running)
+                        {
+                            networks.insert(
+                                machine.application.clone(),
+                                machine.network_instance.clone(),
+                            );
                         }
-                        self.shared.listeners.observe(&self.shared, &cloud, &networks, asked);
-                        CloudView::Listed { asked, machines: machines.into_iter().map(listed).collect() }
+                        self.shared
+                            .listeners
+                            .observe(&self.shared, &cloud, &networks, asked);
+                        CloudView::Listed {
+                            asked,
+                            machines: machines.into_iter().map(listed).collect(),
+                        }
                     }
                     Err(reason) => {
                         tracing::warn!(%cloud, %reason, "the cloud does not list its machines");
@@ -152,10 +217,25 @@ impl Broker {
                 };
                 Arc::make_mut(&mut self.views).insert(cloud, view);
             }
-            Done::Called { machine, cloud, result, network } => {
+            Done::Called {
+                machine,
+                cloud,
+                result,
+                network,
+            } => {
                 self.stamp += 1;
-                if let Some(Network { application, instance: Some(instance) }) = network {
-                    self.shared.listeners.ensure(&self.shared, &cloud, &application, Some(instance), self.stamp);
+                if let Some(Network {
+                    application,
+                    instance: Some(instance),
+                }) = network
+                {
+                    self.shared.listeners.ensure(
+                        &self.shared,
+                        &cloud,
+                        &application,
+                        Some(instance),
+                        self.stamp,
+                    );
                 }
                 Arc::make_mut(&mut self.settled).insert(machine.clone(), self.stamp);
                 if result == CallResult::Destroyed {
@@ -167,8 +247,12 @@ impl Broker {
                     .shared
                     .store
                     .transaction(move |tx| {
-                        let Some(row) = records::broker_machine(tx, &id)? else { return Ok(()) };
-                        if let Some(action) = answered(&row, result, records::unsigned(now), &settings) {
+                        let Some(row) = records::broker_machine(tx, &id)? else {
+                            return Ok(());
+                        };
+                        if let Some(action) =
+                            answered(&row, result, records::unsigned(now), &settings)
+                        {
                             record(tx, &action, Some(&row), None, now, deadline)?;
                         }
                         Ok(())
@@ -180,9 +264,16 @@ impl Broker {
                 }
                 Arc::make_mut(&mut self.busy).remove(&machine);
             }
-            Done::Orphan { cloud, cloud_id, gone } => {
+            Done::Orphan {
+                cloud,
+                cloud_id,
+                gone,
+            } => {
                 self.orphans.remove(&cloud_id);
-                if gone && let Some(CloudView::Listed { machines, .. }) = Arc::make_mut(&mut self.views).get_mut(&cloud) {
+                if gone
+                    && let Some(CloudView::Listed { machines, .. }) =
+                        Arc::make_mut(&mut self.views).get_mut(&cloud)
+                {
                     machines.retain(|machine| machine.id != cloud_id);
                 }
             }
@@ -190,7 +281,9 @@ impl Broker {
     }
 
     fn boot_deadline(&self, now: Millis) -> Millis {
-        now.saturating_add(i64::try_from(self.shared.config.boot_deadline.as_millis()).unwrap_or(i64::MAX))
+        now.saturating_add(
+            i64::try_from(self.shared.config.boot_deadline.as_millis()).unwrap_or(i64::MAX),
+        )
     }
 
     /// Decides and records until there is nothing to do; starts the calls.
@@ -200,7 +293,10 @@ impl Broker {
             let now = store::now();
             let nothing = {
                 let look = self.snapshot(now);
-                self.shared.store.read(move |tx| Ok(look.actions(tx)?.0.is_empty())).await
+                self.shared
+                    .store
+                    .read(move |tx| Ok(look.actions(tx)?.0.is_empty()))
+                    .await
             };
             match nothing {
                 Ok(true) => return,
@@ -220,7 +316,8 @@ impl Broker {
                     let (actions, machines, nodes) = look.actions(tx)?;
                     let mut calls = Vec::new();
                     for action in &actions {
-                        let row = machine_of(action).and_then(|id| machines.iter().find(|m| m.id == *id));
+                        let row =
+                            machine_of(action).and_then(|id| machines.iter().find(|m| m.id == *id));
                         let node = row.and_then(|row| nodes.iter().find(|n| n.key == row.node));
                         calls.extend(record(tx, action, row, node, now, deadline)?);
                     }
@@ -229,7 +326,10 @@ impl Broker {
                 .await;
             match calls {
                 Ok(calls) => {
-                    let progress = calls.iter().any(|call| !matches!(call, Call::Orphan { .. })) || calls.is_empty();
+                    let progress = calls
+                        .iter()
+                        .any(|call| !matches!(call, Call::Orphan { .. }))
+                        || calls.is_empty();
                     for call in calls {
                         self.start(call);
                     }
@@ -257,18 +357,27 @@ impl Broker {
     }
 
     fn start(&mut self, call: Call) {
-        let (sender, slots, shared) = (self.sender.clone(), self.slots.clone(), self.shared.clone());
+        let (sender, slots, shared) =
+            (self.sender.clone(), self.slots.clone(), self.shared.clone());
         match call {
             Call::Create { birth, secret } => {
                 Arc::make_mut(&mut self.busy).insert(birth.machine.clone());
                 self.shared.tasks.spawn(async move {
                     let _slot = slots.acquire_owned().await;
                     let (result, network) = create(&shared, &birth, secret).await;
-                    let _ =
-                        sender.send(Done::Called { machine: birth.machine, cloud: birth.cloud, result, network });
+                    let _ = sender.send(Done::Called {
+                        machine: birth.machine,
+                        cloud: birth.cloud,
+                        result,
+                        network,
+                    });
                 });
             }
-            Call::Destroy { machine, cloud, cloud_id } => {
+            Call::Destroy {
+                machine,
+                cloud,
+                cloud_id,
+            } => {
                 Arc::make_mut(&mut self.busy).insert(machine.clone());
                 self.shared.tasks.spawn(async move {
                     let _slot = slots.acquire_owned().await;
@@ -276,7 +385,12 @@ impl Broker {
                         Ok(()) => CallResult::Destroyed,
                         Err(reason) => CallResult::NotDestroyed { reason },
                     };
-                    let _ = sender.send(Done::Called { machine, cloud, result, network: None });
+                    let _ = sender.send(Done::Called {
+                        machine,
+                        cloud,
+                        result,
+                        network: None,
+                    });
                 });
             }
             Call::Orphan { cloud, cloud_id } => {
@@ -312,7 +426,10 @@ struct Snapshot {
 
 impl Snapshot {
     #[allow(clippy::type_complexity)]
-    fn actions(&self, tx: &Connection) -> Result<(Vec<Action>, Vec<MachineRow>, Vec<NodeRow>), DirectorError> {
+    fn actions(
+        &self,
+        tx: &Connection,
+    ) -> Result<(Vec<Action>, Vec<MachineRow>, Vec<NodeRow>), DirectorError> {
         let nodes = records::broker_nodes(tx)?;
         let machines = records::broker_machines(tx, &self.settled)?;
         let quotas = records::quotas(tx)?;
@@ -354,7 +471,11 @@ fn listed(machine: conpaas_cloud::Machine) -> Listed {
         MachineState::Dead { exit } => Some(exit.to_string()),
         MachineState::Pending | MachineState::Running => None,
     };
-    Listed { id: machine.id.0, token: machine.token, died }
+    Listed {
+        id: machine.id.0,
+        token: machine.token,
+        died,
+    }
 }
 
 /// Writes what an action says; gives the call that it asks for.
@@ -368,7 +489,12 @@ fn record(
 ) -> Result<Option<Call>, DirectorError> {
     let key = row.map(|row| &row.node);
     match action {
-        Action::RecordIntent { node, attempts, retry_at, last_error } => {
+        Action::RecordIntent {
+            node,
+            attempts,
+            retry_at,
+            last_error,
+        } => {
             let id = store::new_id(MachineId::from_suffix)?;
             records::insert_intent(
                 tx,
@@ -387,12 +513,21 @@ fn record(
             let secret = births::new_secret();
             let hash = conpaas_pki::hash_token(&secret);
             let birth = records::creating(tx, machine, &hash, deadline)?;
-            return Ok(birth.map(|birth| Call::Create { birth: Box::new(birth), secret }));
+            return Ok(birth.map(|birth| Call::Create {
+                birth: Box::new(birth),
+                secret,
+            }));
         }
         Action::Adopt { machine, cloud_id } => {
             records::adopted(tx, machine, cloud_id, deadline)?;
             if let Some(row) = row {
-                records::set_node_state(tx, &row.node, NodeState::Booting, row.last_error.as_deref(), now)?;
+                records::set_node_state(
+                    tx,
+                    &row.node,
+                    NodeState::Booting,
+                    row.last_error.as_deref(),
+                    now,
+                )?;
             }
         }
         Action::MarkUp { machine } => {
@@ -410,12 +545,23 @@ fn record(
                 tell(tx, key, "node_died", Some(reason))?;
             }
         }
-        Action::Destroy { machine, cloud_id, reason, .. } => {
+        Action::Destroy {
+            machine,
+            cloud_id,
+            reason,
+            ..
+        } => {
             records::set_stage(tx, machine, MachineStage::Destroying, reason.as_deref())?;
             records::set_cloud_id(tx, machine, cloud_id)?;
             let Some(row) = row else { return Ok(None) };
             if node.is_some_and(|node| node.wanted && node.state != NodeState::Dead) {
-                records::set_node_state(tx, &row.node, NodeState::Requested, reason.as_deref(), now)?;
+                records::set_node_state(
+                    tx,
+                    &row.node,
+                    NodeState::Requested,
+                    reason.as_deref(),
+                    now,
+                )?;
                 if row.stage != MachineStage::Destroying {
                     tell(tx, &row.node, "machine_failed", reason.as_deref())?;
                 }
@@ -435,9 +581,18 @@ fn record(
             records::end_node(tx, node)?;
         }
         Action::DestroyOrphan { cloud, cloud_id } => {
-            return Ok(Some(Call::Orphan { cloud: cloud.clone(), cloud_id: cloud_id.clone() }));
+            return Ok(Some(Call::Orphan {
+                cloud: cloud.clone(),
+                cloud_id: cloud_id.clone(),
+            }));
         }
-        Action::RetryLater { machine, stage, attempts, at, reason } => {
+        Action::RetryLater {
+            machine,
+            stage,
+            attempts,
+            at,
+            reason,
+        } => {
             records::failed_attempt(tx, machine, *stage, *attempts, *at, reason)?;
             if let Some(row) = row
                 && *stage != MachineStage::Destroying
@@ -458,8 +613,15 @@ fn record(
 }
 
 /// Writes an event about a node.
-pub fn tell(tx: &Connection, key: &NodeKey, kind: &str, reason: Option<&str>) -> Result<(), DirectorError> {
-    let Some((application, service)) = records::place_of(tx, &key.service)? else { return Ok(()) };
+pub fn tell(
+    tx: &Connection,
+    key: &NodeKey,
+    kind: &str,
+    reason: Option<&str>,
+) -> Result<(), DirectorError> {
+    let Some((application, service)) = records::place_of(tx, &key.service)? else {
+        return Ok(());
+    };
     let event: events::NewEvent<'_> = events::NewEvent {
         kind,
         service: Some(&service as &Name),
@@ -470,9 +632,18 @@ pub fn tell(tx: &Connection, key: &NodeKey, kind: &str, reason: Option<&str>) ->
     events::append(tx, &application, &event)
 }
 
-async fn create(shared: &Shared, birth: &records::Birth, secret: String) -> (CallResult, Option<Network>) {
+async fn create(
+    shared: &Shared,
+    birth: &records::Birth,
+    secret: String,
+) -> (CallResult, Option<Network>) {
     let Some(cloud) = shared.clouds.get(&birth.cloud) else {
-        return (CallResult::Refused { reason: format!("there is no cloud '{}'", birth.cloud) }, None);
+        return (
+            CallResult::Refused {
+                reason: format!("there is no cloud '{}'", birth.cloud),
+            },
+            None,
+        );
     };
     let request = match births::request(shared, cloud.as_ref(), birth, secret) {
         Ok(request) => request,
@@ -481,8 +652,16 @@ async fn create(shared: &Shared, birth: &records::Birth, secret: String) -> (Cal
     match cloud.create(request).await {
         Ok(machine) => {
             shared.note_limits(&birth.cloud, &birth.machine, &machine.limits);
-            let network = Network { application: birth.application.clone(), instance: machine.network_instance };
-            (CallResult::Created { cloud_id: machine.id.0 }, Some(network))
+            let network = Network {
+                application: birth.application.clone(),
+                instance: machine.network_instance,
+            };
+            (
+                CallResult::Created {
+                    cloud_id: machine.id.0,
+                },
+                Some(network),
+            )
         }
         Err(error) => {
             let reason = full(&error);
@@ -501,7 +680,10 @@ async fn create(shared: &Shared, birth: &records::Birth, secret: String) -> (Cal
 }
 
 async fn destroy(shared: &Shared, cloud: &str, cloud_id: &str) -> Result<(), String> {
-    let cloud = shared.clouds.get(cloud).ok_or_else(|| format!("there is no cloud '{cloud}'"))?;
+    let cloud = shared
+        .clouds
+        .get(cloud)
+        .ok_or_else(|| format!("there is no cloud '{cloud}'"))?;
     match cloud.destroy(&CloudMachineId(cloud_id.to_owned())).await {
         Ok(()) | Err(CloudError::NotFound { .. }) => Ok(()),
         Err(error) => Err(full(&error)),

@@ -46,7 +46,15 @@ impl Feed {
         }
         let before: Option<Routes> = read(folder, ROUTES_FILE);
         let applied: Option<Applied> = read(folder, APPLIED_FILE);
-        Self { written: Written::resume(before), shared, places: Vec::new(), applied, seen: None, knocked: None, silent: None }
+        Self {
+            written: Written::resume(before),
+            shared,
+            places: Vec::new(),
+            applied,
+            seen: None,
+            knocked: None,
+            silent: None,
+        }
     }
 
     /// Works until the Director ends.
@@ -60,7 +68,10 @@ impl Feed {
             if due {
                 match self.write().await {
                     Ok(()) => due = false,
-                    Err(error) => tracing::error!(error = full(&error), "the edge's routes could not be brought up to date"),
+                    Err(error) => tracing::error!(
+                        error = full(&error),
+                        "the edge's routes could not be brought up to date"
+                    ),
                 }
             }
             self.listen().await;
@@ -77,14 +88,21 @@ impl Feed {
     async fn write(&mut self) -> Result<(), DirectorError> {
         self.places = places(&self.shared).await?;
         let (routes, versions) = routes::routes(&self.places, &self.shared.config.base_domain);
-        let taken = self.applied.as_ref().map_or(Generation(0), |applied| applied.generation);
+        let taken = self
+            .applied
+            .as_ref()
+            .map_or(Generation(0), |applied| applied.generation);
         if let Some(file) = self.written.offer(&routes, taken) {
             let folder = self.shared.config.edge_folder.clone();
             let text = serde_json::to_vec_pretty(&file)?;
             tokio::task::spawn_blocking(move || replace(&folder, ROUTES_FILE, &text))
                 .await
-                .map_err(|error| DirectorError::internal("writing the edge's routes broke off", error))?
-                .map_err(|error| DirectorError::internal("the edge's routes cannot be written", error))?;
+                .map_err(|error| {
+                    DirectorError::internal("writing the edge's routes broke off", error)
+                })?
+                .map_err(|error| {
+                    DirectorError::internal("the edge's routes cannot be written", error)
+                })?;
             tracing::debug!(generation = %file.generation, "routes written");
             self.written.accept(file);
         }
@@ -97,7 +115,8 @@ impl Feed {
         let stamp = std::fs::metadata(self.shared.config.edge_folder.join(APPLIED_FILE))
             .ok()
             .map(|meta| (meta.ino(), meta.mtime(), meta.mtime_nsec(), meta.len()));
-        if stamp.is_some() && stamp != self.seen
+        if stamp.is_some()
+            && stamp != self.seen
             && let Some(applied) = read::<Applied>(&self.shared.config.edge_folder, APPLIED_FILE)
         {
             self.applied = Some(applied);
@@ -124,7 +143,10 @@ impl Feed {
 
     /// Whether no edge runs: then nothing is in flight, and the routes hold as soon as one starts.
     fn is_absent(&self) -> bool {
-        self.applied.is_none() || self.silent.is_some_and(|since| since.elapsed() >= self.shared.config.edge_finishing)
+        self.applied.is_none()
+            || self
+                .silent
+                .is_some_and(|since| since.elapsed() >= self.shared.config.edge_finishing)
     }
 
     fn tell(&self) {
@@ -132,7 +154,13 @@ impl Feed {
         let statuses: BTreeMap<ServiceId, EdgeStatus> = self
             .places
             .iter()
-            .map(|place| (place.service.clone(), self.written.status(place, self.applied.as_ref().filter(|_| !absent))))
+            .map(|place| {
+                (
+                    place.service.clone(),
+                    self.written
+                        .status(place, self.applied.as_ref().filter(|_| !absent)),
+                )
+            })
             .collect();
         self.shared.edge.send_if_modified(|present| {
             let changed = *present != statuses;
@@ -186,15 +214,17 @@ async fn places(shared: &Arc<Shared>) -> Result<Vec<Place>, DirectorError> {
             for app in apps::every(tx)? {
                 let mut first = true;
                 for row in services::of_app(tx, &app.id)? {
-                    let exposes = registry
-                        .get(&row.service_type)
-                        .is_some_and(|entry| entry.service_type.roles().iter().any(|role| role.exposed));
+                    let exposes = registry.get(&row.service_type).is_some_and(|entry| {
+                        entry.service_type.roles().iter().any(|role| role.exposed)
+                    });
                     if !exposes {
                         continue;
                     }
                     let nodes = records::nodes_of(tx, &row.id)?;
                     let network = |cloud: &str| {
-                        clouds.get(cloud).map_or(NetworkAccess::Host, |cloud| cloud.network_access(&app.id))
+                        clouds
+                            .get(cloud)
+                            .map_or(NetworkAccess::Host, |cloud| cloud.network_access(&app.id))
                     };
                     places.push(Place {
                         service: row.id.clone(),

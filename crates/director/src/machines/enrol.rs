@@ -8,7 +8,10 @@ use crate::error::DirectorError;
 use crate::store::{Millis, events};
 use conpaas_model::ids::ApplicationId;
 use conpaas_model::protocol::{EnrolAnswer, EnrolRequest};
-use conpaas_pki::{Decision, EnrolmentRequest, Identity, NodeRecord, PartyKind, Refusal, csr_key_fingerprint, decide};
+use conpaas_pki::{
+    Decision, EnrolmentRequest, Identity, NodeRecord, PartyKind, Refusal, csr_key_fingerprint,
+    decide,
+};
 use conpaas_wire::{Body, json_response, read_json};
 use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
@@ -28,11 +31,19 @@ enum Outcome {
     Unknown,
 }
 
-async fn request_of(request: Request<Incoming>) -> Result<(EnrolRequest, Vec<u8>, String), Refused> {
+async fn request_of(
+    request: Request<Incoming>,
+) -> Result<(EnrolRequest, Vec<u8>, String), Refused> {
     let body: EnrolRequest = read_json(request, MAX_REQUEST).await.map_err(problem)?;
-    let malformed =
-        || refuse(StatusCode::BAD_REQUEST, "bad_request", "the certificate signing request cannot be read");
-    let csr = CertificateSigningRequestDer::from_pem_slice(body.csr.as_bytes()).map_err(|_| malformed())?;
+    let malformed = || {
+        refuse(
+            StatusCode::BAD_REQUEST,
+            "bad_request",
+            "the certificate signing request cannot be read",
+        )
+    };
+    let csr = CertificateSigningRequestDer::from_pem_slice(body.csr.as_bytes())
+        .map_err(|_| malformed())?;
     let fingerprint = csr_key_fingerprint(&csr).map_err(|_| malformed())?;
     Ok((body, csr.to_vec(), fingerprint))
 }
@@ -50,22 +61,30 @@ pub async fn agent(
         .read({
             let (body, fingerprint) = (body.clone(), fingerprint.clone());
             let (id, network) = (id.clone(), network.clone());
-            move |tx| decided(tx, &id, network.as_ref(), &body, &fingerprint, now).map(|(outcome, _)| outcome)
+            move |tx| {
+                decided(tx, &id, network.as_ref(), &body, &fingerprint, now)
+                    .map(|(outcome, _)| outcome)
+            }
         })
         .await;
     // Renewals change nothing: only a first key or a refusal is written down.
     let outcome = match outcome {
-        Ok(Outcome::Granted(machine)) if machine.key_fingerprint.is_some() => Ok(Outcome::Granted(machine)),
+        Ok(Outcome::Granted(machine)) if machine.key_fingerprint.is_some() => {
+            Ok(Outcome::Granted(machine))
+        }
         Ok(Outcome::Unknown) => Ok(Outcome::Unknown),
         Ok(_) => {
             let id = id.clone();
             shared
                 .store
                 .transaction(move |tx| {
-                    let (outcome, first) = decided(tx, &id, network.as_ref(), &body, &fingerprint, now)?;
+                    let (outcome, first) =
+                        decided(tx, &id, network.as_ref(), &body, &fingerprint, now)?;
                     match &outcome {
                         Outcome::Granted(_) if first => records::set_key(tx, &id, &fingerprint)?,
-                        Outcome::Refused(refusal) if refusal.is_reported() => report(tx, &id, *refusal)?,
+                        Outcome::Refused(refusal) if refusal.is_reported() => {
+                            report(tx, &id, *refusal)?
+                        }
                         _ => {}
                     }
                     Ok(outcome)
@@ -76,18 +95,29 @@ pub async fn agent(
     };
     match outcome.map_err(|error| internal(&error))? {
         Outcome::Granted(machine) => {
-            let kind = PartyKind::Agent { application: machine.application, node: machine.id };
+            let kind = PartyKind::Agent {
+                application: machine.application,
+                node: machine.id,
+            };
             answer(shared, &csr, kind)
         }
         Outcome::Refused(refusal) => {
             tracing::warn!(machine = %id, code = refusal.code(), "an enrolment was refused");
-            Err(refuse(StatusCode::FORBIDDEN, refusal.code(), refusal.to_string()))
+            Err(refuse(
+                StatusCode::FORBIDDEN,
+                refusal.code(),
+                refusal.to_string(),
+            ))
         }
         Outcome::Unknown => {
             tracing::warn!(machine = %id, "an unknown machine tried to enrol");
             // The same words as for a wrong token: who guesses learns nothing.
             let refusal = Refusal::UnknownToken;
-            Err(refuse(StatusCode::FORBIDDEN, refusal.code(), refusal.to_string()))
+            Err(refuse(
+                StatusCode::FORBIDDEN,
+                refusal.code(),
+                refusal.to_string(),
+            ))
         }
     }
 }
@@ -106,7 +136,8 @@ fn decided(
     now: SystemTime,
 ) -> Result<(Outcome, bool), DirectorError> {
     let machine = records::machine(tx, id)?;
-    let Some(machine) = machine.filter(|m| network.is_none_or(|network| m.application == *network)) else {
+    let Some(machine) = machine.filter(|m| network.is_none_or(|network| m.application == *network))
+    else {
         return Ok((Outcome::Unknown, false));
     };
     let record = NodeRecord {
@@ -115,7 +146,10 @@ fn decided(
         key_fingerprint: machine.key_fingerprint.clone(),
         removed: machine.is_removed(),
     };
-    let asked = EnrolmentRequest { token: body.token.clone(), key_fingerprint: fingerprint.to_owned() };
+    let asked = EnrolmentRequest {
+        token: body.token.clone(),
+        key_fingerprint: fingerprint.to_owned(),
+    };
     Ok(match decide(&record, &asked, now) {
         Decision::Issue => (Outcome::Granted(Box::new(machine)), true),
         Decision::IssueAgain => (Outcome::Granted(Box::new(machine)), false),
@@ -128,8 +162,12 @@ fn report(
     id: &conpaas_model::ids::MachineId,
     refusal: Refusal,
 ) -> Result<(), DirectorError> {
-    let Some(machine) = records::machine(tx, id)? else { return Ok(()) };
-    let Some((application, service)) = records::place_of(tx, &machine.service)? else { return Ok(()) };
+    let Some(machine) = records::machine(tx, id)? else {
+        return Ok(());
+    };
+    let Some((application, service)) = records::place_of(tx, &machine.service)? else {
+        return Ok(());
+    };
     let reason = refusal.to_string();
     let event = events::NewEvent {
         kind: "enrolment_refused",
@@ -149,11 +187,17 @@ pub async fn manager(
 ) -> Result<Response<Body>, Refused> {
     let (body, csr, _) = request_of(request).await?;
     if body.machine != caller.machine.id {
-        return Err(refuse(StatusCode::FORBIDDEN, "other_machine", "the request names another machine than its sender's"));
+        return Err(refuse(
+            StatusCode::FORBIDDEN,
+            "other_machine",
+            "the request names another machine than its sender's",
+        ));
     }
     system_node(shared, &caller.machine).await?;
-    let kind =
-        PartyKind::Manager { application: caller.machine.application.clone(), node: caller.machine.id.clone() };
+    let kind = PartyKind::Manager {
+        application: caller.machine.application.clone(),
+        node: caller.machine.id.clone(),
+    };
     answer(shared, &csr, kind)
 }
 
@@ -170,7 +214,11 @@ fn answer(shared: &Arc<Shared>, csr: &[u8], kind: PartyKind) -> Result<Response<
         )),
         Err(error) => {
             tracing::error!(error = full(&error), "a certificate could not be signed");
-            Err(refuse(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the certificate could not be signed; try again"))
+            Err(refuse(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "internal",
+                "the certificate could not be signed; try again",
+            ))
         }
     }
 }

@@ -39,7 +39,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Hub {
     /// A number that was not given before in this life.
     pub fn number(&self) -> u64 {
-        self.numbers.fetch_add(1, Ordering::Relaxed).saturating_add(1)
+        self.numbers
+            .fetch_add(1, Ordering::Relaxed)
+            .saturating_add(1)
     }
 
     /// Takes a stream in; the number is to be given back with [`Hub::close`].
@@ -74,7 +76,12 @@ impl Hub {
         sender: StreamSender<ToManager>,
         handle: StreamHandle,
     ) {
-        let link = Link { connection, epoch, sender, handle };
+        let link = Link {
+            connection,
+            epoch,
+            sender,
+            handle,
+        };
         if let Some(earlier) = lock(&self.managers).insert(system.clone(), link) {
             earlier.handle.close();
         }
@@ -83,7 +90,10 @@ impl Hub {
     /// The connected manager of a system service.
     pub fn manager(&self, system: &ServiceId) -> Option<(Epoch, StreamSender<ToManager>)> {
         let managers = lock(&self.managers);
-        managers.get(system).filter(|link| !link.handle.is_closed()).map(|link| (link.epoch, link.sender.clone()))
+        managers
+            .get(system)
+            .filter(|link| !link.handle.is_closed())
+            .map(|link| (link.epoch, link.sender.clone()))
     }
 
     /// Expects the answer to a command.

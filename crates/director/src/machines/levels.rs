@@ -24,8 +24,11 @@ pub async fn of_manager(
         .store
         .read(move |tx| {
             let rows = services::of_app(tx, &id)?;
-            let mine = rows.iter().filter(|row| row.manager.as_ref() == Some(&system));
-            mine.map(|row| service_level(tx, row, &edge)).collect::<Result<Vec<_>, _>>()
+            let mine = rows
+                .iter()
+                .filter(|row| row.manager.as_ref() == Some(&system));
+            mine.map(|row| service_level(tx, row, &edge))
+                .collect::<Result<Vec<_>, _>>()
         })
         .await?;
     Ok(ManagerLevel {
@@ -44,7 +47,8 @@ pub async fn of_system(shared: &Arc<Shared>) -> Result<Vec<ServiceLevel>, Direct
         .read(|tx| {
             let rows = services::every(tx)?;
             let mine = rows.iter().filter(|row| row.internal);
-            mine.map(|row| service_level(tx, row, &BTreeMap::new())).collect()
+            mine.map(|row| service_level(tx, row, &BTreeMap::new()))
+                .collect()
         })
         .await
 }
@@ -54,20 +58,27 @@ fn service_level(
     row: &services::ServiceRow,
     edge: &BTreeMap<ServiceId, EdgeStatus>,
 ) -> Result<ServiceLevel, DirectorError> {
-    let app = apps::get(tx, &row.app)?.ok_or_else(|| DirectorError::not_found("the application is gone"))?;
+    let app = apps::get(tx, &row.app)?
+        .ok_or_else(|| DirectorError::not_found("the application is gone"))?;
     let nodes = records::nodes_of(tx, &row.id)?
         .into_iter()
         .map(|node| NodeRecord {
             number: node.key.number,
-            state: if node.wanted { node.state } else { NodeState::Releasing },
+            state: if node.wanted {
+                node.state
+            } else {
+                NodeState::Releasing
+            },
             cloud: node.cloud,
             instance_type: node.instance_type,
             address: node.address,
             trouble: node.trouble,
         })
         .collect();
-    let machines =
-        records::machines_of(tx, &row.id)?.into_iter().map(|machine| (machine.id, machine.node)).collect();
+    let machines = records::machines_of(tx, &row.id)?
+        .into_iter()
+        .map(|machine| (machine.id, machine.node))
+        .collect();
     Ok(ServiceLevel {
         spec: services::spec(tx, row, &app.name)?,
         nodes,

@@ -10,12 +10,14 @@ use crate::store::{codes, services};
 use conpaas_core::broker::NodeKey;
 use conpaas_model::ids::{ApplicationId, MachineId};
 use conpaas_model::protocol::{
-    FromManager, Located, PATH_AGENT_STREAM, PATH_BLOBS, PATH_ENROL, PATH_ENROL_MANAGER, PATH_LOCATE,
-    PATH_MANAGER_STREAM, ToManager,
+    FromManager, Located, PATH_AGENT_STREAM, PATH_BLOBS, PATH_ENROL, PATH_ENROL_MANAGER,
+    PATH_LOCATE, PATH_MANAGER_STREAM, ToManager,
 };
 use conpaas_model::status::NodeState;
 use conpaas_pki::PartyKind;
-use conpaas_wire::{Body, Peer, Problem, StreamSettings, accept_stream, error_response, json_response};
+use conpaas_wire::{
+    Body, Peer, Problem, StreamSettings, accept_stream, error_response, json_response,
+};
 use http::{Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use std::sync::Arc;
@@ -49,7 +51,11 @@ pub fn problem(problem: Problem) -> Refused {
 /// Turns an error of the Director's own into an answer that tells machines nothing of it.
 pub fn internal(error: &DirectorError) -> Refused {
     tracing::error!(error = full(error), "a machine's call failed");
-    refuse(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the Director could not do this now; try again")
+    refuse(
+        StatusCode::INTERNAL_SERVER_ERROR,
+        "internal",
+        "the Director could not do this now; try again",
+    )
 }
 
 /// Answers one call of a machine.
@@ -63,29 +69,48 @@ pub async fn handle(
     let path = request.uri().path().to_owned();
     let outcome = match (&method, path.as_str()) {
         (&Method::POST, PATH_ENROL) => enrol::agent(&shared, network.as_ref(), request).await,
-        (&Method::POST, PATH_ENROL_MANAGER) => match caller(&shared, network.as_ref(), &peer, &[Kind::Agent]).await {
-            Ok(caller) => enrol::manager(&shared, &caller, request).await,
-            Err(refused) => Err(refused),
-        },
-        (&Method::GET, PATH_LOCATE) => match caller(&shared, network.as_ref(), &peer, &[Kind::Agent]).await {
-            Ok(caller) => locate(&shared, &caller).await,
-            Err(refused) => Err(refused),
-        },
-        (&Method::GET, PATH_MANAGER_STREAM) => match caller(&shared, network.as_ref(), &peer, &[Kind::Manager]).await {
-            Ok(caller) => manager_stream(&shared, caller, request).await,
-            Err(refused) => Err(refused),
-        },
-        (&Method::GET, PATH_AGENT_STREAM) => match caller(&shared, network.as_ref(), &peer, &[Kind::Agent]).await {
-            Ok(caller) => agent_stream(&shared, &caller, request, &peer).await,
-            Err(refused) => Err(refused),
-        },
+        (&Method::POST, PATH_ENROL_MANAGER) => {
+            match caller(&shared, network.as_ref(), &peer, &[Kind::Agent]).await {
+                Ok(caller) => enrol::manager(&shared, &caller, request).await,
+                Err(refused) => Err(refused),
+            }
+        }
+        (&Method::GET, PATH_LOCATE) => {
+            match caller(&shared, network.as_ref(), &peer, &[Kind::Agent]).await {
+                Ok(caller) => locate(&shared, &caller).await,
+                Err(refused) => Err(refused),
+            }
+        }
+        (&Method::GET, PATH_MANAGER_STREAM) => {
+            match caller(&shared, network.as_ref(), &peer, &[Kind::Manager]).await {
+                Ok(caller) => manager_stream(&shared, caller, request).await,
+                Err(refused) => Err(refused),
+            }
+        }
+        (&Method::GET, PATH_AGENT_STREAM) => {
+            match caller(&shared, network.as_ref(), &peer, &[Kind::Agent]).await {
+                Ok(caller) => agent_stream(&shared, &caller, request, &peer).await,
+                Err(refused) => Err(refused),
+            }
+        }
         (&Method::GET, path) if path.starts_with(PATH_BLOBS) => {
-            match caller(&shared, network.as_ref(), &peer, &[Kind::Agent, Kind::Manager]).await {
+            match caller(
+                &shared,
+                network.as_ref(),
+                &peer,
+                &[Kind::Agent, Kind::Manager],
+            )
+            .await
+            {
                 Ok(caller) => blob(&shared, &caller, path, &request).await,
                 Err(refused) => Err(refused),
             }
         }
-        _ => Err(refuse(StatusCode::NOT_FOUND, "not_found", "there is no such call for machines")),
+        _ => Err(refuse(
+            StatusCode::NOT_FOUND,
+            "not_found",
+            "there is no such call for machines",
+        )),
     };
     outcome.unwrap_or_else(|refused| *refused)
 }
@@ -98,31 +123,57 @@ async fn caller(
     kinds: &[Kind],
 ) -> Result<Caller, Refused> {
     let Some(identity) = &peer.identity else {
-        return Err(refuse(StatusCode::UNAUTHORIZED, "no_certificate", "this call needs a certificate"));
+        return Err(refuse(
+            StatusCode::UNAUTHORIZED,
+            "no_certificate",
+            "this call needs a certificate",
+        ));
     };
     let (kind, application, node) = match &identity.kind {
         PartyKind::Agent { application, node } => (Kind::Agent, application, node),
         PartyKind::Manager { application, node } => (Kind::Manager, application, node),
         PartyKind::Director | PartyKind::Edge => {
-            return Err(refuse(StatusCode::FORBIDDEN, "wrong_party", "this call is for machines"));
+            return Err(refuse(
+                StatusCode::FORBIDDEN,
+                "wrong_party",
+                "this call is for machines",
+            ));
         }
     };
     if identity.installation != shared.installation || !kinds.contains(&kind) {
-        return Err(refuse(StatusCode::FORBIDDEN, "wrong_party", "this call is for another kind of party"));
+        return Err(refuse(
+            StatusCode::FORBIDDEN,
+            "wrong_party",
+            "this call is for another kind of party",
+        ));
     }
     if network.is_some_and(|network| network != application) {
-        return Err(refuse(StatusCode::FORBIDDEN, "wrong_application", "this is another application's network"));
+        return Err(refuse(
+            StatusCode::FORBIDDEN,
+            "wrong_application",
+            "this is another application's network",
+        ));
     }
     let machine = machine(shared, node).await?;
     match machine {
-        Some(machine) if machine.application == *application && !machine.is_removed() => Ok(Caller { machine }),
-        _ => Err(refuse(StatusCode::FORBIDDEN, "node_removed", "the node was removed")),
+        Some(machine) if machine.application == *application && !machine.is_removed() => {
+            Ok(Caller { machine })
+        }
+        _ => Err(refuse(
+            StatusCode::FORBIDDEN,
+            "node_removed",
+            "the node was removed",
+        )),
     }
 }
 
 async fn machine(shared: &Arc<Shared>, id: &MachineId) -> Result<Option<Machine>, Refused> {
     let id = id.clone();
-    shared.store.read(move |tx| records::machine(tx, &id)).await.map_err(|error| internal(&error))
+    shared
+        .store
+        .read(move |tx| records::machine(tx, &id))
+        .await
+        .map_err(|error| internal(&error))
 }
 
 async fn locate(shared: &Arc<Shared>, caller: &Caller) -> Result<Response<Body>, Refused> {
@@ -130,14 +181,20 @@ async fn locate(shared: &Arc<Shared>, caller: &Caller) -> Result<Response<Body>,
     let located: Option<Located> = shared
         .store
         .read(move |tx| {
-            let Some(row) = services::get(tx, &service)? else { return Ok(None) };
+            let Some(row) = services::get(tx, &service)? else {
+                return Ok(None);
+            };
             managers::locate(tx, &row).map(Some)
         })
         .await
         .map_err(|error| internal(&error))?;
     match located {
         Some(located) => Ok(json_response(StatusCode::OK, &located)),
-        None => Err(refuse(StatusCode::NOT_FOUND, "no_service", "the node's service is gone")),
+        None => Err(refuse(
+            StatusCode::NOT_FOUND,
+            "no_service",
+            "the node's service is gone",
+        )),
     }
 }
 
@@ -147,9 +204,23 @@ async fn blob(
     path: &str,
     request: &Request<Incoming>,
 ) -> Result<Response<Body>, Refused> {
-    let missing = || refuse(StatusCode::NOT_FOUND, "no_blob", "there is no such blob for this application");
-    let hash = path.strip_prefix(PATH_BLOBS).and_then(|rest| rest.strip_prefix('/')).unwrap_or_default().to_owned();
-    if hash.len() != 64 || !hash.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)) {
+    let missing = || {
+        refuse(
+            StatusCode::NOT_FOUND,
+            "no_blob",
+            "there is no such blob for this application",
+        )
+    };
+    let hash = path
+        .strip_prefix(PATH_BLOBS)
+        .and_then(|rest| rest.strip_prefix('/'))
+        .unwrap_or_default()
+        .to_owned();
+    if hash.len() != 64
+        || !hash
+            .bytes()
+            .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+    {
         return Err(missing());
     }
     let (application, wanted) = (caller.machine.application.clone(), hash.clone());
@@ -163,15 +234,26 @@ async fn blob(
     }
     let broken = |error: std::io::Error| {
         tracing::error!(%error, %hash, "a blob that a record names cannot be read");
-        refuse(StatusCode::INTERNAL_SERVER_ERROR, "blob_unreadable", "the blob cannot be read")
+        refuse(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "blob_unreadable",
+            "the blob cannot be read",
+        )
     };
-    let file = tokio::fs::File::open(shared.config.blobs.join(&hash)).await.map_err(broken)?;
-    conpaas_wire::file_response(request.headers(), file).await.map_err(broken)
+    let file = tokio::fs::File::open(shared.config.blobs.join(&hash))
+        .await
+        .map_err(broken)?;
+    conpaas_wire::file_response(request.headers(), file)
+        .await
+        .map_err(broken)
 }
 
 /// Whether the machine's node is one of a system service's that is up and wanted.
 pub async fn system_node(shared: &Arc<Shared>, machine: &Machine) -> Result<(), Refused> {
-    let key = NodeKey { service: machine.service.clone(), number: machine.node };
+    let key = NodeKey {
+        service: machine.service.clone(),
+        number: machine.node,
+    };
     let fit = shared
         .store
         .read(move |tx| {
@@ -179,14 +261,20 @@ pub async fn system_node(shared: &Arc<Shared>, machine: &Machine) -> Result<(), 
             // One that has enrolled a moment ago may not be recorded as up yet.
             let node = records::node(tx, &key)?;
             Ok(internal
-                && node.is_some_and(|node| node.wanted && matches!(node.state, NodeState::Up | NodeState::Booting)))
+                && node.is_some_and(|node| {
+                    node.wanted && matches!(node.state, NodeState::Up | NodeState::Booting)
+                }))
         })
         .await
         .map_err(|error| internal(&error))?;
     if fit {
         Ok(())
     } else {
-        Err(refuse(StatusCode::FORBIDDEN, "no_system_node", "this node is not one for managers"))
+        Err(refuse(
+            StatusCode::FORBIDDEN,
+            "no_system_node",
+            "this node is not one for managers",
+        ))
     }
 }
 
@@ -198,12 +286,16 @@ async fn manager_stream(
     system_node(shared, &caller.machine).await?;
     managers::check_epoch(shared, &caller.machine).await?;
     let (response, accepting) =
-        accept_stream::<FromManager, ToManager, _>(&mut request, &StreamSettings::default()).map_err(problem)?;
+        accept_stream::<FromManager, ToManager, _>(&mut request, &StreamSettings::default())
+            .map_err(problem)?;
     let task = shared.clone();
     shared.tasks.spawn(async move {
         match accepting.established().await {
             Ok(stream) => managers::serve(&task, caller.machine, stream).await,
-            Err(error) => tracing::debug!(error = full(&error), "a manager's stream did not come to be"),
+            Err(error) => tracing::debug!(
+                error = full(&error),
+                "a manager's stream did not come to be"
+            ),
         }
     });
     Ok(response)

@@ -75,7 +75,14 @@ impl Listeners {
                 }
                 entry.end.cancel();
             }
-            open.insert(key, Open { instance, stamp, end: end.clone() });
+            open.insert(
+                key,
+                Open {
+                    instance,
+                    stamp,
+                    end: end.clone(),
+                },
+            );
         }
         let (shared, cloud, application) = (shared.clone(), cloud.to_owned(), application.clone());
         let tasks = shared.tasks.clone();
@@ -115,9 +122,15 @@ pub async fn serve(
     let config = shared.server_tls.clone();
     let tls: ServerTls = conpaas_wire::fixed_server_tls(config);
     let shared = shared.clone();
-    conpaas_wire::serve(listener, tls, ServerSettings::default(), end, move |request, peer| {
-        let (shared, network) = (shared.clone(), network.clone());
-        async move { listener::handle(shared, network, request, peer).await }
-    })
+    conpaas_wire::serve(
+        listener,
+        tls,
+        ServerSettings::default(),
+        end,
+        move |request, peer| {
+            let (shared, network) = (shared.clone(), network.clone());
+            async move { listener::handle(shared, network, request, peer).await }
+        },
+    )
     .await;
 }

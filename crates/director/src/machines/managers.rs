@@ -2,11 +2,11 @@
 //! epoch of a manager is the number of its node; whoever opens a stream with a higher one takes
 //! the post, and nobody with a lower one gets it back.
 
+use super::levels;
 use super::listener::{Refused, internal, refuse};
 use super::records::{self, Machine};
 use super::reports::{self, Origin};
 use super::shared::{Shared, full};
-use super::levels;
 use crate::error::DirectorError;
 use crate::store::{self, services};
 use conpaas_core::broker::NodeKey;
@@ -53,15 +53,26 @@ pub fn forget_epochs(tx: &Connection) -> Result<(), DirectorError> {
 /// Where the manager of a service is now.
 pub fn locate(tx: &Connection, row: &services::ServiceRow) -> Result<Located, DirectorError> {
     if row.internal {
-        return Ok(Located { epoch: DIRECTOR_EPOCH, manager: ManagerAddress::Director });
+        return Ok(Located {
+            epoch: DIRECTOR_EPOCH,
+            manager: ManagerAddress::Director,
+        });
     }
     let Some(system) = &row.manager else {
-        return Ok(Located { epoch: Epoch(0), manager: ManagerAddress::Nowhere });
+        return Ok(Located {
+            epoch: Epoch(0),
+            manager: ManagerAddress::Nowhere,
+        });
     };
     let epoch = epoch(tx, system)?;
-    let key = NodeKey { service: system.clone(), number: NodeNumber(epoch.0) };
+    let key = NodeKey {
+        service: system.clone(),
+        number: NodeNumber(epoch.0),
+    };
     let node = records::node(tx, &key)?.filter(|node| node.wanted && node.state == NodeState::Up);
-    let machine = records::machines_of(tx, system)?.into_iter().rfind(|machine| machine.node == key.number);
+    let machine = records::machines_of(tx, system)?
+        .into_iter()
+        .rfind(|machine| machine.node == key.number);
     let manager = match (node, machine) {
         (Some(node), Some(machine)) => ManagerAddress::At {
             machine: machine.id,
@@ -75,16 +86,27 @@ pub fn locate(tx: &Connection, row: &services::ServiceRow) -> Result<Located, Di
 /// Refuses a manager whose post was taken by a newer one.
 pub async fn check_epoch(shared: &Arc<Shared>, machine: &Machine) -> Result<(), Refused> {
     let system = machine.service.clone();
-    let current =
-        shared.store.read(move |tx| epoch(tx, &system)).await.map_err(|error| internal(&error))?;
+    let current = shared
+        .store
+        .read(move |tx| epoch(tx, &system))
+        .await
+        .map_err(|error| internal(&error))?;
     if machine.node.0 < current.0 {
-        return Err(refuse(StatusCode::CONFLICT, "outranked", format!("a newer manager ({current}) has taken the post")));
+        return Err(refuse(
+            StatusCode::CONFLICT,
+            "outranked",
+            format!("a newer manager ({current}) has taken the post"),
+        ));
     }
     Ok(())
 }
 
 /// Records that a manager takes the post; false when a newer one has it.
-async fn take_post(shared: &Arc<Shared>, system: &ServiceId, own: Epoch) -> Result<bool, DirectorError> {
+async fn take_post(
+    shared: &Arc<Shared>,
+    system: &ServiceId,
+    own: Epoch,
+) -> Result<bool, DirectorError> {
     let system = system.clone();
     shared
         .store
@@ -99,20 +121,29 @@ async fn take_post(shared: &Arc<Shared>, system: &ServiceId, own: Epoch) -> Resu
 }
 
 /// Serves a manager's stream to its end.
-pub async fn serve(shared: &Arc<Shared>, machine: Machine, stream: FramedStream<FromManager, ToManager>) {
+pub async fn serve(
+    shared: &Arc<Shared>,
+    machine: Machine,
+    stream: FramedStream<FromManager, ToManager>,
+) {
     let (system, own) = (machine.service.clone(), Epoch(machine.node.0));
     let handle = stream.handle();
     match take_post(shared, &system, own).await {
         Ok(true) => {}
         Ok(false) => return handle.close(),
         Err(error) => {
-            tracing::error!(error = full(&error), "a manager's post could not be recorded");
+            tracing::error!(
+                error = full(&error),
+                "a manager's post could not be recorded"
+            );
             return handle.close();
         }
     }
     let connection = shared.hub.open(&machine.id, handle.clone());
     let (sender, mut receiver) = stream.split();
-    shared.hub.install(&system, connection, own, sender.clone(), handle.clone());
+    shared
+        .hub
+        .install(&system, connection, own, sender.clone(), handle.clone());
     tracing::info!(machine = %machine.id, epoch = %own, "a manager is connected");
 
     let mut changed = shared.store.changed();
@@ -139,7 +170,9 @@ pub async fn serve(shared: &Arc<Shared>, machine: Machine, stream: FramedStream<
                         sent = Some(level);
                     }
                 }
-                Err(error) => tracing::error!(error = full(&error), "a manager's level could not be read"),
+                Err(error) => {
+                    tracing::error!(error = full(&error), "a manager's level could not be read")
+                }
             }
         }
         tokio::select! {
@@ -178,8 +211,13 @@ async fn take_report(
         tracing::warn!(%own, said = %report.epoch, "a manager's report of another epoch was refused");
         return true;
     }
-    let Some(pass) = filter.pass(&report) else { return true };
-    let origin = Origin::Manager { system: system.clone(), epoch: own };
+    let Some(pass) = filter.pass(&report) else {
+        return true;
+    };
+    let origin = Origin::Manager {
+        system: system.clone(),
+        epoch: own,
+    };
     match reports::take(shared, origin, report.services, pass).await {
         Ok(true) => true,
         Ok(false) => {
@@ -190,7 +228,10 @@ async fn take_report(
         Err(error) => {
             // Reports are whole: the next one says it again.
             filter.reset();
-            tracing::error!(error = full(&error), "a manager's report could not be recorded");
+            tracing::error!(
+                error = full(&error),
+                "a manager's report could not be recorded"
+            );
             true
         }
     }
@@ -211,8 +252,11 @@ pub async fn command(
     let found = shared
         .store
         .read(move |tx| {
-            let Some(row) = services::get(tx, &id)? else { return Ok(None) };
-            let app = store::apps::get(tx, &row.app)?.map_or_else(String::new, |app| app.name.to_string());
+            let Some(row) = services::get(tx, &id)? else {
+                return Ok(None);
+            };
+            let app = store::apps::get(tx, &row.app)?
+                .map_or_else(String::new, |app| app.name.to_string());
             Ok(Some((format!("{app}/{}", row.name), row)))
         })
         .await?;
@@ -220,16 +264,31 @@ pub async fn command(
         return Err(DirectorError::not_found("there is no such service"));
     };
     if row.run != RunWish::Running {
-        return Err(DirectorError::conflict("not_running", format!("{display} is not running"))
-            .hint(format!("start it: conpaas service start {display}")));
+        return Err(
+            DirectorError::conflict("not_running", format!("{display} is not running"))
+                .hint(format!("start it: conpaas service start {display}")),
+        );
     }
-    let link = row.manager.as_ref().and_then(|system| shared.hub.manager(system));
+    let link = row
+        .manager
+        .as_ref()
+        .and_then(|system| shared.hub.manager(system));
     let Some((_, sender)) = link else {
-        return Err(DirectorError::unavailable("no_manager", format!("the manager of {display} is not connected now"))
-            .hint(format!("a new one is made by itself; try again soon, or see: conpaas service show {display}")));
+        return Err(DirectorError::unavailable(
+            "no_manager",
+            format!("the manager of {display} is not connected now"),
+        )
+        .hint(format!(
+            "a new one is made by itself; try again soon, or see: conpaas service show {display}"
+        )));
     };
     let (id, answer) = shared.hub.expect();
-    let message = ToManager::Command { id, service: service.clone(), name: name.to_owned(), arguments };
+    let message = ToManager::Command {
+        id,
+        service: service.clone(),
+        name: name.to_owned(),
+        arguments,
+    };
     let outcome = tokio::time::timeout(COMMAND_DEADLINE, async {
         sender.send(&message).await.map_err(|error| full(&error))?;
         let handle = sender.handle();
@@ -242,13 +301,19 @@ pub async fn command(
     .await;
     shared.hub.forget(id);
     let unavailable = |why: String| {
-        DirectorError::unavailable("no_answer", format!("the manager of {display} gave no answer: {why}"))
-            .hint("try again; if it lasts, see: conpaas logs")
+        DirectorError::unavailable(
+            "no_answer",
+            format!("the manager of {display} gave no answer: {why}"),
+        )
+        .hint("try again; if it lasts, see: conpaas logs")
     };
     match outcome {
         Ok(Ok(Ok(value))) => Ok(value),
         Ok(Ok(Err(why))) => Err(DirectorError::invalid("command_failed", why)),
         Ok(Err(why)) => Err(unavailable(why)),
-        Err(_) => Err(unavailable(format!("none came within {} s", COMMAND_DEADLINE.as_secs()))),
+        Err(_) => Err(unavailable(format!(
+            "none came within {} s",
+            COMMAND_DEADLINE.as_secs()
+        ))),
     }
 }

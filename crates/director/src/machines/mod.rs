@@ -29,7 +29,10 @@ use conpaas_core::broker::BrokerSettings;
 use conpaas_manager::ServiceManagers;
 use conpaas_model::api::CloudInfo;
 use conpaas_model::ids::{InstallationId, MachineId, ServiceId};
-use conpaas_pki::{Authority, ClientCertificates, Credentials, Identity, KeyPair, PartyKind, PkiError, server_config};
+use conpaas_pki::{
+    Authority, ClientCertificates, Credentials, Identity, KeyPair, PartyKind, PkiError,
+    server_config,
+};
 use conpaas_services::registry::Registry;
 use shared::{Shared, full};
 use std::collections::{BTreeMap, BTreeSet};
@@ -74,7 +77,10 @@ impl MachinesConfig {
         Self {
             host_listener: config.host_listener,
             blobs: config.blobs(),
-            edge_folder: config.edge_folder.clone().unwrap_or_else(|| config.state.join("edge")),
+            edge_folder: config
+                .edge_folder
+                .clone()
+                .unwrap_or_else(|| config.state.join("edge")),
             base_domain: config.base_domain.clone(),
             boot_deadline: config.boot_deadline,
             certificate_lifetime: config.certificate_lifetime,
@@ -91,7 +97,10 @@ pub enum MachinesError {
     #[error("the Director's certificate cannot be made")]
     Certificate(#[from] PkiError),
     #[error("the Director cannot listen for machines on {address}")]
-    Listen { address: SocketAddr, source: std::io::Error },
+    Listen {
+        address: SocketAddr,
+        source: std::io::Error,
+    },
 }
 
 /// A handle on the machine side; clones share it.
@@ -120,15 +129,25 @@ impl Machines {
         let chain = authority.sign_csr(&key.csr()?, &identity, lifetime, SystemTime::now())?;
         let credentials = Credentials::new(chain, &key)?;
         // Enrolment and late renewal come without a certificate.
-        let server_tls = server_config(credentials.clone(), authority.roots(), ClientCertificates::Optional)?;
+        let server_tls = server_config(
+            credentials.clone(),
+            authority.roots(),
+            ClientCertificates::Optional,
+        )?;
         let host = match config.host_listener {
             Some(address) => Some(
-                TcpListener::bind(address).await.map_err(|source| MachinesError::Listen { address, source })?,
+                TcpListener::bind(address)
+                    .await
+                    .map_err(|source| MachinesError::Listen { address, source })?,
             ),
             None => None,
         };
         let host_port = OnceLock::new();
-        if let Some(port) = host.as_ref().and_then(|listener| listener.local_addr().ok()).map(|a| a.port()) {
+        if let Some(port) = host
+            .as_ref()
+            .and_then(|listener| listener.local_addr().ok())
+            .map(|a| a.port())
+        {
             // A fresh cell takes its first value.
             let _ = host_port.set(port);
         }
@@ -152,13 +171,19 @@ impl Machines {
         });
         if let Some(listener) = host {
             let task = shared.clone();
-            shared.tasks.spawn(async move { listeners::serve(&task, listener, None, shutdown).await });
+            shared
+                .tasks
+                .spawn(async move { listeners::serve(&task, listener, None, shutdown).await });
         }
-        shared.tasks.spawn(broker::Broker::new(shared.clone()).run());
+        shared
+            .tasks
+            .spawn(broker::Broker::new(shared.clone()).run());
         shared.tasks.spawn(system::run(shared.clone()));
         shared.tasks.spawn(edge::Feed::new(shared.clone()).run());
         shared.tasks.spawn(close_removed(shared.clone()));
-        shared.tasks.spawn(renew(shared.clone(), credentials, key, identity));
+        shared
+            .tasks
+            .spawn(renew(shared.clone(), credentials, key, identity));
         shared.tasks.close();
         Ok(Self { shared })
     }
@@ -175,7 +200,10 @@ impl Machines {
 
     /// Reports that were refused because their manager was outranked.
     pub fn refused_reports(&self) -> u64 {
-        self.shared.hub.refused_reports.load(std::sync::atomic::Ordering::Relaxed)
+        self.shared
+            .hub
+            .refused_reports
+            .load(std::sync::atomic::Ordering::Relaxed)
     }
 }
 
@@ -214,7 +242,11 @@ impl MachineSide for Machines {
     }
 
     async fn limits(&self, machine: &MachineId) -> Option<String> {
-        let limits = self.shared.limits.lock().unwrap_or_else(PoisonError::into_inner);
+        let limits = self
+            .shared
+            .limits
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         limits.get(machine).map(|(_, words)| words.clone())
     }
 
@@ -223,9 +255,25 @@ impl MachineSide for Machines {
     }
 }
 
-fn cloud_info(name: &str, cloud: &dyn Cloud, capacity: Option<Capacity>, machines: u32) -> CloudInfo {
-    let Features { limits, fuse, tun, egress, sized_volumes } = cloud.features();
-    let features = [("fuse", fuse), ("tun", tun), ("egress", egress), ("sized volumes", sized_volumes)];
+fn cloud_info(
+    name: &str,
+    cloud: &dyn Cloud,
+    capacity: Option<Capacity>,
+    machines: u32,
+) -> CloudInfo {
+    let Features {
+        limits,
+        fuse,
+        tun,
+        egress,
+        sized_volumes,
+    } = cloud.features();
+    let features = [
+        ("fuse", fuse),
+        ("tun", tun),
+        ("egress", egress),
+        ("sized volumes", sized_volumes),
+    ];
     let free = capacity.map(|capacity| capacity.free).unwrap_or_default();
     CloudInfo {
         name: name.to_owned(),
@@ -255,8 +303,13 @@ async fn close_removed(shared: Arc<Shared>) {
     let mut changed = shared.store.changed();
     loop {
         match shared.store.read(|tx| records::live_machines(tx)).await {
-            Ok(live) => shared.hub.close_others(&live.into_iter().collect::<BTreeSet<_>>()),
-            Err(error) => tracing::error!(error = full(&error), "removed machines could not be looked up"),
+            Ok(live) => shared
+                .hub
+                .close_others(&live.into_iter().collect::<BTreeSet<_>>()),
+            Err(error) => tracing::error!(
+                error = full(&error),
+                "removed machines could not be looked up"
+            ),
         }
         tokio::select! {
             () = shared.shutdown.cancelled() => return,
@@ -266,27 +319,47 @@ async fn close_removed(shared: Arc<Shared>) {
 }
 
 /// Keeps the issuing certificate and the Director's own fresh.
-async fn renew(shared: Arc<Shared>, credentials: Arc<Credentials>, key: KeyPair, identity: Identity) {
+async fn renew(
+    shared: Arc<Shared>,
+    credentials: Arc<Credentials>,
+    key: KeyPair,
+    identity: Identity,
+) {
     loop {
         let now = SystemTime::now();
-        let refreshed = shared.authority.write().unwrap_or_else(PoisonError::into_inner).refresh(now);
+        let refreshed = shared
+            .authority
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .refresh(now);
         if let Err(error) = refreshed {
-            tracing::error!(error = full(&error), "the issuing certificate could not be renewed");
+            tracing::error!(
+                error = full(&error),
+                "the issuing certificate could not be renewed"
+            );
         }
-        if credentials.validity().map_or(true, |validity| validity.should_renew(now)) {
+        if credentials
+            .validity()
+            .map_or(true, |validity| validity.should_renew(now))
+        {
             let renewed = key
                 .csr()
                 .and_then(|csr| shared.sign(&csr, &identity))
                 .and_then(|chain| credentials.replace(chain, &key));
             if let Err(error) = renewed {
-                tracing::error!(error = full(&error), "the Director's certificate could not be renewed");
+                tracing::error!(
+                    error = full(&error),
+                    "the Director's certificate could not be renewed"
+                );
             }
         }
         if let Err(error) = shared.store.quiet(|tx| managers::forget_epochs(tx)).await {
             tracing::warn!(error = full(&error), "old epochs could not be forgotten");
         }
         // Short-lived certificates are looked at more often.
-        let pause = RENEWAL_CHECK.min(shared.config.certificate_lifetime / 6).max(Duration::from_millis(100));
+        let pause = RENEWAL_CHECK
+            .min(shared.config.certificate_lifetime / 6)
+            .max(Duration::from_millis(100));
         tokio::select! {
             () = shared.shutdown.cancelled() => return,
             () = tokio::time::sleep(pause) => {}

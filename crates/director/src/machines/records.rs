@@ -101,7 +101,8 @@ fn stage(row: &Row<'_>) -> rusqlite::Result<MachineStage> {
 
 fn node_state(row: &Row<'_>) -> rusqlite::Result<NodeState> {
     let text: String = row.get("state")?;
-    serde_json::from_value(serde_json::Value::String(text.clone())).map_err(|_| unreadable("state", &text))
+    serde_json::from_value(serde_json::Value::String(text.clone()))
+        .map_err(|_| unreadable("state", &text))
 }
 
 fn number(row: &Row<'_>, column: &str) -> rusqlite::Result<u64> {
@@ -119,10 +120,15 @@ pub fn unsigned(value: i64) -> u64 {
 }
 
 /// The application and the name of a service.
-pub fn place_of(tx: &Connection, service: &ServiceId) -> Result<Option<(ApplicationId, Name)>, DirectorError> {
+pub fn place_of(
+    tx: &Connection,
+    service: &ServiceId,
+) -> Result<Option<(ApplicationId, Name)>, DirectorError> {
     Ok(tx
         .prepare_cached("SELECT app_id, name FROM services WHERE id = ?1")?
-        .query_row([service.as_str()], |row| Ok((parse(row, "app_id")?, parse(row, "name")?)))
+        .query_row([service.as_str()], |row| {
+            Ok((parse(row, "app_id")?, parse(row, "name")?))
+        })
         .optional()?)
 }
 
@@ -146,7 +152,10 @@ pub fn broker_nodes(tx: &Connection) -> Result<Vec<NodeRow>, DirectorError> {
         [],
         |row| {
             Ok(NodeRow {
-                key: NodeKey { service: parse(row, "service_id")?, number: NodeNumber(number(row, "number")?) },
+                key: NodeKey {
+                    service: parse(row, "service_id")?,
+                    number: NodeNumber(number(row, "number")?),
+                },
                 owner: parse(row, "owner_id")?,
                 cloud: row.get("cloud")?,
                 instance_type: row.get("instance_type")?,
@@ -163,7 +172,12 @@ pub fn broker_machines(
     tx: &Connection,
     settled: &BTreeMap<MachineId, u64>,
 ) -> Result<Vec<MachineRow>, DirectorError> {
-    let mut all = rows(tx, "SELECT * FROM machines WHERE state <> 'gone'", [], broker_row)?;
+    let mut all = rows(
+        tx,
+        "SELECT * FROM machines WHERE state <> 'gone'",
+        [],
+        broker_row,
+    )?;
     for row in &mut all {
         row.settled = settled.get(&row.id).copied().unwrap_or(0);
     }
@@ -171,14 +185,23 @@ pub fn broker_machines(
 }
 
 /// One machine, for the broker; `settled` is not known here.
-pub fn broker_machine(tx: &Connection, id: &MachineId) -> Result<Option<MachineRow>, DirectorError> {
-    Ok(tx.prepare_cached("SELECT * FROM machines WHERE id = ?1")?.query_row([id.as_str()], broker_row).optional()?)
+pub fn broker_machine(
+    tx: &Connection,
+    id: &MachineId,
+) -> Result<Option<MachineRow>, DirectorError> {
+    Ok(tx
+        .prepare_cached("SELECT * FROM machines WHERE id = ?1")?
+        .query_row([id.as_str()], broker_row)
+        .optional()?)
 }
 
 fn broker_row(row: &Row<'_>) -> rusqlite::Result<MachineRow> {
     Ok(MachineRow {
         id: parse(row, "id")?,
-        node: NodeKey { service: parse(row, "service_id")?, number: NodeNumber(number(row, "node_number")?) },
+        node: NodeKey {
+            service: parse(row, "service_id")?,
+            number: NodeNumber(number(row, "node_number")?),
+        },
         cloud: row.get("cloud")?,
         token: row.get("cloud_token")?,
         cloud_id: row.get("cloud_id")?,
@@ -195,7 +218,10 @@ fn broker_row(row: &Row<'_>) -> rusqlite::Result<MachineRow> {
 /// Most nodes at once, by owner.
 pub fn quotas(tx: &Connection) -> Result<BTreeMap<PrincipalId, u32>, DirectorError> {
     let all = rows(tx, "SELECT id, node_quota FROM users", [], |row| {
-        Ok((parse(row, "id")?, u32::try_from(number(row, "node_quota")?).unwrap_or(u32::MAX)))
+        Ok((
+            parse(row, "id")?,
+            u32::try_from(number(row, "node_quota")?).unwrap_or(u32::MAX),
+        ))
     })?;
     Ok(all.into_iter().collect())
 }
@@ -245,7 +271,10 @@ pub fn live_machines(tx: &Connection) -> Result<Vec<MachineId>, DirectorError> {
 
 fn node_row(row: &Row<'_>) -> rusqlite::Result<Node> {
     Ok(Node {
-        key: NodeKey { service: parse(row, "service_id")?, number: NodeNumber(number(row, "number")?) },
+        key: NodeKey {
+            service: parse(row, "service_id")?,
+            number: NodeNumber(number(row, "number")?),
+        },
         cloud: row.get("cloud")?,
         instance_type: row.get("instance_type")?,
         address: parse(row, "address")?,
@@ -271,12 +300,18 @@ pub fn node(tx: &Connection, key: &NodeKey) -> Result<Option<Node>, DirectorErro
         .prepare_cached(
             "SELECT * FROM nodes WHERE service_id = ?1 AND number = ?2 AND gone_at IS NULL",
         )?
-        .query_row(params![key.service.as_str(), signed(key.number.0)], node_row)
+        .query_row(
+            params![key.service.as_str(), signed(key.number.0)],
+            node_row,
+        )
         .optional()?)
 }
 
 /// The lowest address of the application that no node of it has.
-pub fn free_address(tx: &Connection, application: &ApplicationId) -> Result<Option<Ipv4Addr>, DirectorError> {
+pub fn free_address(
+    tx: &Connection,
+    application: &ApplicationId,
+) -> Result<Option<Ipv4Addr>, DirectorError> {
     let taken: std::collections::BTreeSet<Ipv4Addr> = rows(
         tx,
         "SELECT n.address FROM nodes n JOIN services s ON s.id = n.service_id
@@ -287,7 +322,9 @@ pub fn free_address(tx: &Connection, application: &ApplicationId) -> Result<Opti
     .into_iter()
     .collect();
     let (first, last) = (u32::from(FIRST_NODE_ADDRESS), u32::from(LAST_NODE_ADDRESS));
-    Ok((first..=last).map(Ipv4Addr::from).find(|address| !taken.contains(address)))
+    Ok((first..=last)
+        .map(Ipv4Addr::from)
+        .find(|address| !taken.contains(address)))
 }
 
 /// Records a node that its manager wishes.
@@ -326,7 +363,11 @@ pub fn wish_gone(tx: &Connection, key: &NodeKey) -> Result<bool, DirectorError> 
 }
 
 /// Records what is in the way of a node.
-pub fn set_trouble(tx: &Connection, key: &NodeKey, text: Option<&str>) -> Result<(), DirectorError> {
+pub fn set_trouble(
+    tx: &Connection,
+    key: &NodeKey,
+    text: Option<&str>,
+) -> Result<(), DirectorError> {
     tx.prepare_cached("UPDATE nodes SET trouble = ?3 WHERE service_id = ?1 AND number = ?2")?
         .execute(params![key.service.as_str(), signed(key.number.0), text])?;
     Ok(())
@@ -345,7 +386,13 @@ pub fn set_node_state(
              up_at = CASE WHEN ?3 = 'up' THEN coalesce(up_at, ?5) ELSE up_at END
          WHERE service_id = ?1 AND number = ?2 AND wish = 'present'",
     )?
-    .execute(params![key.service.as_str(), signed(key.number.0), crate::store::as_word(state), trouble, now])?;
+    .execute(params![
+        key.service.as_str(),
+        signed(key.number.0),
+        crate::store::as_word(state),
+        trouble,
+        now
+    ])?;
     Ok(())
 }
 
@@ -368,7 +415,11 @@ pub struct Intent<'a> {
 }
 
 /// Records the wish for a machine; nothing has been asked of the cloud yet.
-pub fn insert_intent(tx: &Connection, intent: &Intent<'_>, now: Millis) -> Result<(), DirectorError> {
+pub fn insert_intent(
+    tx: &Connection,
+    intent: &Intent<'_>,
+    now: Millis,
+) -> Result<(), DirectorError> {
     tx.prepare_cached(
         "INSERT INTO machines(id, app_id, owner_id, service_id, node_number, cloud, instance_type,
              cloud_token, state, token_hash, token_expires_at, created_at, attempts, last_error, retry_at)
@@ -423,7 +474,12 @@ pub fn creating(
 }
 
 /// Records that the cloud has the machine; its boot is timed from now on.
-pub fn adopted(tx: &Connection, id: &MachineId, cloud_id: &str, deadline: Millis) -> Result<(), DirectorError> {
+pub fn adopted(
+    tx: &Connection,
+    id: &MachineId,
+    cloud_id: &str,
+    deadline: Millis,
+) -> Result<(), DirectorError> {
     tx.prepare_cached(
         "UPDATE machines SET state = 'booting', cloud_id = ?2, token_expires_at = max(token_expires_at, ?3)
          WHERE id = ?1 AND state IN ('intended','creating')",
@@ -449,7 +505,8 @@ pub fn set_stage(
 
 /// Records the cloud's name of a machine that is about to be destroyed.
 pub fn set_cloud_id(tx: &Connection, id: &MachineId, cloud_id: &str) -> Result<(), DirectorError> {
-    tx.prepare_cached("UPDATE machines SET cloud_id = ?2 WHERE id = ?1")?.execute([id.as_str(), cloud_id])?;
+    tx.prepare_cached("UPDATE machines SET cloud_id = ?2 WHERE id = ?1")?
+        .execute([id.as_str(), cloud_id])?;
     Ok(())
 }
 
@@ -466,7 +523,13 @@ pub fn failed_attempt(
         "UPDATE machines SET state = ?2, attempts = ?3, retry_at = ?4, last_error = ?5
          WHERE id = ?1 AND state IN ('intended','creating','destroying')",
     )?
-    .execute(params![id.as_str(), stage_word(stage), attempts, signed(at), reason])?;
+    .execute(params![
+        id.as_str(),
+        stage_word(stage),
+        attempts,
+        signed(at),
+        reason
+    ])?;
     Ok(())
 }
 

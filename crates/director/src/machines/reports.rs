@@ -69,7 +69,11 @@ impl Filter {
 }
 
 fn without_figures(mut report: ManagerReport) -> ManagerReport {
-    for node in report.services.iter_mut().flat_map(|service| &mut service.status.nodes) {
+    for node in report
+        .services
+        .iter_mut()
+        .flat_map(|service| &mut service.status.nodes)
+    {
         node.health = NodeHealth::default();
     }
     report
@@ -108,7 +112,9 @@ fn take_one(
     now: Millis,
 ) -> Result<(), DirectorError> {
     // A service that was removed meanwhile, or that is another manager's: not the sender's to say.
-    let Some(row) = services::get(tx, &report.service)? else { return Ok(()) };
+    let Some(row) = services::get(tx, &report.service)? else {
+        return Ok(());
+    };
     let epoch = match origin {
         Origin::Manager { system, epoch } if row.manager.as_ref() == Some(system) => *epoch,
         Origin::Director if row.internal => managers::DIRECTOR_EPOCH,
@@ -116,12 +122,18 @@ fn take_one(
     };
     let mut next = row.next_node;
     for (number, wish) in &report.nodes {
-        let key = NodeKey { service: row.id.clone(), number: *number };
+        let key = NodeKey {
+            service: row.id.clone(),
+            number: *number,
+        };
         match wish {
             NodeWish::Gone => {
                 records::wish_gone(tx, &key)?;
             }
-            NodeWish::Present { cloud, instance_type } => {
+            NodeWish::Present {
+                cloud,
+                instance_type,
+            } => {
                 // A number below the next one was given before: it is there, or it is over.
                 if *number < next || number.0 > next.0.saturating_add(NUMBERS_AHEAD) {
                     continue;
@@ -142,7 +154,8 @@ fn take_one(
     }
     let old = row.exposure.as_ref();
     // A manager that only listens yet reports none: what stands holds.
-    if old.is_none_or(|old| report.exposure.version >= old.version) && old != Some(&report.exposure) {
+    if old.is_none_or(|old| report.exposure.version >= old.version) && old != Some(&report.exposure)
+    {
         let text = serde_json::to_string(&report.exposure)?;
         tx.prepare_cached("UPDATE services SET exposure_json = ?2 WHERE id = ?1")?
             .execute(params![row.id.as_str(), text])?;

@@ -48,10 +48,14 @@ pub fn routes(places: &[Place], base: &str) -> (Vec<Route>, Versions) {
         if place.run == RunWish::Deleted && place.exposure.upstreams.is_empty() {
             continue;
         }
-        let host = hosts::host(&place.app, &place.owner, &place.name, place.first, base).to_ascii_lowercase();
+        let host = hosts::host(&place.app, &place.owner, &place.name, place.first, base)
+            .to_ascii_lowercase();
         let mut hosts = vec![host];
         if place.first {
-            hosts.push(hosts::host(&place.app, &place.owner, &place.name, false, base).to_ascii_lowercase());
+            hosts.push(
+                hosts::host(&place.app, &place.owner, &place.name, false, base)
+                    .to_ascii_lowercase(),
+            );
         }
         hosts.retain(|host| taken.insert(host.clone()));
         if hosts.is_empty() {
@@ -60,10 +64,19 @@ pub fn routes(places: &[Place], base: &str) -> (Vec<Route>, Versions) {
         let mut network = None;
         let mut upstreams = Vec::new();
         for (number, address) in &place.exposure.upstreams {
-            let Some(node) = place.nodes.iter().find(|node| node.number == *number && node.alive) else { continue };
+            let Some(node) = place
+                .nodes
+                .iter()
+                .find(|node| node.number == *number && node.alive)
+            else {
+                continue;
+            };
             // One route leads into one network.
             if *network.get_or_insert_with(|| node.network.clone()) == node.network {
-                upstreams.push(Upstream { node: format!("{}-{number}", place.name), address: *address });
+                upstreams.push(Upstream {
+                    node: format!("{}-{number}", place.name),
+                    address: *address,
+                });
             }
         }
         let network = network
@@ -85,7 +98,10 @@ pub fn routes(places: &[Place], base: &str) -> (Vec<Route>, Versions) {
             upstreams,
         });
     }
-    let versions = places.iter().map(|place| (place.service.clone(), place.exposure.clone())).collect();
+    let versions = places
+        .iter()
+        .map(|place| (place.service.clone(), place.exposure.clone()))
+        .collect();
     (all, versions)
 }
 
@@ -105,7 +121,10 @@ struct Said {
 impl Written {
     /// Goes on from the file of an earlier Director.
     pub fn resume(before: Option<Routes>) -> Self {
-        Self { routes: before.unwrap_or_default(), exposed: BTreeMap::new() }
+        Self {
+            routes: before.unwrap_or_default(),
+            exposed: BTreeMap::new(),
+        }
     }
 
     pub fn generation(&self) -> Generation {
@@ -131,14 +150,18 @@ impl Written {
 
     /// The routes that stand were made from these exposures.
     pub fn expose(&mut self, versions: Versions) {
-        self.exposed.retain(|service, _| versions.contains_key(service));
+        self.exposed
+            .retain(|service, _| versions.contains_key(service));
         let since = self.routes.generation;
         for (service, Exposure { version, upstreams }) in versions {
             let known = self.exposed.entry(service).or_default();
             // While routes of other services change, this one's exposure keeps the generation
             // that first said it. A manager that was restarted may reuse a number for other
             // upstreams: that is news.
-            if known.get(&version).is_none_or(|said| said.upstreams != upstreams) {
+            if known
+                .get(&version)
+                .is_none_or(|said| said.upstreams != upstreams)
+            {
                 known.insert(version, Said { since, upstreams });
             }
             while known.len() > 64 {
@@ -151,7 +174,10 @@ impl Written {
     /// what stands will hold as soon as there is one.
     pub fn status(&self, place: &Place, applied: Option<&Applied>) -> EdgeStatus {
         let Some(applied) = applied else {
-            return EdgeStatus { applied: place.exposure.version, using: BTreeSet::new() };
+            return EdgeStatus {
+                applied: place.exposure.version,
+                using: BTreeSet::new(),
+            };
         };
         let version = self
             .exposed
@@ -172,7 +198,10 @@ impl Written {
                 place.nodes.iter().find(same).map(|node| node.number)
             })
             .collect();
-        EdgeStatus { applied: version, using }
+        EdgeStatus {
+            applied: version,
+            using,
+        }
     }
 }
 
@@ -193,8 +222,14 @@ mod tests {
             run: RunWish::Running,
             served: false,
             exposure: Exposure {
-                version: ExposureVersion { epoch: Epoch(1), generation: Generation(generation) },
-                upstreams: nodes.iter().map(|n| (NodeNumber(*n), SocketAddr::from((address(*n), 80)))).collect(),
+                version: ExposureVersion {
+                    epoch: Epoch(1),
+                    generation: Generation(generation),
+                },
+                upstreams: nodes
+                    .iter()
+                    .map(|n| (NodeNumber(*n), SocketAddr::from((address(*n), 80))))
+                    .collect(),
             },
             nodes: (1..5)
                 .map(|n| NodePlace {
@@ -235,14 +270,28 @@ mod tests {
 
     #[test]
     fn states_and_names_follow_from_the_records() {
-        let stopped = Place { run: RunWish::Stopped, ..place("c", false, 1, &[]) };
-        let served = Place { served: true, ..place("d", false, 1, &[]) };
-        let places = [place("a", true, 1, &[1, 2]), place("b", false, 1, &[]), stopped, served];
+        let stopped = Place {
+            run: RunWish::Stopped,
+            ..place("c", false, 1, &[])
+        };
+        let served = Place {
+            served: true,
+            ..place("d", false, 1, &[])
+        };
+        let places = [
+            place("a", true, 1, &[1, 2]),
+            place("b", false, 1, &[]),
+            stopped,
+            served,
+        ];
         let (routes, _) = routes(&places, "localhost");
         let states: Vec<_> = routes.iter().map(|route| route.state).collect();
         use RouteState::{NoBackends, Serving, Starting, Stopped};
         assert_eq!(states, [Serving, Starting, Stopped, NoBackends]);
-        assert_eq!(routes[0].hosts, ["shop-ann.localhost", "a.shop-ann.localhost"]);
+        assert_eq!(
+            routes[0].hosts,
+            ["shop-ann.localhost", "a.shop-ann.localhost"]
+        );
         assert_eq!(routes[1].hosts, ["b.shop-ann.localhost"]);
         assert_eq!(routes[0].upstreams.len(), 2);
     }
@@ -261,24 +310,45 @@ mod tests {
         let mut written = Written::resume(None);
         let one = place("a", true, 1, &[1, 2]);
         assert!(write(&mut written, std::slice::from_ref(&one), 0));
-        assert_eq!(written.status(&one, Some(&applied(0, &[]))).applied, ExposureVersion::default());
-        assert_eq!(written.status(&one, Some(&applied(1, &[]))).applied, one.exposure.version);
+        assert_eq!(
+            written.status(&one, Some(&applied(0, &[]))).applied,
+            ExposureVersion::default()
+        );
+        assert_eq!(
+            written.status(&one, Some(&applied(1, &[]))).applied,
+            one.exposure.version
+        );
         let two = place("a", true, 2, &[2]);
         assert!(write(&mut written, std::slice::from_ref(&two), 1));
-        assert_eq!(written.status(&two, Some(&applied(1, &[]))).applied, one.exposure.version);
+        assert_eq!(
+            written.status(&two, Some(&applied(1, &[]))).applied,
+            one.exposure.version
+        );
         let status = written.status(&two, Some(&applied(2, &[1])));
-        assert_eq!((status.applied, status.using), (two.exposure.version, [NodeNumber(1)].into()));
+        assert_eq!(
+            (status.applied, status.using),
+            (two.exposure.version, [NodeNumber(1)].into())
+        );
         // No edge: nothing is in flight, what stands will hold.
         assert_eq!(written.status(&two, None).applied, two.exposure.version);
         // Another service's change moves nothing here.
         let other = place("b", false, 1, &[3]);
         assert!(write(&mut written, &[two.clone(), other], 2));
-        assert_eq!(written.status(&two, Some(&applied(2, &[]))).applied, two.exposure.version);
+        assert_eq!(
+            written.status(&two, Some(&applied(2, &[]))).applied,
+            two.exposure.version
+        );
         // The same number for other upstreams is another exposure.
         let reused = place("a", true, 2, &[3]);
         assert!(write(&mut written, std::slice::from_ref(&reused), 2));
-        assert_eq!(written.status(&reused, Some(&applied(3, &[]))).applied, one.exposure.version);
-        assert_eq!(written.status(&reused, Some(&applied(4, &[]))).applied, reused.exposure.version);
+        assert_eq!(
+            written.status(&reused, Some(&applied(3, &[]))).applied,
+            one.exposure.version
+        );
+        assert_eq!(
+            written.status(&reused, Some(&applied(4, &[]))).applied,
+            reused.exposure.version
+        );
     }
 
     #[test]
@@ -286,10 +356,19 @@ mod tests {
         let mut written = Written::resume(None);
         let one = place("a", true, 1, &[1]);
         write(&mut written, std::slice::from_ref(&one), 0);
-        let file = Routes { generation: written.generation(), routes: routes(std::slice::from_ref(&one), "localhost").0 };
+        let file = Routes {
+            generation: written.generation(),
+            routes: routes(std::slice::from_ref(&one), "localhost").0,
+        };
         let mut resumed = Written::resume(Some(file));
-        assert!(!write(&mut resumed, std::slice::from_ref(&one), 1), "unchanged routes are not written again");
-        assert_eq!(resumed.status(&one, Some(&applied(1, &[]))).applied, one.exposure.version);
+        assert!(
+            !write(&mut resumed, std::slice::from_ref(&one), 1),
+            "unchanged routes are not written again"
+        );
+        assert_eq!(
+            resumed.status(&one, Some(&applied(1, &[]))).applied,
+            one.exposure.version
+        );
         // A restored store: the edge is ahead.
         assert!(write(&mut resumed, &[one], 41));
         assert_eq!(resumed.generation(), Generation(42));

@@ -52,7 +52,11 @@ impl Shared {
 
     /// PEM bundle of the roots that machines should trust.
     pub fn roots_pem(&self) -> String {
-        self.authority.read().unwrap_or_else(PoisonError::into_inner).roots().to_pem()
+        self.authority
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .roots()
+            .to_pem()
     }
 
     /// Signs a request for an identity, with the configured lifetime.
@@ -60,18 +64,25 @@ impl Shared {
     /// # Errors
     /// When the request is not signed by its key, or the issuing certificate is over.
     pub fn sign(&self, csr: &[u8], identity: &Identity) -> Result<CertificateChain, PkiError> {
-        self.authority.read().unwrap_or_else(PoisonError::into_inner).sign_csr(
-            csr,
-            identity,
-            self.config.certificate_lifetime,
-            SystemTime::now(),
-        )
+        self.authority
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .sign_csr(
+                csr,
+                identity,
+                self.config.certificate_lifetime,
+                SystemTime::now(),
+            )
     }
 
     /// The sizes of machines over all clouds, each name once.
     pub fn instance_types(&self) -> Vec<InstanceType> {
         let mut all: Vec<InstanceType> = Vec::new();
-        for size in self.clouds.values().flat_map(|cloud| cloud.instance_types()) {
+        for size in self
+            .clouds
+            .values()
+            .flat_map(|cloud| cloud.instance_types())
+        {
             if all.iter().all(|known| known.name != size.name) {
                 all.push(size);
             }
@@ -82,7 +93,10 @@ impl Shared {
     /// Notes the limits in force on a machine.
     pub fn note_limits(&self, cloud: &str, machine: &MachineId, limits: &Limits) {
         let words = (cloud.to_owned(), limits_in_words(limits));
-        self.limits.lock().unwrap_or_else(PoisonError::into_inner).insert(machine.clone(), words);
+        self.limits
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(machine.clone(), words);
     }
 
     /// Notes what a cloud's list says of its machines' limits; machines it lacks are forgotten.
@@ -90,14 +104,22 @@ impl Shared {
         let mut limits = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
         limits.retain(|_, (of, _)| of != cloud);
         for machine in machines {
-            limits.insert(machine.machine.clone(), (cloud.to_owned(), limits_in_words(&machine.limits)));
+            limits.insert(
+                machine.machine.clone(),
+                (cloud.to_owned(), limits_in_words(&machine.limits)),
+            );
         }
     }
 }
 
 fn limits_in_words(limits: &Limits) -> String {
     match limits {
-        Limits::Enforced { by, memory_bytes, cpu_millis, pids } => {
+        Limits::Enforced {
+            by,
+            memory_bytes,
+            cpu_millis,
+            pids,
+        } => {
             let by = match by {
                 CgroupVersion::V1 => "cgroup v1",
                 CgroupVersion::V2 => "cgroup v2",

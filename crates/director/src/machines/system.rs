@@ -21,7 +21,10 @@ pub async fn run(shared: Arc<Shared>) {
         if due {
             due = false;
             if let Err(error) = feed(&shared, &mut sent).await {
-                tracing::error!(error = full(&error), "the levels of system services could not be read");
+                tracing::error!(
+                    error = full(&error),
+                    "the levels of system services could not be read"
+                );
             }
         }
         tokio::select! {
@@ -44,7 +47,10 @@ pub async fn run(shared: Arc<Shared>) {
     }
 }
 
-async fn feed(shared: &Arc<Shared>, sent: &mut Option<Vec<ServiceLevel>>) -> Result<(), DirectorError> {
+async fn feed(
+    shared: &Arc<Shared>,
+    sent: &mut Option<Vec<ServiceLevel>>,
+) -> Result<(), DirectorError> {
     let services = levels::of_system(shared).await?;
     if sent.as_ref() == Some(&services) {
         return Ok(());
@@ -59,7 +65,10 @@ async fn feed(shared: &Arc<Shared>, sent: &mut Option<Vec<ServiceLevel>>) -> Res
         services: services.clone(),
     };
     if let Err(error) = shared.managers.level(level).await {
-        return Err(DirectorError::internal("the system services' managers refused a level", error));
+        return Err(DirectorError::internal(
+            "the system services' managers refused a level",
+            error,
+        ));
     }
     *sent = Some(services);
     Ok(())

@@ -77,7 +77,12 @@ pub fn update(tx: &Connection, app: &AppRow) -> Result<(), DirectorError> {
 }
 
 pub fn get(tx: &Connection, id: &ApplicationId) -> Result<Option<AppRow>, DirectorError> {
-    first(tx, &format!("{SELECT} WHERE apps.id = ?1"), [id.as_str()], app)
+    first(
+        tx,
+        &format!("{SELECT} WHERE apps.id = ?1"),
+        [id.as_str()],
+        app,
+    )
 }
 
 /// By id, whoever owns it.
@@ -118,7 +123,12 @@ pub fn list(
 
 /// Every application.
 pub fn every(tx: &Connection) -> Result<Vec<AppRow>, DirectorError> {
-    all(tx, &format!("{SELECT} ORDER BY apps.created_at, apps.id"), [], app)
+    all(
+        tx,
+        &format!("{SELECT} ORDER BY apps.created_at, apps.id"),
+        [],
+        app,
+    )
 }
 
 pub fn delete(tx: &Connection, id: &ApplicationId) -> Result<(), DirectorError> {

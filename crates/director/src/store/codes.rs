@@ -96,7 +96,10 @@ pub fn list(
 }
 
 pub fn mark_deleted(tx: &Connection, id: &CodeId, now: Millis) -> Result<(), DirectorError> {
-    tx.execute("UPDATE codes SET deleted_at = ?2 WHERE id = ?1", params![id.as_str(), now])?;
+    tx.execute(
+        "UPDATE codes SET deleted_at = ?2 WHERE id = ?1",
+        params![id.as_str(), now],
+    )?;
     Ok(())
 }
 

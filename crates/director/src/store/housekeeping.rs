@@ -24,7 +24,10 @@ pub fn begin_audit(
 
 /// Completes an audit row with the answer's status.
 pub fn end_audit(tx: &Connection, id: i64, status: u16) -> Result<(), DirectorError> {
-    tx.execute("UPDATE audit SET status = ?2 WHERE id = ?1", params![id, status])?;
+    tx.execute(
+        "UPDATE audit SET status = ?2 WHERE id = ?1",
+        params![id, status],
+    )?;
     Ok(())
 }
 
@@ -116,7 +119,10 @@ pub fn answer_key(
 
 /// Gives a key back: nothing came of its request.
 pub fn drop_key(tx: &Connection, user: &PrincipalId, key: &str) -> Result<(), DirectorError> {
-    tx.execute("DELETE FROM idempotency WHERE user_id = ?1 AND key = ?2", [user.as_str(), key])?;
+    tx.execute(
+        "DELETE FROM idempotency WHERE user_id = ?1 AND key = ?2",
+        [user.as_str(), key],
+    )?;
     Ok(())
 }
 
@@ -134,7 +140,11 @@ pub fn hold_lease(
     until: Millis,
 ) -> Result<Option<u64>, DirectorError> {
     let found = first(tx, "SELECT * FROM leases WHERE name = ?1", [name], |row| {
-        Ok((row.get::<_, String>("holder")?, unsigned(row, "fencing")?, row.get::<_, i64>("expires_at")?))
+        Ok((
+            row.get::<_, String>("holder")?,
+            unsigned(row, "fencing")?,
+            row.get::<_, i64>("expires_at")?,
+        ))
     })?;
     let fencing = match found {
         Some((held_by, fencing, _)) if held_by == holder => fencing,
@@ -151,6 +161,9 @@ pub fn hold_lease(
 
 /// Gives all leases of a holder back.
 pub fn release_leases(tx: &Connection, holder: &str) -> Result<(), DirectorError> {
-    tx.execute("UPDATE leases SET expires_at = 0 WHERE holder = ?1", [holder])?;
+    tx.execute(
+        "UPDATE leases SET expires_at = 0 WHERE holder = ?1",
+        [holder],
+    )?;
     Ok(())
 }

@@ -62,7 +62,9 @@ pub fn nodes_of_app(tx: &Connection, app: &ApplicationId) -> Result<Vec<NodeRow>
 pub fn nodes_of_service(tx: &Connection, id: &ServiceId) -> Result<Vec<NodeRow>, DirectorError> {
     all(
         tx,
-        &format!("{SELECT} WHERE nodes.service_id = ?1 AND nodes.gone_at IS NULL ORDER BY nodes.number"),
+        &format!(
+            "{SELECT} WHERE nodes.service_id = ?1 AND nodes.gone_at IS NULL ORDER BY nodes.number"
+        ),
         [id.as_str()],
         node,
     )
@@ -108,19 +110,17 @@ pub fn count_of_owner(
 /// Wishes every node of a service gone (a deleted service whose manager does not).
 pub fn wish_all_gone(tx: &Connection, id: &ServiceId) -> Result<usize, DirectorError> {
     Ok(tx.execute(
-        "UPDATE nodes SET wish = 'gone' WHERE service_id = ?1 AND wish <> 'gone' AND gone_at IS NULL",
+        "UPDATE nodes SET wish = 'gone', state = 'releasing', trouble = NULL
+         WHERE service_id = ?1 AND wish <> 'gone' AND gone_at IS NULL",
         [id.as_str()],
     )?)
 }
 
 /// Wishes one node gone; its manager makes another in its stead.
-pub fn wish_gone(
-    tx: &Connection,
-    id: &ServiceId,
-    number: NodeNumber,
-) -> Result<(), DirectorError> {
+pub fn wish_gone(tx: &Connection, id: &ServiceId, number: NodeNumber) -> Result<(), DirectorError> {
     tx.execute(
-        "UPDATE nodes SET wish = 'gone' WHERE service_id = ?1 AND number = ?2",
+        "UPDATE nodes SET wish = 'gone', state = 'releasing', trouble = NULL
+         WHERE service_id = ?1 AND number = ?2 AND gone_at IS NULL",
         rusqlite::params![id.as_str(), super::signed(number.0)],
     )?;
     Ok(())

@@ -94,16 +94,26 @@ pub const KNOWN: i64 = STEPS.len() as i64;
 /// # Errors
 /// Refuses a store that a newer program wrote, untouched.
 pub fn migrate(connection: &mut Connection) -> Result<(), StartError> {
-    let store = |source: rusqlite::Error| StartError::Store { source: source.into() };
-    let found: i64 =
-        connection.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(store)?;
+    let store = |source: rusqlite::Error| StartError::Store {
+        source: source.into(),
+    };
+    let found: i64 = connection
+        .query_row("PRAGMA user_version", [], |row| row.get(0))
+        .map_err(store)?;
     if found > KNOWN {
-        return Err(StartError::NewerSchema { found, known: KNOWN });
+        return Err(StartError::NewerSchema {
+            found,
+            known: KNOWN,
+        });
     }
-    for (step, sql) in (1i64..).zip(STEPS).skip(usize::try_from(found).unwrap_or(0)) {
+    for (step, sql) in (1i64..)
+        .zip(STEPS)
+        .skip(usize::try_from(found).unwrap_or(0))
+    {
         let tx = connection.transaction().map_err(store)?;
         tx.execute_batch(sql).map_err(store)?;
-        tx.pragma_update(None, "user_version", step).map_err(store)?;
+        tx.pragma_update(None, "user_version", step)
+            .map_err(store)?;
         tx.commit().map_err(store)?;
     }
     Ok(())
@@ -118,18 +128,23 @@ mod tests {
         let mut connection = Connection::open_in_memory().unwrap();
         migrate(&mut connection).unwrap();
         migrate(&mut connection).unwrap();
-        let found: i64 = connection.query_row("PRAGMA user_version", [], |r| r.get(0)).unwrap();
+        let found: i64 = connection
+            .query_row("PRAGMA user_version", [], |r| r.get(0))
+            .unwrap();
         assert_eq!(found, KNOWN);
     }
 
     #[test]
     fn a_newer_store_is_refused_untouched() {
         let mut connection = Connection::open_in_memory().unwrap();
-        connection.pragma_update(None, "user_version", KNOWN + 1).unwrap();
+        connection
+            .pragma_update(None, "user_version", KNOWN + 1)
+            .unwrap();
         let error = migrate(&mut connection).unwrap_err().to_string();
         assert!(error.contains("newer"), "{error}");
-        let tables: i64 =
-            connection.query_row("SELECT count(*) FROM sqlite_master", [], |r| r.get(0)).unwrap();
+        let tables: i64 = connection
+            .query_row("SELECT count(*) FROM sqlite_master", [], |r| r.get(0))
+            .unwrap();
         assert_eq!(tables, 0);
     }
 }

@@ -30,7 +30,9 @@ pub fn now() -> Millis {
 
 /// RFC 3339 in UTC, as the API shows times.
 pub fn show_time(at: Millis) -> String {
-    jiff::Timestamp::from_millisecond(at).unwrap_or(jiff::Timestamp::UNIX_EPOCH).to_string()
+    jiff::Timestamp::from_millisecond(at)
+        .unwrap_or(jiff::Timestamp::UNIX_EPOCH)
+        .to_string()
 }
 
 /// A handle on the store; clones share it.
@@ -58,11 +60,15 @@ fn tune(connection: &Connection) -> rusqlite::Result<()> {
 impl Store {
     /// Opens the store, making or migrating it.
     pub fn open(path: &Path) -> Result<Self, StartError> {
-        let store = |source: rusqlite::Error| StartError::Store { source: source.into() };
+        let store = |source: rusqlite::Error| StartError::Store {
+            source: source.into(),
+        };
         let mut writer = Connection::open(path).map_err(store)?;
         tune(&writer).map_err(store)?;
         writer
-            .query_row("PRAGMA journal_mode = WAL", [], |row| row.get::<_, String>(0))
+            .query_row("PRAGMA journal_mode = WAL", [], |row| {
+                row.get::<_, String>(0)
+            })
             .map_err(store)?;
         migrations::migrate(&mut writer)?;
         Ok(Self {
@@ -89,7 +95,9 @@ impl Store {
 
     /// Wakes whoever waits on [`Store::changed`].
     pub fn tell_changed(&self) {
-        self.inner.changed.send_modify(|count| *count = count.wrapping_add(1));
+        self.inner
+            .changed
+            .send_modify(|count| *count = count.wrapping_add(1));
     }
 
     /// Like [`Store::transaction`], for records nobody waits for (audit, tokens' last use).
@@ -118,7 +126,11 @@ impl Store {
     {
         let inner = self.inner.clone();
         run(move || {
-            let pooled = inner.readers.lock().unwrap_or_else(PoisonError::into_inner).pop();
+            let pooled = inner
+                .readers
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .pop();
             let mut reader = match pooled {
                 Some(reader) => reader,
                 None => {
@@ -160,14 +172,18 @@ where
 pub fn random_suffix() -> String {
     const ALPHABET: &[u8; 32] = b"abcdefghijkmnpqrstuvwxyz23456789";
     let bytes: [u8; 12] = rand::random();
-    bytes.iter().map(|byte| char::from(ALPHABET[usize::from(byte & 31)])).collect()
+    bytes
+        .iter()
+        .map(|byte| char::from(ALPHABET[usize::from(byte & 31)]))
+        .collect()
 }
 
 /// A fresh random id; `make` is the kind's `from_suffix`.
 pub fn new_id<T>(
     make: impl Fn(&str) -> Result<T, conpaas_model::ids::IdError>,
 ) -> Result<T, DirectorError> {
-    make(&random_suffix()).map_err(|error| DirectorError::internal("an id could not be made", error))
+    make(&random_suffix())
+        .map_err(|error| DirectorError::internal("an id could not be made", error))
 }
 
 type Row<'a> = rusqlite::Row<'a>;
@@ -189,7 +205,8 @@ fn json<T: DeserializeOwned>(row: &Row<'_>, column: &str) -> rusqlite::Result<T>
 /// A column that holds JSON or NULL.
 fn json_or_null<T: DeserializeOwned>(row: &Row<'_>, column: &str) -> rusqlite::Result<Option<T>> {
     let text: Option<String> = row.get(column)?;
-    text.map(|text| serde_json::from_str(&text).map_err(|error| broken(column, error))).transpose()
+    text.map(|text| serde_json::from_str(&text).map_err(|error| broken(column, error)))
+        .transpose()
 }
 
 /// A column that holds an id, a name or anything else that parses.
@@ -198,7 +215,9 @@ where
     T: std::str::FromStr,
     T::Err: std::error::Error + Send + Sync + 'static,
 {
-    row.get::<_, String>(column)?.parse().map_err(|error| broken(column, error))
+    row.get::<_, String>(column)?
+        .parse()
+        .map_err(|error| broken(column, error))
 }
 
 fn parsed_or_null<T>(row: &Row<'_>, column: &str) -> rusqlite::Result<Option<T>>
@@ -207,7 +226,8 @@ where
     T::Err: std::error::Error + Send + Sync + 'static,
 {
     let text: Option<String> = row.get(column)?;
-    text.map(|text| text.parse().map_err(|error| broken(column, error))).transpose()
+    text.map(|text| text.parse().map_err(|error| broken(column, error)))
+        .transpose()
 }
 
 /// A column that holds one word of an enum, as serde writes it.
@@ -263,7 +283,9 @@ fn first<T>(
 
 /// A value of the installation itself.
 pub fn meta(tx: &Connection, key: &str) -> Result<Option<String>, DirectorError> {
-    first(tx, "SELECT value FROM meta WHERE key = ?1", [key], |row| row.get(0))
+    first(tx, "SELECT value FROM meta WHERE key = ?1", [key], |row| {
+        row.get(0)
+    })
 }
 
 pub fn set_meta(tx: &Connection, key: &str, value: &str) -> Result<(), DirectorError> {

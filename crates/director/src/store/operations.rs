@@ -131,7 +131,12 @@ pub fn set_steps(tx: &Connection, id: &OperationId, steps: &[Step]) -> Result<()
 }
 
 pub fn get(tx: &Connection, id: &str) -> Result<Option<OperationRow>, DirectorError> {
-    first(tx, "SELECT * FROM operations WHERE id = ?1", [id], operation)
+    first(
+        tx,
+        "SELECT * FROM operations WHERE id = ?1",
+        [id],
+        operation,
+    )
 }
 
 /// What to list; empty text matches everything.

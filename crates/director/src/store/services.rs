@@ -178,7 +178,10 @@ pub fn set_status(
 
 /// Forgets a status that no longer tells anything (no manager, no nodes).
 pub fn clear_status(tx: &Connection, id: &ServiceId) -> Result<(), DirectorError> {
-    tx.execute("UPDATE services SET status_json = NULL WHERE id = ?1", [id.as_str()])?;
+    tx.execute(
+        "UPDATE services SET status_json = NULL WHERE id = ?1",
+        [id.as_str()],
+    )?;
     Ok(())
 }
 
@@ -209,7 +212,12 @@ pub fn set_shown_state(
 }
 
 pub fn get(tx: &Connection, id: &ServiceId) -> Result<Option<ServiceRow>, DirectorError> {
-    first(tx, "SELECT * FROM services WHERE id = ?1", [id.as_str()], service)
+    first(
+        tx,
+        "SELECT * FROM services WHERE id = ?1",
+        [id.as_str()],
+        service,
+    )
 }
 
 /// By name or id within an application; a deleted one only when no other has the name.
@@ -239,7 +247,12 @@ pub fn of_app(tx: &Connection, app: &ApplicationId) -> Result<Vec<ServiceRow>, D
 
 /// Every service, oldest first.
 pub fn every(tx: &Connection) -> Result<Vec<ServiceRow>, DirectorError> {
-    all(tx, "SELECT * FROM services ORDER BY created_at, id", [], service)
+    all(
+        tx,
+        "SELECT * FROM services ORDER BY created_at, id",
+        [],
+        service,
+    )
 }
 
 pub fn delete(tx: &Connection, id: &ServiceId) -> Result<(), DirectorError> {
@@ -326,7 +339,9 @@ pub fn spec(
     numbers.extend(newest.iter().map(|release| release.number));
     let mut releases = Vec::new();
     for number in numbers {
-        let Some(found) = get_release(tx, &row.id, number)? else { continue };
+        let Some(found) = get_release(tx, &row.id, number)? else {
+            continue;
+        };
         let code = match &found.code {
             None => None,
             Some(id) => super::codes::get(tx, &row.id, id.as_str())?.map(|code| CodeRef {
@@ -335,7 +350,11 @@ pub fn spec(
                 size: code.size,
             }),
         };
-        releases.push(Release { number, code, settings: found.settings });
+        releases.push(Release {
+            number,
+            code,
+            settings: found.settings,
+        });
     }
     Ok(ServiceSpec {
         service: row.id.clone(),

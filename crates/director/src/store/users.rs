@@ -71,7 +71,12 @@ pub fn insert(tx: &Connection, user: &UserRow) -> Result<(), DirectorError> {
 
 /// By name or id.
 pub fn find(tx: &Connection, name_or_id: &str) -> Result<Option<UserRow>, DirectorError> {
-    first(tx, "SELECT * FROM users WHERE name = ?1 OR id = ?1", [name_or_id], user)
+    first(
+        tx,
+        "SELECT * FROM users WHERE name = ?1 OR id = ?1",
+        [name_or_id],
+        user,
+    )
 }
 
 /// Users after `after` (a name), in order of names.
@@ -85,16 +90,25 @@ pub fn list(tx: &Connection, after: &str, limit: u64) -> Result<Vec<UserRow>, Di
 }
 
 pub fn count(tx: &Connection) -> Result<u64, DirectorError> {
-    Ok(first(tx, "SELECT count(*) AS n FROM users", [], |row| unsigned(row, "n"))?.unwrap_or(0))
+    Ok(first(tx, "SELECT count(*) AS n FROM users", [], |row| {
+        unsigned(row, "n")
+    })?
+    .unwrap_or(0))
 }
 
 pub fn set_password(tx: &Connection, user: &PrincipalId, hash: &str) -> Result<(), DirectorError> {
-    tx.execute("UPDATE users SET password_hash = ?2 WHERE id = ?1", [user.as_str(), hash])?;
+    tx.execute(
+        "UPDATE users SET password_hash = ?2 WHERE id = ?1",
+        [user.as_str(), hash],
+    )?;
     Ok(())
 }
 
 pub fn set_quota(tx: &Connection, user: &PrincipalId, quota: u32) -> Result<(), DirectorError> {
-    tx.execute("UPDATE users SET node_quota = ?2 WHERE id = ?1", params![user.as_str(), quota])?;
+    tx.execute(
+        "UPDATE users SET node_quota = ?2 WHERE id = ?1",
+        params![user.as_str(), quota],
+    )?;
     Ok(())
 }
 
@@ -140,7 +154,10 @@ pub fn list_tokens(
 }
 
 pub fn touch_token(tx: &Connection, id: &TokenId, now: Millis) -> Result<(), DirectorError> {
-    tx.execute("UPDATE tokens SET last_used_at = ?2 WHERE id = ?1", params![id.as_str(), now])?;
+    tx.execute(
+        "UPDATE tokens SET last_used_at = ?2 WHERE id = ?1",
+        params![id.as_str(), now],
+    )?;
     Ok(())
 }
 
@@ -168,6 +185,9 @@ pub fn revoke_all_tokens(
 
 /// Forgets tokens that ended long ago.
 pub fn forget_tokens(tx: &Connection, before: Millis) -> Result<(), DirectorError> {
-    tx.execute("DELETE FROM tokens WHERE expires_at < ?1 OR revoked_at < ?1", [before])?;
+    tx.execute(
+        "DELETE FROM tokens WHERE expires_at < ?1 OR revoked_at < ?1",
+        [before],
+    )?;
     Ok(())
 }

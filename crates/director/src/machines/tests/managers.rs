@@ -7,32 +7,53 @@ use conpaas_model::edge::{APPLIED_FILE, Applied, ROUTES_FILE, RouteState, Routes
 use conpaas_model::ids::{Epoch, Generation, NodeNumber};
 use conpaas_model::level::LevelVersion;
 use conpaas_model::protocol::{
-    Exposure, FromManager, Located, ManagerAddress, ManagerReport, NodeWish, PATH_LOCATE, ServiceReport, ToManager,
+    Exposure, FromManager, Located, ManagerAddress, ManagerReport, NodeWish, PATH_LOCATE,
+    ServiceReport, ToManager,
 };
 use conpaas_model::spec::RunWish;
 use conpaas_model::status::{NodeState, ServiceStatus};
 use std::net::SocketAddr;
 
 fn present() -> NodeWish {
-    NodeWish::Present { cloud: "memory".into(), instance_type: "small".into() }
+    NodeWish::Present {
+        cloud: "memory".into(),
+        instance_type: "small".into(),
+    }
 }
 
-fn report(world: &World, epoch: u64, nodes: &[(u64, NodeWish)], exposure: Exposure) -> ManagerReport {
+fn report(
+    world: &World,
+    epoch: u64,
+    nodes: &[(u64, NodeWish)],
+    exposure: Exposure,
+) -> ManagerReport {
     ManagerReport {
         epoch: Epoch(epoch),
         services: vec![ServiceReport {
             service: world.web.clone(),
-            nodes: nodes.iter().map(|(n, wish)| (NodeNumber(*n), wish.clone())).collect(),
+            nodes: nodes
+                .iter()
+                .map(|(n, wish)| (NodeNumber(*n), wish.clone()))
+                .collect(),
             exposure,
-            status: ServiceStatus { generation: Generation(1), ..ServiceStatus::default() },
+            status: ServiceStatus {
+                generation: Generation(1),
+                ..ServiceStatus::default()
+            },
         }],
     }
 }
 
 fn exposure(generation: u64, address: Option<SocketAddr>) -> Exposure {
     Exposure {
-        version: LevelVersion { epoch: Epoch(1), generation: Generation(generation) },
-        upstreams: address.map(|address| (NodeNumber(1), address)).into_iter().collect(),
+        version: LevelVersion {
+            epoch: Epoch(1),
+            generation: Generation(generation),
+        },
+        upstreams: address
+            .map(|address| (NodeNumber(1), address))
+            .into_iter()
+            .collect(),
     }
 }
 
@@ -55,30 +76,64 @@ async fn a_manager_gets_its_level_and_its_wishes_become_nodes() {
     assert_eq!((level.epoch, level.services.len()), (Epoch(1), 1));
     assert_eq!(level.services[0].spec.service, world.web);
     assert_eq!(level.services[0].next_node, NodeNumber(1));
-    assert!(level.services[0].spec.release(level.services[0].spec.active).is_some());
+    assert!(
+        level.services[0]
+            .spec
+            .release(level.services[0].spec.active)
+            .is_some()
+    );
 
-    manager.say(report(&world, 1, &[(1, present()), (2, present())], Exposure::default())).await;
+    manager
+        .say(report(
+            &world,
+            1,
+            &[(1, present()), (2, present())],
+            Exposure::default(),
+        ))
+        .await;
     let (one, two) = (world.birth().await, world.birth().await);
     assert_ne!(one.address, two.address);
     let worker = Agent::enrol(&one, None).await.unwrap();
     world.node_is(&world.web, one.node.0, NodeState::Up).await;
     let level = manager.level_when(|level| {
-        level.services[0].nodes.iter().any(|node| node.number == one.node && node.state == NodeState::Up)
+        level.services[0]
+            .nodes
+            .iter()
+            .any(|node| node.number == one.node && node.state == NodeState::Up)
     });
     let level = level.await;
-    assert_eq!(level.services[0].machines.get(&one.machine), Some(&one.node));
+    assert_eq!(
+        level.services[0].machines.get(&one.machine),
+        Some(&one.node)
+    );
     assert_eq!(level.services[0].next_node, NodeNumber(3));
     let located: Located = worker.client.get_json(PATH_LOCATE).await.unwrap();
     assert_eq!(located.epoch, Epoch(1));
-    assert!(matches!(located.manager, ManagerAddress::At { address, .. } if address.port() == 7444));
+    assert!(
+        matches!(located.manager, ManagerAddress::At { address, .. } if address.port() == 7444)
+    );
     // Only nodes of a system service may have managers.
     assert_eq!(code_of(worker.manager().await), "no_system_node");
 
     // A number that is over is not given again; the wish of gone ends in nothing.
-    manager.say(report(&world, 1, &[(1, NodeWish::Gone), (2, NodeWish::Gone)], Exposure::default())).await;
-    eventually("both are over", || async { world.nodes(&world.web).await.is_empty().then_some(()) }).await;
-    manager.say(report(&world, 1, &[(1, present())], Exposure::default())).await;
-    manager.say(report(&world, 1, &[(3, present())], Exposure::default())).await;
+    manager
+        .say(report(
+            &world,
+            1,
+            &[(1, NodeWish::Gone), (2, NodeWish::Gone)],
+            Exposure::default(),
+        ))
+        .await;
+    eventually("both are over", || async {
+        world.nodes(&world.web).await.is_empty().then_some(())
+    })
+    .await;
+    manager
+        .say(report(&world, 1, &[(1, present())], Exposure::default()))
+        .await;
+    manager
+        .say(report(&world, 1, &[(3, present())], Exposure::default()))
+        .await;
     let third = world.birth().await;
     assert_eq!(third.node, NodeNumber(3));
     assert_eq!(world.nodes(&world.web).await.len(), 1);
@@ -88,18 +143,33 @@ async fn a_manager_gets_its_level_and_its_wishes_become_nodes() {
 #[tokio::test]
 async fn an_exposure_reaches_the_edge_and_its_answer_the_manager() {
     let (world, _agent, mut manager) = managed().await;
-    manager.say(report(&world, 1, &[(1, present())], Exposure::default())).await;
+    manager
+        .say(report(&world, 1, &[(1, present())], Exposure::default()))
+        .await;
     let context = world.birth().await;
     Agent::enrol(&context, None).await.unwrap();
     let address = SocketAddr::from((context.address, 8000));
-    manager.say(report(&world, 1, &[(1, present())], exposure(1, Some(address)))).await;
+    manager
+        .say(report(
+            &world,
+            1,
+            &[(1, present())],
+            exposure(1, Some(address)),
+        ))
+        .await;
     // There is no edge yet: the exposure counts, since nothing is in flight anywhere.
-    let level = manager.level_when(|level| level.services[0].edge.applied.generation == Generation(1)).await;
+    let level = manager
+        .level_when(|level| level.services[0].edge.applied.generation == Generation(1))
+        .await;
     assert!(level.services[0].edge.using.is_empty());
     let routes: Routes = eventually("the route serves", || async {
         let text = std::fs::read(world.edge_folder().join(ROUTES_FILE)).ok()?;
         let routes: Routes = serde_json::from_slice(&text).ok()?;
-        routes.routes.first().is_some_and(|route| route.state == RouteState::Serving).then_some(routes)
+        routes
+            .routes
+            .first()
+            .is_some_and(|route| route.state == RouteState::Serving)
+            .then_some(routes)
     })
     .await;
     assert_eq!(routes.routes[0].upstreams[0].address, address);
@@ -119,11 +189,14 @@ async fn an_exposure_reaches_the_edge_and_its_answer_the_manager() {
         std::fs::rename(&beside, world.edge_folder().join(APPLIED_FILE)).unwrap();
     };
     write(&answer(routes.generation));
-    manager.say(report(&world, 1, &[(1, present())], exposure(2, None))).await;
+    manager
+        .say(report(&world, 1, &[(1, present())], exposure(2, None)))
+        .await;
     let newer = eventually("newer routes are written", || async {
         let text = std::fs::read(world.edge_folder().join(ROUTES_FILE)).ok()?;
         let newer: Routes = serde_json::from_slice(&text).ok()?;
-        (newer.generation > routes.generation && newer.routes[0].upstreams.is_empty()).then_some(newer)
+        (newer.generation > routes.generation && newer.routes[0].upstreams.is_empty())
+            .then_some(newer)
     })
     .await;
     let applied = || world.edge_status().applied.generation;
@@ -136,10 +209,14 @@ async fn an_exposure_reaches_the_edge_and_its_answer_the_manager() {
         in_flight: 2,
     });
     write(&last);
-    let level = manager.level_when(|level| level.services[0].edge.applied.generation == Generation(2)).await;
+    let level = manager
+        .level_when(|level| level.services[0].edge.applied.generation == Generation(2))
+        .await;
     assert_eq!(level.services[0].edge.using, [NodeNumber(1)].into());
     write(&answer(newer.generation));
-    manager.level_when(|level| level.services[0].edge.using.is_empty()).await;
+    manager
+        .level_when(|level| level.services[0].edge.using.is_empty())
+        .await;
     world.end().await;
 }
 
@@ -153,7 +230,10 @@ async fn the_newest_manager_has_the_post_and_keeps_it_over_a_restart() {
         .store
         .transaction(move |tx| {
             let mut row = crate::store::services::get(tx, &system)?.unwrap();
-            row.roles.values_mut().flat_map(|role| &mut role.pools).for_each(|pool| pool.count = 2);
+            row.roles
+                .values_mut()
+                .flat_map(|role| &mut role.pools)
+                .for_each(|pool| pool.count = 2);
             row.generation = row.generation.next();
             crate::store::services::update_wish(tx, &row)
         })
@@ -162,14 +242,22 @@ async fn the_newest_manager_has_the_post_and_keeps_it_over_a_restart() {
     let context = world.birth().await;
     assert_eq!(context.node, NodeNumber(2));
     let second_agent = Agent::enrol(&context, None).await.unwrap();
-    let mut second = eventually("the second manager comes in", || async { second_agent.manager().await.ok() }).await;
+    let mut second = eventually("the second manager comes in", || async {
+        second_agent.manager().await.ok()
+    })
+    .await;
     assert_eq!(second.level().await.epoch, Epoch(2));
     first.is_over().await;
     assert_eq!(code_of(first_agent.manager().await), "outranked");
     // A report of another epoch than the stream's is refused and counted.
-    second.say(report(&world, 1, &[(1, present())], Exposure::default())).await;
+    second
+        .say(report(&world, 1, &[(1, present())], Exposure::default()))
+        .await;
     let machines = world.machines().clone();
-    eventually("it is counted", || async { (machines.refused_reports() == 1).then_some(()) }).await;
+    eventually("it is counted", || async {
+        (machines.refused_reports() == 1).then_some(())
+    })
+    .await;
     assert!(world.nodes(&world.web).await.is_empty());
 
     world.stop().await;
@@ -186,15 +274,38 @@ async fn commands_go_down_and_answers_come_up() {
     manager.level().await;
     let machines = world.machines().clone();
     let web = world.web.clone();
-    let asked = tokio::spawn(async move { machines.command(&web, "greet", serde_json::json!({"n": 1})).await });
-    let ToManager::Command { id, service, name, arguments } = manager.command().await else { unreachable!() };
-    assert_eq!((service, name.as_str(), arguments["n"].as_i64()), (world.web.clone(), "greet", Some(1)));
-    manager.send(&FromManager::CommandResult { id, result: Ok(serde_json::json!({"web-1": "hi"})) }).await;
+    let asked = tokio::spawn(async move {
+        machines
+            .command(&web, "greet", serde_json::json!({"n": 1}))
+            .await
+    });
+    let ToManager::Command {
+        id,
+        service,
+        name,
+        arguments,
+    } = manager.command().await
+    else {
+        unreachable!()
+    };
+    assert_eq!(
+        (service, name.as_str(), arguments["n"].as_i64()),
+        (world.web.clone(), "greet", Some(1))
+    );
+    manager
+        .send(&FromManager::CommandResult {
+            id,
+            result: Ok(serde_json::json!({"web-1": "hi"})),
+        })
+        .await;
     assert_eq!(asked.await.unwrap().unwrap()["web-1"], "hi");
     manager.hang_up();
     let machines = world.machines().clone();
     let refused = eventually("there is no manager", || async {
-        machines.command(&world.web, "greet", serde_json::json!({})).await.err()
+        machines
+            .command(&world.web, "greet", serde_json::json!({}))
+            .await
+            .err()
     })
     .await;
     assert!(refused.to_string().contains("shop/web"), "{refused}");

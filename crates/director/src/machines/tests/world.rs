@@ -9,17 +9,24 @@ use crate::store::{self, Store, apps, services, users};
 use conpaas_cloud::{Cloud, MemoryCloud, MemoryEvent, Resources};
 use conpaas_core::broker::BrokerSettings;
 use conpaas_model::api::Rank;
-use conpaas_model::ids::{ApplicationId, Generation, InstallationId, NodeNumber, ReleaseNumber, ServiceId};
+use conpaas_model::ids::{
+    ApplicationId, Generation, InstallationId, NodeNumber, ReleaseNumber, ServiceId,
+};
 use conpaas_model::level::Level;
 use conpaas_model::protocol::{
-    Context, EnrolAnswer, EnrolRequest, FromAgent, FromManager, ManagerLevel, ManagerReport, PATH_AGENT_STREAM,
-    PATH_ENROL, PATH_ENROL_MANAGER, PATH_MANAGER_STREAM, ToAgent, ToManager,
+    Context, EnrolAnswer, EnrolRequest, FromAgent, FromManager, ManagerLevel, ManagerReport,
+    PATH_AGENT_STREAM, PATH_ENROL, PATH_ENROL_MANAGER, PATH_MANAGER_STREAM, ToAgent, ToManager,
 };
 use conpaas_model::spec::RunWish;
 use conpaas_model::status::{AgentReport, EdgeStatus, NodeHealth, NodeState, Phase, RoleStatus};
-use conpaas_pki::{Authority, AuthoritySettings, CertificateChain, Credentials, KeyPair, Roots, client_config};
+use conpaas_pki::{
+    Authority, AuthoritySettings, CertificateChain, Credentials, KeyPair, Roots, client_config,
+};
 use conpaas_services::registry::Registry;
-use conpaas_wire::{Client, ClientSettings, FramedStream, StreamHandle, StreamSettings, WireError, dial_address, fixed_client_tls};
+use conpaas_wire::{
+    Client, ClientSettings, FramedStream, StreamHandle, StreamSettings, WireError, dial_address,
+    fixed_client_tls,
+};
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::net::SocketAddr;
@@ -46,7 +53,9 @@ pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, look: impl
 pub fn code_of<T>(result: Result<T, WireError>) -> String {
     match result {
         Ok(_) => "(granted)".to_owned(),
-        Err(error) => error.code().map_or_else(|| error.to_string(), str::to_owned),
+        Err(error) => error
+            .code()
+            .map_or_else(|| error.to_string(), str::to_owned),
     }
 }
 
@@ -71,7 +80,11 @@ where
 
 impl World {
     pub fn room() -> Resources {
-        Resources { vcpus: 64.0, memory_mib: 65_536, disk_mib: 0 }
+        Resources {
+            vcpus: 64.0,
+            memory_mib: 65_536,
+            disk_mib: 0,
+        }
     }
 
     pub async fn start() -> Self {
@@ -86,8 +99,17 @@ impl World {
             .unwrap();
         let cloud = MemoryCloud::new("memory", Self::room());
         let births = tokio::sync::Mutex::new(cloud.events());
-        let mut world =
-            Self { folder, store, cloud, births, installation: id("inst-a"), app, system, web, running: None };
+        let mut world = Self {
+            folder,
+            store,
+            cloud,
+            births,
+            installation: id("inst-a"),
+            app,
+            system,
+            web,
+            running: None,
+        };
         world.resume().await;
         world
     }
@@ -104,7 +126,10 @@ impl World {
             certificate_lifetime: Duration::from_secs(3600),
             list_every: Duration::from_millis(50),
             edge_finishing: Duration::from_secs(35),
-            broker: BrokerSettings { first_pause: 20, longest_pause: 200 },
+            broker: BrokerSettings {
+                first_pause: 20,
+                longest_pause: 200,
+            },
         };
         let authority = Authority::load_or_create(
             &folder.join("authority"),
@@ -117,9 +142,16 @@ impl World {
         let clouds = BTreeMap::from([("memory".to_owned(), cloud)]);
         let shutdown = CancellationToken::new();
         let registry = Arc::new(Registry::standard());
-        let machines = Machines::start(self.store.clone(), config, clouds, authority, registry, shutdown.clone())
-            .await
-            .unwrap();
+        let machines = Machines::start(
+            self.store.clone(),
+            config,
+            clouds,
+            authority,
+            registry,
+            shutdown.clone(),
+        )
+        .await
+        .unwrap();
         self.running = Some((machines, shutdown));
     }
 
@@ -131,7 +163,9 @@ impl World {
     pub async fn stop(&mut self) {
         let (machines, shutdown) = self.running.take().unwrap();
         shutdown.cancel();
-        tokio::time::timeout(Duration::from_secs(20), machines.stopped()).await.unwrap();
+        tokio::time::timeout(Duration::from_secs(20), machines.stopped())
+            .await
+            .unwrap();
     }
 
     pub async fn end(mut self) {
@@ -143,7 +177,13 @@ impl World {
     }
 
     pub fn edge_status(&self) -> EdgeStatus {
-        self.machines().shared.edge.borrow().get(&self.web).cloned().unwrap_or_default()
+        self.machines()
+            .shared
+            .edge
+            .borrow()
+            .get(&self.web)
+            .cloned()
+            .unwrap_or_default()
     }
 
     pub async fn wish(&self, service: &ServiceId, run: RunWish) {
@@ -165,13 +205,16 @@ impl World {
         let next = async {
             loop {
                 if let MemoryEvent::Running { request, .. } = births.recv().await.unwrap()
-                    && let Ok(context) = serde_json::from_slice::<Context>(&request.contextualization)
+                    && let Ok(context) =
+                        serde_json::from_slice::<Context>(&request.contextualization)
                 {
                     return context;
                 }
             }
         };
-        tokio::time::timeout(Duration::from_secs(30), next).await.expect("in vain: a machine")
+        tokio::time::timeout(Duration::from_secs(30), next)
+            .await
+            .expect("in vain: a machine")
     }
 
     /// A machine of ours that no record knows.
@@ -191,24 +234,37 @@ impl World {
 
     pub async fn row(&self, service: &ServiceId) -> services::ServiceRow {
         let service = service.clone();
-        self.store.read(move |tx| services::get(tx, &service)).await.unwrap().unwrap()
+        self.store
+            .read(move |tx| services::get(tx, &service))
+            .await
+            .unwrap()
+            .unwrap()
     }
 
     pub async fn nodes(&self, service: &ServiceId) -> Vec<Node> {
         let service = service.clone();
-        self.store.read(move |tx| records::nodes_of(tx, &service)).await.unwrap()
+        self.store
+            .read(move |tx| records::nodes_of(tx, &service))
+            .await
+            .unwrap()
     }
 
     pub async fn node_is(&self, service: &ServiceId, number: u64, state: NodeState) {
         let there = || async {
             let nodes = self.nodes(service).await;
-            nodes.iter().any(|n| n.key.number == NodeNumber(number) && n.state == state).then_some(())
+            nodes
+                .iter()
+                .any(|n| n.key.number == NodeNumber(number) && n.state == state)
+                .then_some(())
         };
         eventually(&format!("node {number} is {state:?}"), there).await;
     }
 
     pub async fn count(&self, sql: &'static str) -> i64 {
-        self.store.read(move |tx| Ok(tx.query_row(sql, [], |row| row.get(0))?)).await.unwrap()
+        self.store
+            .read(move |tx| Ok(tx.query_row(sql, [], |row| row.get(0))?))
+            .await
+            .unwrap()
     }
 }
 
@@ -245,15 +301,23 @@ fn insert(
         },
     )?;
     let registry = Registry::standard();
-    let internal = registry.all().find(|entry| entry.service_type.internal()).unwrap().service_type;
-    let exposing = registry
+    let internal = registry
         .all()
-        .find(|entry| !entry.service_type.internal() && entry.service_type.roles().iter().any(|role| role.exposed))
+        .find(|entry| entry.service_type.internal())
         .unwrap()
         .service_type;
-    for (own, service_type, name, manager) in
-        [(system, internal, "system", None), (web, exposing, "web", Some(system.clone()))]
-    {
+    let exposing = registry
+        .all()
+        .find(|entry| {
+            !entry.service_type.internal()
+                && entry.service_type.roles().iter().any(|role| role.exposed)
+        })
+        .unwrap()
+        .service_type;
+    for (own, service_type, name, manager) in [
+        (system, internal, "system", None),
+        (web, exposing, "web", Some(system.clone())),
+    ] {
         services::insert(
             tx,
             &services::ServiceRow {
@@ -303,7 +367,11 @@ fn insert(
 fn csr_pem(key: &KeyPair) -> String {
     use base64::Engine;
     let text = base64::engine::general_purpose::STANDARD.encode(key.csr().unwrap());
-    let lines: Vec<&str> = text.as_bytes().chunks(64).map(|line| std::str::from_utf8(line).unwrap()).collect();
+    let lines: Vec<&str> = text
+        .as_bytes()
+        .chunks(64)
+        .map(|line| std::str::from_utf8(line).unwrap())
+        .collect();
     format!(
         "-----BEGIN CERTIFICATE REQUEST-----\n{}\n-----END CERTIFICATE REQUEST-----\n",
         lines.join("\n")
@@ -313,7 +381,12 @@ fn csr_pem(key: &KeyPair) -> String {
 fn client(context: &Context, credentials: Option<Arc<Credentials>>) -> Client {
     let roots = Roots::from_pem(&context.roots).unwrap();
     let tls = fixed_client_tls(client_config(credentials, &roots).unwrap());
-    Client::new(dial_address(context.director), tls, conpaas_pki::Identity::is_director, ClientSettings::default())
+    Client::new(
+        dial_address(context.director),
+        tls,
+        conpaas_pki::Identity::is_director,
+        ClientSettings::default(),
+    )
 }
 
 /// An agent that has enrolled.
@@ -337,19 +410,31 @@ impl Agent {
             token: (!context.token.is_empty()).then(|| context.token.clone()),
             version: conpaas_model::VERSION.into(),
         };
-        let answer: EnrolAnswer = client(context, None).post_json(PATH_ENROL, &request).await?;
+        let answer: EnrolAnswer = client(context, None)
+            .post_json(PATH_ENROL, &request)
+            .await?;
         let chain = CertificateChain::from_pem(&answer.chain).unwrap();
         assert!(chain.identity().unwrap().is_agent_of(&context.application));
         let credentials = Credentials::new(chain, key).unwrap();
-        Ok(Self { context: context.clone(), client: client(context, Some(credentials.clone())), credentials })
+        Ok(Self {
+            context: context.clone(),
+            client: client(context, Some(credentials.clone())),
+            credentials,
+        })
     }
 
     /// The same agent, dialling a Director that listens elsewhere now.
     pub fn at(&self, world: &World) -> Self {
         let mut context = self.context.clone();
-        context.director.set_port(world.machines().host_port().unwrap());
+        context
+            .director
+            .set_port(world.machines().host_port().unwrap());
         let client = client(&context, Some(self.credentials.clone()));
-        Self { context, client, credentials: self.credentials.clone() }
+        Self {
+            context,
+            client,
+            credentials: self.credentials.clone(),
+        }
     }
 
     /// The manager process of this node, connected.
@@ -363,22 +448,43 @@ impl Agent {
         };
         let answer: EnrolAnswer = self.client.post_json(PATH_ENROL_MANAGER, &request).await?;
         let chain = CertificateChain::from_pem(&answer.chain).unwrap();
-        assert!(chain.identity().unwrap().is_manager_of(&self.context.application));
+        assert!(
+            chain
+                .identity()
+                .unwrap()
+                .is_manager_of(&self.context.application)
+        );
         let client = client(&self.context, Some(Credentials::new(chain, &key).unwrap()));
-        let stream =
-            client.open_stream(PATH_MANAGER_STREAM, Default::default(), &StreamSettings::default()).await?;
+        let stream = client
+            .open_stream(
+                PATH_MANAGER_STREAM,
+                Default::default(),
+                &StreamSettings::default(),
+            )
+            .await?;
         Ok(Manager { stream })
     }
 
     /// Opens its stream at the Director and carries every level out at once.
     pub fn obey(self) -> Obedient {
-        let (roles, over) = (Arc::new(Mutex::new(BTreeSet::new())), CancellationToken::new());
+        let (roles, over) = (
+            Arc::new(Mutex::new(BTreeSet::new())),
+            CancellationToken::new(),
+        );
         let (seen, done, hang_up) = (roles.clone(), over.clone(), CancellationToken::new());
         let end = hang_up.clone();
         tokio::spawn(async move {
             let run = async {
                 let stream: FramedStream<ToAgent, FromAgent> = loop {
-                    match self.client.open_stream(PATH_AGENT_STREAM, Default::default(), &StreamSettings::default()).await {
+                    match self
+                        .client
+                        .open_stream(
+                            PATH_AGENT_STREAM,
+                            Default::default(),
+                            &StreamSettings::default(),
+                        )
+                        .await
+                    {
                         Ok(stream) => break stream,
                         Err(error) if error.code() == Some("node_removed") => return,
                         Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
@@ -386,12 +492,16 @@ impl Agent {
                 };
                 let (sender, mut receiver) = stream.split();
                 let mut sequence = 1;
-                let _ = sender.send(&FromAgent::Report(Box::new(obeyed(None, sequence)))).await;
+                let _ = sender
+                    .send(&FromAgent::Report(Box::new(obeyed(None, sequence))))
+                    .await;
                 while let Ok(Some(message)) = receiver.recv().await {
                     if let ToAgent::Level(level) = message {
                         sequence += 1;
                         *seen.lock().unwrap() = level.body.roles.keys().cloned().collect();
-                        let _ = sender.send(&FromAgent::Report(Box::new(obeyed(Some(level), sequence)))).await;
+                        let _ = sender
+                            .send(&FromAgent::Report(Box::new(obeyed(Some(level), sequence))))
+                            .await;
                     }
                 }
             };
@@ -401,22 +511,40 @@ impl Agent {
             }
             done.cancel();
         });
-        Obedient { roles, over, hang_up }
+        Obedient {
+            roles,
+            over,
+            hang_up,
+        }
     }
 }
 
 fn obeyed(level: Option<Level>, sequence: u64) -> AgentReport {
     let version = level.as_ref().map(|level| level.version);
-    let roles: Vec<String> = level.iter().flat_map(|level| level.body.roles.keys().cloned()).collect();
+    let roles: Vec<String> = level
+        .iter()
+        .flat_map(|level| level.body.roles.keys().cloned())
+        .collect();
     AgentReport {
         boot: "b1".into(),
         sequence,
         version: conpaas_model::VERSION.into(),
         applied: version,
-        applied_roles: roles.iter().filter_map(|role| Some((role.clone(), version?))).collect(),
+        applied_roles: roles
+            .iter()
+            .filter_map(|role| Some((role.clone(), version?)))
+            .collect(),
         roles: roles
             .into_iter()
-            .map(|role| (role, RoleStatus { own: Some(Phase::Ready), ..RoleStatus::default() }))
+            .map(|role| {
+                (
+                    role,
+                    RoleStatus {
+                        own: Some(Phase::Ready),
+                        ..RoleStatus::default()
+                    },
+                )
+            })
             .collect(),
         level,
         node: NodeHealth::default(),
@@ -452,7 +580,9 @@ pub struct Manager {
 impl Manager {
     async fn next(&mut self) -> Option<ToManager> {
         let next = tokio::time::timeout(Duration::from_secs(30), self.stream.recv()).await;
-        next.expect("in vain: a word of the Director").ok().flatten()
+        next.expect("in vain: a word of the Director")
+            .ok()
+            .flatten()
     }
 
     pub async fn level(&mut self) -> ManagerLevel {
