@@ -17,14 +17,21 @@ use std::time::{Duration, Instant};
 
 pub fn run() {
     let registry = Registry::standard();
-    let types: Vec<&'static dyn ServiceType> =
-        registry.all().map(|e| e.service_type).filter(|t| !t.internal() && t.roles().iter().any(|r| r.carries_releases)).collect();
+    let types: Vec<&'static dyn ServiceType> = registry
+        .all()
+        .map(|e| e.service_type)
+        .filter(|t| !t.internal() && t.roles().iter().any(|r| r.carries_releases))
+        .collect();
     for service_type in types {
         for count in [1_000u32, 10_000] {
             let mut world = World::new(service_type, count);
             world.converge();
             let rest = world.time();
-            world.spec.releases.push(Release { number: ReleaseNumber(2), code: None, settings: Settings::new() });
+            world.spec.releases.push(Release {
+                number: ReleaseNumber(2),
+                code: None,
+                settings: Settings::new(),
+            });
             world.spec.active = ReleaseNumber(2);
             let switch = world.time();
             let (steps, dearest) = world.converge();
@@ -46,7 +53,12 @@ struct Cost {
 
 impl std::fmt::Display for Cost {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{:.1} + {:.1} ms", self.plan.as_secs_f64() * 1e3, self.lint.as_secs_f64() * 1e3)
+        write!(
+            f,
+            "{:.1} + {:.1} ms",
+            self.plan.as_secs_f64() * 1e3,
+            self.lint.as_secs_f64() * 1e3
+        )
     }
 }
 
@@ -64,9 +76,21 @@ impl World {
             .iter()
             .map(|role| {
                 // Nearly all are of the role that others use and that uses nobody.
-                let many = role.uses.is_empty() && role.carries_releases && role.name == service_type.roles().last().unwrap().name;
-                let pool = Pool { cloud: "local".into(), instance_type: "small".into(), count: if many { count - 20 } else { 10 } };
-                (role.name.to_owned(), RoleWish { pools: vec![pool], owner: CountOwner::User })
+                let many = role.uses.is_empty()
+                    && role.carries_releases
+                    && role.name == service_type.roles().last().unwrap().name;
+                let pool = Pool {
+                    cloud: "local".into(),
+                    instance_type: "small".into(),
+                    count: if many { count - 20 } else { 10 },
+                };
+                (
+                    role.name.to_owned(),
+                    RoleWish {
+                        pools: vec![pool],
+                        owner: CountOwner::User,
+                    },
+                )
             })
             .collect();
         let spec = ServiceSpec {
@@ -78,15 +102,28 @@ impl World {
             run: RunWish::Running,
             roles,
             active: ReleaseNumber(1),
-            releases: vec![Release { number: ReleaseNumber(1), code: None, settings: Settings::new() }],
+            releases: vec![Release {
+                number: ReleaseNumber(1),
+                code: None,
+                settings: Settings::new(),
+            }],
+            retire: Default::default(),
             drain_seconds: 30,
         };
-        Self { service_type, spec, nodes: BTreeMap::new(), exposure: Exposure::default() }
+        Self {
+            service_type,
+            spec,
+            nodes: BTreeMap::new(),
+            exposure: Exposure::default(),
+        }
     }
 
     fn plan(&self) -> (plan::Plan, Cost) {
         let types = default_instance_types();
-        let edge = EdgeStatus { applied: self.exposure.version, using: BTreeSet::new() };
+        let edge = EdgeStatus {
+            applied: self.exposure.version,
+            using: BTreeSet::new(),
+        };
         let overdue = BTreeSet::new();
         let next = self.nodes.keys().last().map_or(NodeNumber(1), |n| n.next());
         let input = Input {
@@ -105,7 +142,14 @@ impl World {
         let flaws = lint::check(&input, &plan);
         let sum = begun.elapsed();
         assert!(flaws.is_empty(), "{flaws:?}");
-        (plan, Cost { sum, plan: planned, lint: sum - planned })
+        (
+            plan,
+            Cost {
+                sum,
+                plan: planned,
+                lint: sum - planned,
+            },
+        )
     }
 
     /// Nodes do at once whatever they are told, until nothing changes. Returns how many plans
@@ -125,7 +169,9 @@ impl World {
                         state: NodeState::Up,
                         cloud: "local".into(),
                         instance_type: "small".into(),
-                        address: Ipv4Addr::from(u32::from(Ipv4Addr::new(100, 64, 0, 10)) + number.0 as u32),
+                        address: Ipv4Addr::from(
+                            u32::from(Ipv4Addr::new(100, 64, 0, 10)) + number.0 as u32,
+                        ),
                         trouble: None,
                     },
                     presence: Presence::Connected,
@@ -139,15 +185,33 @@ impl World {
                 let node = self.nodes.get_mut(&number).unwrap();
                 node.roles.clear();
                 for (role, role_level) in &level.roles {
-                    let carries = self.service_type.role(role).is_some_and(|r| r.carries_releases);
-                    let releases = if carries { role_level.releases.iter().map(|(r, l)| (*r, phase(l.duty))).collect() } else { BTreeMap::new() };
+                    let carries = self
+                        .service_type
+                        .role(role)
+                        .is_some_and(|r| r.carries_releases);
+                    let releases = if carries {
+                        role_level
+                            .releases
+                            .iter()
+                            .map(|(r, l)| (*r, phase(l.duty)))
+                            .collect()
+                    } else {
+                        BTreeMap::new()
+                    };
                     node.roles.insert(
                         role.clone(),
                         RoleStatus {
                             own: (!carries).then_some(phase(role_level.duty)),
                             releases,
                             serving: role_level.serve,
-                            using: role_level.providers.iter().map(|p| InUse { instance: p.instance(), in_flight: 0 }).collect(),
+                            using: role_level
+                                .providers
+                                .iter()
+                                .map(|p| InUse {
+                                    instance: p.instance(),
+                                    in_flight: 0,
+                                })
+                                .collect(),
                             facts: Default::default(),
                         },
                     );

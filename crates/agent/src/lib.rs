@@ -7,6 +7,7 @@ mod files;
 mod health;
 mod link;
 mod local;
+mod logs;
 mod party;
 mod processes;
 mod roles;

@@ -161,23 +161,29 @@ fn users(
     planned: &BTreeMap<Instance, Duty>,
     flaws: &mut Vec<Flaw>,
 ) {
+    // Asked for every provider of every user, so without owning the roles' names.
+    let serving: BTreeSet<(&str, NodeNumber, Option<ReleaseNumber>)> = planned
+        .iter()
+        .filter(|(_, duty)| **duty == Duty::Serve)
+        .map(|(i, _)| (i.role.as_str(), i.node, i.release))
+        .collect();
     for (number, level) in &plan.levels {
         for (role, role_level) in &level.roles {
             if input.service_type.role(role).is_none() {
                 flaws.push(Flaw::UnknownRole { role: role.clone() });
             }
             for provider in &role_level.providers {
-                let instance = provider.instance();
                 // A node whose agent is silent keeps what it had; it gets no level to look at.
                 let silent = input
                     .nodes
                     .get(&provider.node)
                     .is_some_and(|n| !n.live() && n.may_run());
-                if !silent && planned.get(&instance) != Some(&Duty::Serve) {
+                let key = (provider.role.as_str(), provider.node, provider.release);
+                if !silent && !serving.contains(&key) {
                     flaws.push(Flaw::UsesNobody {
                         user: role.clone(),
                         node: *number,
-                        instance,
+                        instance: provider.instance(),
                     });
                 }
             }

@@ -7,7 +7,7 @@ use conpaas_core::manager::{Effect, Event, ManagerCore};
 use conpaas_core::node_name;
 use conpaas_model::ids::{ApplicationId, Epoch, MachineId, NodeNumber, ServiceId};
 use conpaas_model::protocol::{
-    Exposure, FromAgent, ManagerLevel, ManagerReport, ServiceLevel, ServiceReport, ToAgent,
+    COMMAND_LOGS,    Exposure, FromAgent, ManagerLevel, ManagerReport, ServiceLevel, ServiceReport, ToAgent,
 };
 use conpaas_model::status::ServiceStatus;
 use conpaas_services::registry::Registry;
@@ -333,7 +333,8 @@ impl Desk {
         let held = self.services.get(service).ok_or_else(unknown)?;
         let core = held.core.as_ref().ok_or_else(unknown)?;
         let declared = core.service_type().commands();
-        let Some(command) = declared.iter().find(|command| command.name == name) else {
+        let role = declared.iter().find(|command| command.name == name).map(|c| c.role);
+        let Some(role) = role.or((name == COMMAND_LOGS).then_some("")) else {
             return Err(CommandError::UnknownCommand {
                 service_type: core.service_type().name().to_owned(),
                 name: name.to_owned(),
@@ -343,7 +344,11 @@ impl Desk {
                     .collect(),
             });
         };
-        let ready = core.ready_nodes(command.role);
+        let ready = if role.is_empty() {
+            core.connected_nodes()
+        } else {
+            core.ready_nodes(role)
+        };
         let mut answers = Answers::new();
         for (machine, node) in &held.level.machines {
             let Some(seat) = self.seats.get_mut(machine).filter(|_| ready.contains(node)) else {
@@ -355,7 +360,7 @@ impl Desk {
                 id,
                 ToAgent::Command {
                     id,
-                    role: command.role.to_owned(),
+                    role: role.to_owned(),
                     name: name.to_owned(),
                     arguments: arguments.clone(),
                 },
@@ -371,7 +376,7 @@ impl Desk {
         }
         if answers.is_empty() {
             return Err(CommandError::NoReadyNode {
-                role: command.role.to_owned(),
+                role: role.to_owned(),
             });
         }
         Ok(answers)

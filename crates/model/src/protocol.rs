@@ -90,6 +90,10 @@ pub enum ManagerAddress {
     Nowhere,
 }
 
+/// A command that every agent answers itself, for role "": the last lines of its node's logs.
+/// Arguments `{"role": ROLE or null, "lines": N}`, answer `{SOURCE: [LINE, ..]}`.
+pub const COMMAND_LOGS: &str = "logs";
+
 /// From a manager (or the Director) to an agent.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

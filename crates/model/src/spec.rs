@@ -1,9 +1,9 @@
 //! What is wanted of a service. Written by the Director alone; a change makes a new generation.
 //! How a wish becomes reality is the planner's business, not this module's.
 
-use crate::ids::{ApplicationId, CodeId, Generation, ReleaseNumber, ServiceId};
+use crate::ids::{ApplicationId, CodeId, Generation, NodeNumber, ReleaseNumber, ServiceId};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use utoipa::ToSchema;
 
 /// The name of a role within its service type, for instance `proxy`.
@@ -92,6 +92,9 @@ pub struct ServiceSpec {
     pub active: ReleaseNumber,
     /// The active release and those that nodes may still be running.
     pub releases: Vec<Release>,
+    /// Nodes that a person wants replaced: others take their place, then they are let go.
+    #[serde(default)]
+    pub retire: BTreeSet<NodeNumber>,
     /// How long a role that is let go may finish requests in flight, in seconds.
     pub drain_seconds: u32,
 }

@@ -18,7 +18,8 @@ fn impossible_wishes_are_refused_at_once_with_the_numbers() {
     world.ok(["service", "add", "shop", "php", "--name", "web"]);
     let before = world.service("shop/web")["generation"].clone();
 
-    refused(world.run(["service", "scale", "shop/web", "backend=10000"]), 5, &["10000", "20"]);
+    refused(world.run(["service", "scale", "shop/web", "backend=10000"]), 2, &["10000", "256"]);
+    refused(world.run(["service", "scale", "shop/web", "backend=200"]), 5, &["200", "20"]);
     refused(world.run(["service", "scale", "shop/web", "backend=0"]), 2, &["backend"]);
     refused(world.run(["service", "scale", "shop/web", "backend=-3"]), 2, &["backend"]);
     refused(world.run(["service", "scale", "shop/web", "frontend=2"]), 2, &["frontend", "backend"]);
@@ -45,11 +46,11 @@ fn impossible_wishes_are_refused_at_once_with_the_numbers() {
 #[test]
 fn a_second_nutshell_a_taken_port_and_a_director_that_is_down() {
     let world = World::prepare();
-    refused(world.run(["app", "list"]), 1, &["hint:"]);
+    refused(world.run(["app", "list"]), 3, &["hint:", "nutshell up"]);
 
     let taken = std::net::TcpListener::bind(("127.0.0.1", world.edge_port)).unwrap();
     let up = world.up();
-    assert_eq!(up.code, 1, "{up:?}");
+    assert_eq!(up.code, 5, "{up:?}");
     assert!(up.stderr.contains(&world.edge_port.to_string()), "{up:?}");
     drop(taken);
 

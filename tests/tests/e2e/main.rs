@@ -5,7 +5,6 @@
 
 mod bad_input;
 mod clouds;
-mod conformance;
 mod dokuwiki;
 mod nutshell;
 mod scenarios;

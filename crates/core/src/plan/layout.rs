@@ -82,7 +82,7 @@ pub(super) fn target(input: &Input<'_>) -> BTreeMap<NodeNumber, Shape> {
     // Nodes that are alike are matched as a group, so that thousands cost no more than a few.
     let mut groups: BTreeMap<GroupKey, Vec<NodeNumber>> = BTreeMap::new();
     for (number, node) in input.nodes {
-        if node.usable() {
+        if node.usable() && !input.spec.retire.contains(number) {
             groups
                 .entry(GroupKey::of(input.service_type, node))
                 .or_default()

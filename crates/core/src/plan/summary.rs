@@ -3,7 +3,7 @@
 
 use super::layout::Shape;
 use super::{Input, Node, Plan, instances};
-use conpaas_model::ids::NodeNumber;
+use conpaas_model::ids::{NodeNumber, ReleaseNumber};
 use conpaas_model::level::{Duty, Instance};
 use conpaas_model::spec::RunWish;
 use conpaas_model::status::{NodeState, Phase, Step, Waiting};
@@ -141,15 +141,22 @@ impl Summary<'_> {
             let led = users.iter().all(|n| {
                 let level = n.level.roles.get(role.name);
                 let status = n.roles.get(role.name);
-                let wanted: BTreeSet<Instance> = level
-                    .map(|l| l.providers.iter().map(|p| p.instance()).collect())
-                    .unwrap_or_default();
-                let using: BTreeSet<&Instance> = status
-                    .map(|s| s.using.iter().map(|u| &u.instance).collect())
-                    .unwrap_or_default();
+                // Compared without owning the roles' names: users may know thousands.
+                let using: BTreeSet<(&str, NodeNumber, Option<ReleaseNumber>)> = status
+                    .into_iter()
+                    .flat_map(|s| &s.using)
+                    .map(|u| {
+                        let used = &u.instance;
+                        (used.role.as_str(), used.node, used.release)
+                    })
+                    .collect();
+                let uses_all = level
+                    .into_iter()
+                    .flat_map(|l| &l.providers)
+                    .all(|p| using.contains(&(p.role.as_str(), p.node, p.release)));
                 level.is_some_and(|l| l.serve == Some(active))
                     && status.is_some_and(|s| s.serving == Some(active))
-                    && wanted.iter().all(|i| using.contains(i))
+                    && uses_all
             });
             let wanted = self.input.spec.wanted(role.name) as usize;
             self.step(

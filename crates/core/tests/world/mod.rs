@@ -80,6 +80,7 @@ impl World {
                 code: None,
                 settings: Settings::new(),
             }],
+            retire: Default::default(),
             drain_seconds: 30,
         };
         let mut world = Self {

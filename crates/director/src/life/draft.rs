@@ -184,6 +184,14 @@ impl<'a> Draft<'a> {
             roles: before.roles.clone(),
             active: before.active,
         });
+        if after.run != RunWish::Running && after.roles != before.roles {
+            // A wish for later is refused now when it could never be met.
+            let service_type = self.shared.service_type(&after.service_type)?;
+            let owner = crate::store::users::find(self.tx, self.app.owner.as_str())?;
+            let nodes = |roles| demand_of(service_type, roles).values().sum();
+            let quota = owner.map_or(0, |owner| owner.node_quota);
+            check_quota(nodes(&before.roles), nodes(&after.roles), quota)?;
+        }
         after.generation = before.generation.next();
         services::update_wish(self.tx, &after)?;
         self.targets.push(Target {

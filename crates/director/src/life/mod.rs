@@ -497,10 +497,10 @@ impl Change<'_> {
         self.release(app, "rollback", row, found.code, found.settings, reason)
     }
 
-    /// Lets a node go; another comes in its stead.
+    /// Another node takes a node's place, and then it is let go.
     pub fn replace_node(&self, app: AppRow, row: &ServiceRow, node: NodeNumber) -> Accepted {
         self.living(&app)?;
-        machines::wish_gone(self.tx, &row.id, node)?;
+        machines::retire(self.tx, &row.id, node)?;
         let facts = json!({"node": node});
         self.event(&app.id, "node_replaced", Some(&row.name), facts)?;
         self.one(app, "replace", row, Some(row.clone()))

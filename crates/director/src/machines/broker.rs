@@ -6,7 +6,7 @@ use super::births;
 use super::records;
 use super::shared::{Shared, full};
 use crate::error::DirectorError;
-use crate::store::{self, Millis, events};
+use crate::store::{self, Millis, events, services};
 use conpaas_cloud::{CloudError, CloudMachineId, MachineState};
 use conpaas_core::broker::{
     Action, BrokerSettings, CallResult, CloudView, Listed, MachineRow, MachineStage, NodeKey,
@@ -543,6 +543,8 @@ fn record(
             if let Some(key) = key {
                 records::set_node_state(tx, key, NodeState::Dead, Some(reason), now)?;
                 tell(tx, key, "node_died", Some(reason))?;
+                // Its manager may have died with it; what it last said is no longer so.
+                services::doubt(tx, &key.service)?;
             }
         }
         Action::Destroy {

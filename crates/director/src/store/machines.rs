@@ -6,6 +6,7 @@ use crate::error::DirectorError;
 use conpaas_model::ids::{ApplicationId, MachineId, Name, NodeNumber, ServiceId};
 use conpaas_model::status::NodeState;
 use rusqlite::Connection;
+use std::collections::BTreeSet;
 
 /// A node with its service's name and its present machine.
 #[derive(Clone, Debug)]
@@ -117,11 +118,21 @@ pub fn wish_all_gone(tx: &Connection, id: &ServiceId) -> Result<usize, DirectorE
 }
 
 /// Wishes one node gone; its manager makes another in its stead.
-pub fn wish_gone(tx: &Connection, id: &ServiceId, number: NodeNumber) -> Result<(), DirectorError> {
+pub fn retire(tx: &Connection, id: &ServiceId, number: NodeNumber) -> Result<(), DirectorError> {
     tx.execute(
-        "UPDATE nodes SET wish = 'gone', state = 'releasing', trouble = NULL
-         WHERE service_id = ?1 AND number = ?2 AND gone_at IS NULL",
+        "UPDATE nodes SET retire = 1 WHERE service_id = ?1 AND number = ?2 AND gone_at IS NULL",
         rusqlite::params![id.as_str(), super::signed(number.0)],
     )?;
     Ok(())
+}
+
+/// Nodes that people want replaced and that are still there.
+pub fn to_retire(tx: &Connection, id: &ServiceId) -> Result<BTreeSet<NodeNumber>, DirectorError> {
+    let mut rows = tx.prepare_cached(
+        "SELECT number FROM nodes WHERE service_id = ?1 AND retire = 1 AND gone_at IS NULL",
+    )?;
+    let numbers = rows.query_map([id.as_str()], |row| row.get::<_, i64>(0))?;
+    numbers
+        .map(|number| Ok(NodeNumber(u64::try_from(number?).unwrap_or_default())))
+        .collect()
 }

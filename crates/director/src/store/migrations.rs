@@ -47,7 +47,8 @@ CREATE INDEX codes_service ON codes(service_id);
 CREATE TABLE nodes(
     service_id TEXT NOT NULL REFERENCES services(id) ON DELETE CASCADE, number INTEGER NOT NULL,
     cloud TEXT NOT NULL, instance_type TEXT NOT NULL, address TEXT NOT NULL, state TEXT NOT NULL,
-    trouble TEXT, wish TEXT NOT NULL, created_at INTEGER NOT NULL, up_at INTEGER, gone_at INTEGER,
+    trouble TEXT, wish TEXT NOT NULL, retire INTEGER NOT NULL DEFAULT 0,
+    created_at INTEGER NOT NULL, up_at INTEGER, gone_at INTEGER,
     PRIMARY KEY(service_id, number));
 -- Machines outlive the rows of what they served: no row goes before its cloud said so.
 CREATE TABLE machines(

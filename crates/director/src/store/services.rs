@@ -176,6 +176,15 @@ pub fn set_status(
     Ok(())
 }
 
+/// What was observed of a service is out of date until its manager speaks again.
+pub fn doubt(tx: &Connection, id: &ServiceId) -> Result<(), DirectorError> {
+    if let Some(mut status) = get(tx, id)?.and_then(|row| row.status).filter(|s| s.reached) {
+        status.reached = false;
+        set_status(tx, id, &status)?;
+    }
+    Ok(())
+}
+
 /// Forgets a status that no longer tells anything (no manager, no nodes).
 pub fn clear_status(tx: &Connection, id: &ServiceId) -> Result<(), DirectorError> {
     tx.execute(
@@ -366,6 +375,7 @@ pub fn spec(
         roles: row.roles.clone(),
         active: row.active,
         releases,
+        retire: super::machines::to_retire(tx, &row.id)?,
         drain_seconds: row.drain_seconds,
     })
 }

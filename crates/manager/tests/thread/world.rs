@@ -398,6 +398,7 @@ impl World {
                 code: Some(code),
                 settings: serde_json::Map::new(),
             }],
+            retire: Default::default(),
             drain_seconds: 1,
         };
         let node = |number| NodeRecord {

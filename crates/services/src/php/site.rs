@@ -70,7 +70,13 @@ pub async fn source(
     level: &ReleaseLevel,
 ) -> Result<PathBuf, RoleError> {
     match &level.code {
-        Some(code) => node.code.folder(code).await,
+        // This is work in the background: what is still on its way is waited for.
+        Some(code) => loop {
+            match node.code.folder(code).await {
+                Err(RoleError::Io { source, .. }) if source.kind() == io::ErrorKind::WouldBlock => {}
+                done => break done,
+            }
+        },
         None => welcome(plan),
     }
 }

@@ -133,7 +133,9 @@ fn unpack(program: &Path, map: &IdMap, tar: &Path, folder: &Path) -> Result<(), 
     let output = zstd
         .wait_with_output()
         .map_err(CloudError::io("unpack", tar))?;
-    if !output.status.success() {
+    // One that a signal ended wrote to somebody who had gone: who went first knows why.
+    let failed_itself = output.status.code().is_some_and(|code| code != 0);
+    if failed_itself || (unpacked.is_ok() && !output.status.success()) {
         let words = String::from_utf8_lossy(&output.stderr);
         return Err(broken(
             tar,
