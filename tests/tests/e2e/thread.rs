@@ -93,3 +93,34 @@ fn stop_keeps_everything_and_delete_leaves_nothing() {
     });
     world.ok(["app", "create", "shop"]);
 }
+
+#[test]
+fn with_all_backends_gone_static_files_still_answer_from_the_web_role() {
+    let world = shop();
+    world.wait_status(HOST, "/", 200);
+    // Two backends on machines of their own; the first machine keeps proxy and web.
+    world.ok(["service", "scale", "shop/web", "backend=2"]);
+    let backends: Vec<u64> = world.service("shop/web")["nodes"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|node| node["roles"].as_array().is_some_and(|r| r.iter().all(|r| r["role"] == "backend")))
+        .filter_map(|node| node["number"].as_u64())
+        .collect();
+    assert_eq!(backends.len(), 2);
+    for number in &backends {
+        world.kill_machine(&format!("shop/web/{number}"));
+    }
+    let page = world.wait_status(HOST, "/static.txt", 200);
+    assert_eq!(page, "static 1\n");
+    wait_for("PHP to answer 503 while its backends are gone, or to be healed already", Duration::from_secs(20), || {
+        match world.get(HOST, "/") {
+            Ok((503 | 200, _)) => Ok(()),
+            other => Err(other),
+        }
+    });
+    let log = world.ok(["logs", "shop/web", "--role", "web"]);
+    assert!(log.contains("GET /static.txt"), "the web role's log tells of it: {log}");
+    // And they heal.
+    assert!(world.wait_status(HOST, "/", 200).starts_with("version 1 from "));
+}

@@ -96,7 +96,7 @@ pub fn create_and_hang(folder: &str) {
         small: "small".into(),
         giant: "giant".into(),
         console_text: String::new(),
-        installation: "inst-test".parse().unwrap(),
+        installation: world::installation(folder.as_ref()),
     };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -214,7 +214,8 @@ pub async fn nothing_stays(root: bool) {
     }
     if root {
         for controller in ["memory", "cpu", "pids", "."] {
-            let group = format!("/sys/fs/cgroup/{controller}/conpaas/inst-test");
+            let installation = world.subject().installation;
+            let group = format!("/sys/fs/cgroup/{controller}/conpaas/{installation}");
             assert!(!std::path::Path::new(&group).exists(), "{group}");
         }
     }

@@ -23,15 +23,21 @@ fn main() {
         Some("create-and-hang") => return ends::create_and_hang(&args[2]),
         _ => {}
     }
-    if args.iter().any(|a| a == "--list") {
+    let has = |flag: &str| args.iter().any(|a| a == flag);
+    // Runners ask for the ignored ones apart; there are none.
+    if has("--ignored") {
         return;
     }
     let filter = args
         .iter()
         .skip(1)
-        .find(|a| !a.starts_with('-'))
+        .find(|a| !a.starts_with('-') && *a != "terse")
         .cloned()
         .unwrap_or_default();
+    let picked = |name: &str| match has("--exact") {
+        true => name == filter,
+        false => name.contains(&filter),
+    };
     let root = unsafe { libc::geteuid() } == 0;
     let runtime = || {
         tokio::runtime::Builder::new_multi_thread()
@@ -42,7 +48,9 @@ fn main() {
     };
     macro_rules! tests {
         ($($module:ident::$name:ident)*) => { $(
-            if stringify!($name).contains(&filter) {
+            if has("--list") {
+                println!("{}: test", stringify!($name));
+            } else if picked(stringify!($name)) {
                 println!("test {} ...", stringify!($name));
                 let start = std::time::Instant::now();
                 runtime().block_on($module::$name(root));
@@ -62,7 +70,11 @@ fn main() {
         ends::interrupted_creations_are_found_or_cleared
         ends::nothing_stays
     }
-    if root && "an_ordinary_user_can_do_it".contains(&filter) {
+    if has("--list") {
+        println!("an_ordinary_user_can_do_it: test");
+        return;
+    }
+    if root && picked("an_ordinary_user_can_do_it") {
         println!("test an_ordinary_user_can_do_it ...");
         an_ordinary_user_can_do_it();
     }

@@ -4,6 +4,7 @@ use conpaas_cloud::{
     Cloud, CloudMachineId, CreateMachine, LocalCloud, LocalConfig, Machine, prepare_image,
     remove_state, suite,
 };
+use conpaas_model::ids::InstallationId;
 use conpaas_model::instance::InstanceType;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
@@ -66,6 +67,13 @@ pub fn config(folder: &Path) -> LocalConfig {
     config
 }
 
+/// An installation of each world's own, so that tests run side by side.
+pub fn installation(folder: &Path) -> InstallationId {
+    let name = folder.file_name().unwrap().to_string_lossy().to_lowercase();
+    let suffix: String = name.chars().filter(char::is_ascii_alphanumeric).collect();
+    InstallationId::from_suffix(&suffix).unwrap()
+}
+
 impl World {
     pub fn new() -> Self {
         let folder = tempfile::Builder::new()
@@ -89,7 +97,7 @@ impl World {
             small: "small".into(),
             giant: "giant".into(),
             console_text: "is up as process 1".into(),
-            installation: "inst-test".parse().unwrap(),
+            installation: installation(self.folder.path()),
         }
     }
 

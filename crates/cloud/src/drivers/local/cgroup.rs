@@ -49,14 +49,16 @@ pub fn detect() -> Cgroups {
         Cgroups::V1 { roots } => {
             for root in roots {
                 let ours = root.join(OURS);
-                let existed = ours.exists();
-                if let Err(e) = make(&ours) {
+                // That the parent is there says nothing: another user's installation made it.
+                let probe = ours.join(format!("probe-{}", std::process::id()));
+                let made = make_below(root, &probe);
+                let _ = fs::remove_dir(&probe);
+                // Fails while other machines have groups in it, as it should.
+                let _ = fs::remove_dir(&ours);
+                if let Err(e) = made {
                     return Cgroups::None {
                         reason: format!("cannot make control groups in {}: {e}", root.display()),
                     };
-                }
-                if !existed {
-                    let _ = fs::remove_dir(&ours);
                 }
             }
             found
@@ -158,6 +160,25 @@ fn make(path: &Path) -> io::Result<()> {
     }
 }
 
+/// Makes a group and those above it. Another process may just be removing an empty one.
+fn make_below(root: &Path, group: &Path) -> io::Result<()> {
+    let mut last = Ok(());
+    for _ in 0..20 {
+        last = group
+            .ancestors()
+            .take_while(|above| *above != root)
+            .collect::<Vec<_>>()
+            .into_iter()
+            .rev()
+            .try_for_each(make);
+        match &last {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            _ => break,
+        }
+    }
+    last
+}
+
 fn read_number(path: &Path) -> Option<u64> {
     fs::read_to_string(path)
         .ok()?
@@ -200,9 +221,10 @@ impl Cgroups {
         let quota = (allow.cpu_millis * PERIOD_MICROS / 1000).max(1000);
         for root in self.roots() {
             let mut path = root.to_owned();
+            let own = root.join(OURS).join(installation).join(machine);
+            make_below(root, &own).map_err(|e| format!("{}: {e}", own.display()))?;
             for part in [OURS, installation, machine] {
                 path.push(part);
-                make(&path).map_err(|e| format!("{}: {e}", path.display()))?;
                 if part != machine && matches!(self, Cgroups::V2 { .. }) {
                     let control = path.join("cgroup.subtree_control");
                     fs::write(&control, "+memory +cpu +pids")
