@@ -13,7 +13,8 @@ pub fn tar_gz(path: &Path, files: &[(&str, &str)]) {
         header.set_size(content.len() as u64);
         header.set_mode(0o644);
         header.set_cksum();
-        tar.append_data(&mut header, name, content.as_bytes()).unwrap();
+        tar.append_data(&mut header, name, content.as_bytes())
+            .unwrap();
     }
     tar.into_inner().unwrap().finish().unwrap();
 }
@@ -23,5 +24,11 @@ pub fn site(path: &Path, version: u32) {
     let page = format!(
         "<?php header('X-Version: {version}'); echo 'version {version} from ' . gethostname();"
     );
-    tar_gz(path, &[("index.php", &page), ("static.txt", &format!("static {version}\n"))]);
+    tar_gz(
+        path,
+        &[
+            ("index.php", &page),
+            ("static.txt", &format!("static {version}\n")),
+        ],
+    );
 }

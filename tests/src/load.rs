@@ -29,9 +29,16 @@ pub struct Load {
 /// Pages must answer 200 with `version N from HOST`.
 pub fn start(port: u16, host: &str, path: &str, period: Duration) -> Load {
     let stop = Arc::new(AtomicBool::new(false));
-    let (flag, host, url) = (stop.clone(), host.to_owned(), format!("http://127.0.0.1:{port}{path}"));
+    let (flag, host, url) = (
+        stop.clone(),
+        host.to_owned(),
+        format!("http://127.0.0.1:{port}{path}"),
+    );
     let thread = std::thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
         runtime.block_on(async move {
             let kept = crate::http::client(8);
             let mut counts = Counts::default();

@@ -12,12 +12,18 @@ use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 /// Waits until a condition gives a value; the status text says in the end what was the case.
-pub fn wait_for<T, S: Debug>(what: &str, bound: Duration, mut condition: impl FnMut() -> Result<T, S>) -> T {
+pub fn wait_for<T, S: Debug>(
+    what: &str,
+    bound: Duration,
+    mut condition: impl FnMut() -> Result<T, S>,
+) -> T {
     let begun = Instant::now();
     loop {
         match condition() {
             Ok(value) => return value,
-            Err(status) if begun.elapsed() > bound => panic!("waited {bound:?} for {what}; last: {status:#?}"),
+            Err(status) if begun.elapsed() > bound => {
+                panic!("waited {bound:?} for {what}; last: {status:#?}")
+            }
             Err(_) => std::thread::sleep(Duration::from_millis(100)),
         }
     }
@@ -77,7 +83,11 @@ pub struct Person {
 
 /// A port nobody uses at the moment.
 pub fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port()
 }
 
 impl World {
@@ -91,8 +101,17 @@ impl World {
 
     /// An installation that was not started yet.
     pub fn prepare() -> Self {
-        let folder = tempfile::Builder::new().prefix("cps-e2e-").tempdir().unwrap();
-        Self { folder, edge_port: free_port(), api_port: free_port(), keep: false, memory: None }
+        let folder = tempfile::Builder::new()
+            .prefix("cps-e2e-")
+            .tempdir()
+            .unwrap();
+        Self {
+            folder,
+            edge_port: free_port(),
+            api_port: free_port(),
+            keep: false,
+            memory: None,
+        }
     }
 
     /// Starts an installation on a platform and logs in as its operator.
@@ -105,17 +124,30 @@ impl World {
 
     /// Starts an installation in this process; `adjust` changes its Director's settings first.
     pub fn start_memory(adjust: impl FnOnce(&mut DirectorConfig)) -> Self {
-        let folder = tempfile::Builder::new().prefix("cps-e2e-").tempdir().unwrap();
+        let folder = tempfile::Builder::new()
+            .prefix("cps-e2e-")
+            .tempdir()
+            .unwrap();
         let memory = Memory::start(folder.path(), adjust);
         let (edge_port, api_port) = (memory.edge_port, memory.api_port());
         let (password, fingerprint) = (memory.password_file(), memory.fingerprint.clone());
-        let world = Self { folder, edge_port, api_port, keep: false, memory: Some(memory) };
+        let world = Self {
+            folder,
+            edge_port,
+            api_port,
+            keep: false,
+            memory: Some(memory),
+        };
         world.login(&world.operator(), "admin", &password, &fingerprint);
         world
     }
 
     pub fn platform(&self) -> Platform {
-        if self.memory.is_some() { Platform::Memory } else { Platform::Local }
+        if self.memory.is_some() {
+            Platform::Memory
+        } else {
+            Platform::Local
+        }
     }
 
     /// The cloud of a world in this process.
@@ -124,31 +156,71 @@ impl World {
     }
 
     fn operator(&self) -> Person {
-        Person { config: self.folder.path().join("config") }
+        Person {
+            config: self.folder.path().join("config"),
+        }
     }
 
     fn login(&self, person: &Person, name: &str, password: &Path, fingerprint: &str) {
         let url = format!("https://127.0.0.1:{}", self.api_port);
         let password = password.to_str().unwrap();
-        let login = self.run_as(person, ["login", &url, "--user", name, "--password-file", password, "--fingerprint", fingerprint]);
+        let login = self.run_as(
+            person,
+            [
+                "login",
+                &url,
+                "--user",
+                name,
+                "--password-file",
+                password,
+                "--fingerprint",
+                fingerprint,
+            ],
+        );
         assert_eq!(login.code, 0, "{login:#?}");
     }
 
     /// Makes a user who is logged in.
     pub fn person(&self, name: &str) -> Person {
-        let person = Person { config: self.folder.path().join(format!("config-{name}")) };
+        let person = Person {
+            config: self.folder.path().join(format!("config-{name}")),
+        };
         let password = self.folder.path().join(format!("password-{name}"));
         std::fs::write(&password, format!("the long password of {name}\n")).unwrap();
-        self.ok(["user", "create", name, "--password-file", password.to_str().unwrap()]);
+        self.ok([
+            "user",
+            "create",
+            name,
+            "--password-file",
+            password.to_str().unwrap(),
+        ]);
         let contexts = self.json(["context", "list"]);
-        let current = contexts.as_array().unwrap().iter().find(|c| c["current"] == true).unwrap();
-        self.login(&person, name, &password, current["fingerprint"].as_str().unwrap());
+        let current = contexts
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|c| c["current"] == true)
+            .unwrap();
+        self.login(
+            &person,
+            name,
+            &password,
+            current["fingerprint"].as_str().unwrap(),
+        );
         person
     }
 
     /// Runs the program to its end as somebody.
-    pub fn run_as<I: AsRef<OsStr>>(&self, person: &Person, arguments: impl IntoIterator<Item = I>) -> Finished {
-        self.command(arguments).env("XDG_CONFIG_HOME", &person.config).output().unwrap().into()
+    pub fn run_as<I: AsRef<OsStr>>(
+        &self,
+        person: &Person,
+        arguments: impl IntoIterator<Item = I>,
+    ) -> Finished {
+        self.command(arguments)
+            .env("XDG_CONFIG_HOME", &person.config)
+            .output()
+            .unwrap()
+            .into()
     }
 
     /// Takes the Director away; everything else goes on.
@@ -156,11 +228,18 @@ impl World {
         match &self.memory {
             Some(memory) => memory.stop_director(),
             None => {
-                let line = self.processes().into_iter().find(|line| line.contains("conpaas director"));
+                let line = self
+                    .processes()
+                    .into_iter()
+                    .find(|line| line.contains("conpaas director"));
                 let line = line.expect("a director process");
                 kill(line.split(' ').next().unwrap().parse().unwrap());
                 wait_for("the Director to be gone", Duration::from_secs(10), || {
-                    if self.processes().contains(&line) { Err(&line) } else { Ok(()) }
+                    if self.processes().contains(&line) {
+                        Err(&line)
+                    } else {
+                        Ok(())
+                    }
                 });
             }
         }
@@ -183,9 +262,18 @@ impl World {
         let machine = node["machine"].as_str().expect("a machine").to_owned();
         match &self.memory {
             Some(memory) => {
-                let found = memory.cloud.machines().into_iter().find(|m| m.machine.to_string() == machine);
+                let found = memory
+                    .cloud
+                    .machines()
+                    .into_iter()
+                    .find(|m| m.machine.to_string() == machine);
                 let found = found.unwrap_or_else(|| panic!("the cloud has no machine {machine}"));
-                assert!(memory.cloud.kill(&found.id, Exit::Signal { signal: libc::SIGKILL }));
+                assert!(memory.cloud.kill(
+                    &found.id,
+                    Exit::Signal {
+                        signal: libc::SIGKILL
+                    }
+                ));
             }
             None => kill(first_process(&machine)),
         }
@@ -194,14 +282,25 @@ impl World {
     /// Machines that the cloud has, by the Director's names for them.
     pub fn machines(&self) -> BTreeSet<String> {
         match &self.memory {
-            Some(memory) => memory.cloud.machines().iter().map(|machine| machine.machine.to_string()).collect(),
+            Some(memory) => memory
+                .cloud
+                .machines()
+                .iter()
+                .map(|machine| machine.machine.to_string())
+                .collect(),
             None => {
-                let folders = std::fs::read_dir(self.state().join("cloud/machines")).into_iter().flatten().flatten();
+                let folders = std::fs::read_dir(self.state().join("cloud/machines"))
+                    .into_iter()
+                    .flatten()
+                    .flatten();
                 folders
                     .map(|entry| {
-                        let text = std::fs::read(entry.path().join("machine.json")).unwrap_or_default();
+                        let text =
+                            std::fs::read(entry.path().join("machine.json")).unwrap_or_default();
                         let record: Value = serde_json::from_slice(&text).unwrap_or_default();
-                        record["machine"].as_str().map_or_else(|| entry.path().display().to_string(), str::to_owned)
+                        record["machine"]
+                            .as_str()
+                            .map_or_else(|| entry.path().display().to_string(), str::to_owned)
                     })
                     .collect()
             }
@@ -213,7 +312,12 @@ impl World {
         let mut found = BTreeSet::new();
         for app in self.json(["app", "list"]).as_array().into_iter().flatten() {
             let target = app["id"].as_str().unwrap_or_default();
-            for node in self.json(["node", "list", target]).as_array().into_iter().flatten() {
+            for node in self
+                .json(["node", "list", target])
+                .as_array()
+                .into_iter()
+                .flatten()
+            {
                 found.extend(node["machine"].as_str().map(str::to_owned));
             }
         }
@@ -222,10 +326,18 @@ impl World {
 
     /// Waits until the cloud has exactly the machines that the records know.
     pub fn wait_no_leak(&self) -> BTreeSet<String> {
-        wait_for("the cloud to have what the records know", Duration::from_secs(60), || {
-            let (cloud, records) = (self.machines(), self.recorded_machines());
-            if cloud == records { Ok(cloud) } else { Err((cloud, records)) }
-        })
+        wait_for(
+            "the cloud to have what the records know",
+            Duration::from_secs(60),
+            || {
+                let (cloud, records) = (self.machines(), self.recorded_machines());
+                if cloud == records {
+                    Ok(cloud)
+                } else {
+                    Err((cloud, records))
+                }
+            },
+        )
     }
 
     pub fn up(&self) -> Finished {
@@ -264,18 +376,30 @@ impl World {
 
     /// Runs the program; it must succeed.
     pub fn ok<I: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = I>) -> String {
-        let arguments: Vec<_> = arguments.into_iter().map(|a| a.as_ref().to_owned()).collect();
+        let arguments: Vec<_> = arguments
+            .into_iter()
+            .map(|a| a.as_ref().to_owned())
+            .collect();
         let finished = self.run(&arguments);
-        assert_eq!(finished.code, 0, "{arguments:?}: {finished:#?}\n{}", self.logs());
+        assert_eq!(
+            finished.code,
+            0,
+            "{arguments:?}: {finished:#?}\n{}",
+            self.logs()
+        );
         finished.stdout
     }
 
     /// Runs the program with `--json`; it must succeed and print one value.
     pub fn json<I: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = I>) -> Value {
-        let mut all: Vec<_> = arguments.into_iter().map(|a| a.as_ref().to_owned()).collect();
+        let mut all: Vec<_> = arguments
+            .into_iter()
+            .map(|a| a.as_ref().to_owned())
+            .collect();
         all.push("--json".into());
         let text = self.ok(&all);
-        serde_json::from_str(&text).unwrap_or_else(|e| panic!("{all:?} printed no JSON ({e}): {text}"))
+        serde_json::from_str(&text)
+            .unwrap_or_else(|e| panic!("{all:?} printed no JSON ({e}): {text}"))
     }
 
     /// The whole status of a service.
@@ -286,22 +410,37 @@ impl World {
     /// How many nodes of a service have a ready instance of each role, as `role=count` sorted.
     pub fn ready_roles(&self, target: &str) -> Vec<String> {
         let mut counts = std::collections::BTreeMap::<String, usize>::new();
-        for node in self.service(target)["nodes"].as_array().into_iter().flatten() {
+        for node in self.service(target)["nodes"]
+            .as_array()
+            .into_iter()
+            .flatten()
+        {
             for role in node["roles"].as_array().into_iter().flatten() {
                 if role["phase"] == "ready" {
-                    *counts.entry(role["role"].as_str().unwrap_or_default().to_owned()).or_default() += 1;
+                    *counts
+                        .entry(role["role"].as_str().unwrap_or_default().to_owned())
+                        .or_default() += 1;
                 }
             }
         }
-        counts.into_iter().map(|(role, count)| format!("{role}={count}")).collect()
+        counts
+            .into_iter()
+            .map(|(role, count)| format!("{role}={count}"))
+            .collect()
     }
 
     /// A GET through the edge; gives status and body.
     pub fn get(&self, host: &str, path: &str) -> Result<(u16, String), String> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
         runtime.block_on(async {
             let url = format!("http://127.0.0.1:{}{path}", self.edge_port);
-            let request = crate::http::client(0).get(url).header("Host", host).timeout(Duration::from_secs(20));
+            let request = crate::http::client(0)
+                .get(url)
+                .header("Host", host)
+                .timeout(Duration::from_secs(20));
             let answer = request.send().await.map_err(|e| format!("{e:?}"))?;
             let status = answer.status().as_u16();
             Ok((status, answer.text().await.map_err(|e| format!("{e:?}"))?))
@@ -310,10 +449,14 @@ impl World {
 
     /// Waits until a page answers with this status.
     pub fn wait_status(&self, host: &str, path: &str, status: u16) -> String {
-        wait_for(&format!("{status} from {host}{path}"), Duration::from_secs(60), || match self.get(host, path) {
-            Ok((got, body)) if got == status => Ok(body),
-            other => Err(other),
-        })
+        wait_for(
+            &format!("{status} from {host}{path}"),
+            Duration::from_secs(60),
+            || match self.get(host, path) {
+                Ok((got, body)) if got == status => Ok(body),
+                other => Err(other),
+            },
+        )
     }
 
     /// Processes that belong to this world: those whose command line or environment names its folder.
@@ -321,11 +464,20 @@ impl World {
         let marker = self.folder.path().to_string_lossy().into_owned();
         let mut found = Vec::new();
         for entry in std::fs::read_dir("/proc").unwrap().flatten() {
-            let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<u32>().ok()) else { continue };
+            let Some(pid) = entry
+                .file_name()
+                .to_str()
+                .and_then(|n| n.parse::<u32>().ok())
+            else {
+                continue;
+            };
             let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
             let line = String::from_utf8_lossy(&line).replace('\0', " ");
             let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-            if pid != std::process::id() && (line.contains(&marker) || String::from_utf8_lossy(&environment).contains(&marker)) {
+            if pid != std::process::id()
+                && (line.contains(&marker)
+                    || String::from_utf8_lossy(&environment).contains(&marker))
+            {
                 found.push(format!("{pid} {line}"));
             }
         }
@@ -336,16 +488,32 @@ impl World {
     pub fn logs(&self) -> String {
         if let Some(memory) = &self.memory {
             let machines = memory.cloud.machines();
-            let say = |arguments: &[&str]| format!("--- {arguments:?}\n{}\n", self.run(arguments).stdout);
+            let say =
+                |arguments: &[&str]| format!("--- {arguments:?}\n{}\n", self.run(arguments).stdout);
             let apps = self.run(["app", "list", "--json"]).stdout;
             let apps: Value = serde_json::from_str(&apps).unwrap_or_default();
-            let shown = apps.as_array().into_iter().flatten().filter_map(|app| app["id"].as_str());
-            let shown: String = shown.map(|id| say(&["app", "show", id, "--json"]) + &say(&["node", "list", id])).collect();
-            return format!("--- machines\n{machines:#?}\n{shown}{}", say(&["operation", "list"]));
+            let shown = apps
+                .as_array()
+                .into_iter()
+                .flatten()
+                .filter_map(|app| app["id"].as_str());
+            let shown: String = shown
+                .map(|id| say(&["app", "show", id, "--json"]) + &say(&["node", "list", id]))
+                .collect();
+            return format!(
+                "--- machines\n{machines:#?}\n{shown}{}",
+                say(&["operation", "list"])
+            );
         }
         let mut text = String::new();
         let mut folders = vec![self.state().join("log")];
-        folders.extend(std::fs::read_dir(self.state().join("cloud/machines")).into_iter().flatten().flatten().map(|e| e.path()));
+        folders.extend(
+            std::fs::read_dir(self.state().join("cloud/machines"))
+                .into_iter()
+                .flatten()
+                .flatten()
+                .map(|e| e.path()),
+        );
         for folder in folders {
             for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
                 let path = entry.path();
@@ -395,10 +563,19 @@ fn kill(pid: i32) {
 /// PID 1 of a machine, as this computer numbers it.
 fn first_process(machine: &str) -> i32 {
     for entry in std::fs::read_dir("/proc").unwrap().flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<i32>().ok()) else { continue };
+        let Some(pid) = entry
+            .file_name()
+            .to_str()
+            .and_then(|n| n.parse::<i32>().ok())
+        else {
+            continue;
+        };
         let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         let line = String::from_utf8_lossy(&line).replace('\0', " ");
-        let context = || std::fs::read_to_string(format!("/proc/{pid}/root/etc/conpaas/context.json")).unwrap_or_default();
+        let context = || {
+            std::fs::read_to_string(format!("/proc/{pid}/root/etc/conpaas/context.json"))
+                .unwrap_or_default()
+        };
         if line.starts_with("/usr/local/bin/conpaas init") && context().contains(machine) {
             return pid;
         }

@@ -12,7 +12,10 @@ const WINDOW: u64 = 1 << 20;
 /// The last lines by source, as `{SOURCE: [LINE, ..]}`; `{"role": ROLE, "lines": N}` narrows it.
 pub fn tail(folder: &Path, arguments: &Value) -> Value {
     let role = arguments.get("role").and_then(Value::as_str);
-    let lines = arguments.get("lines").and_then(Value::as_u64).unwrap_or(100);
+    let lines = arguments
+        .get("lines")
+        .and_then(Value::as_u64)
+        .unwrap_or(100);
     let lines = usize::try_from(lines).unwrap_or(usize::MAX);
     let mut found = Map::new();
     for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
@@ -43,7 +46,10 @@ fn last_lines(path: &Path, lines: usize) -> std::io::Result<Vec<String>> {
         // The window begins in the middle of a line.
         all.remove(0);
     }
-    Ok(all[all.len().saturating_sub(lines)..].iter().map(|line| (*line).to_owned()).collect())
+    Ok(all[all.len().saturating_sub(lines)..]
+        .iter()
+        .map(|line| (*line).to_owned())
+        .collect())
 }
 
 #[cfg(test)]

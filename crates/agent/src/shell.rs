@@ -11,7 +11,9 @@ use async_trait::async_trait;
 use conpaas_core::agent::{AgentCore, Effect, Event, unobservable};
 use conpaas_core::role_agent::{NodeContext, Processes};
 use conpaas_model::level::Level;
-use conpaas_model::protocol::{COMMAND_LOGS, Context, EnrolAnswer, EnrolRequest, FromAgent, PATH_ENROL, ToAgent};
+use conpaas_model::protocol::{
+    COMMAND_LOGS, Context, EnrolAnswer, EnrolRequest, FromAgent, PATH_ENROL, ToAgent,
+};
 use conpaas_model::status::{AgentReport, NodeHealth};
 use conpaas_pki::{Identity, PartyKind, Roots, client_config};
 use conpaas_wire::{Client, ClientSettings, fixed_client_tls};

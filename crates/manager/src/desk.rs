@@ -7,7 +7,8 @@ use conpaas_core::manager::{Effect, Event, ManagerCore};
 use conpaas_core::node_name;
 use conpaas_model::ids::{ApplicationId, Epoch, MachineId, NodeNumber, ServiceId};
 use conpaas_model::protocol::{
-    COMMAND_LOGS,    Exposure, FromAgent, ManagerLevel, ManagerReport, ServiceLevel, ServiceReport, ToAgent,
+    COMMAND_LOGS, Exposure, FromAgent, ManagerLevel, ManagerReport, ServiceLevel, ServiceReport,
+    ToAgent,
 };
 use conpaas_model::status::ServiceStatus;
 use conpaas_services::registry::Registry;
@@ -333,7 +334,10 @@ impl Desk {
         let held = self.services.get(service).ok_or_else(unknown)?;
         let core = held.core.as_ref().ok_or_else(unknown)?;
         let declared = core.service_type().commands();
-        let role = declared.iter().find(|command| command.name == name).map(|c| c.role);
+        let role = declared
+            .iter()
+            .find(|command| command.name == name)
+            .map(|c| c.role);
         let Some(role) = role.or((name == COMMAND_LOGS).then_some("")) else {
             return Err(CommandError::UnknownCommand {
                 service_type: core.service_type().name().to_owned(),

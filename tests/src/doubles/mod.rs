@@ -18,8 +18,14 @@ use std::sync::{Arc, Weak};
 pub fn registry(machines: &Arc<Machines>) -> Registry {
     let standard = Registry::standard();
     let entries = standard.all().map(|Entry { service_type, .. }| {
-        let agents = Box::leak(Box::new(Doubles { service_type, machines: Arc::downgrade(machines) }));
-        Entry { service_type, agents }
+        let agents = Box::leak(Box::new(Doubles {
+            service_type,
+            machines: Arc::downgrade(machines),
+        }));
+        Entry {
+            service_type,
+            agents,
+        }
     });
     Registry::new(entries.collect())
 }

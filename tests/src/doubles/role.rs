@@ -49,7 +49,11 @@ impl Role {
 
     fn parts(&self, level: &RoleLevel) -> BTreeMap<Part, Duty> {
         if self.declaration.carries_releases {
-            level.releases.iter().map(|(number, release)| (Some(*number), release.duty)).collect()
+            level
+                .releases
+                .iter()
+                .map(|(number, release)| (Some(*number), release.duty))
+                .collect()
         } else {
             BTreeMap::from([(None, level.duty)])
         }
@@ -73,12 +77,20 @@ impl RoleAgent for Role {
     async fn apply(&mut self, node: &NodeContext, level: &RoleLevel) -> Result<(), RoleError> {
         let parts = self.parts(level);
         if self.declaration.carries_releases {
-            for code in level.releases.values().filter_map(|release| release.code.as_ref()) {
+            for code in level
+                .releases
+                .values()
+                .filter_map(|release| release.code.as_ref())
+            {
                 node.code.folder(code).await?;
             }
         }
         self.config = level.config.clone();
-        let gone: Vec<_> = self.known.drain(..).filter(|known| !level.providers.contains(known)).collect();
+        let gone: Vec<_> = self
+            .known
+            .drain(..)
+            .filter(|known| !level.providers.contains(known))
+            .collect();
         self.letting_go.extend(gone);
         self.letting_go.retain(|old| !level.providers.contains(old));
         self.known = level.providers.clone();
@@ -87,7 +99,9 @@ impl RoleAgent for Role {
             *self.page.lock().unwrap() = format!("version {release} from {}", node.node_name);
             if self.door.is_none() {
                 let port = self.declaration.port_of(None);
-                let door = machine(&self.machines, node)?.open_door(port, self.page.clone()).await;
+                let door = machine(&self.machines, node)?
+                    .open_door(port, self.page.clone())
+                    .await;
                 self.door = Some(door.map_err(RoleError::io("opening a port"))?);
             }
         }
@@ -95,15 +109,25 @@ impl RoleAgent for Role {
             known.retain(|part| parts.contains_key(part));
         }
         self.ready.extend(self.started.iter().copied());
-        let fresh: Vec<Part> = parts.into_keys().filter(|part| !self.started.contains(part)).collect();
+        let fresh: Vec<Part> = parts
+            .into_keys()
+            .filter(|part| !self.started.contains(part))
+            .collect();
         if fresh.is_empty() {
             return Ok(());
         }
         self.started.extend(fresh);
-        Err(RoleError::Io { what: "starting".to_owned(), source: ErrorKind::WouldBlock.into() })
+        Err(RoleError::Io {
+            what: "starting".to_owned(),
+            source: ErrorKind::WouldBlock.into(),
+        })
     }
 
-    async fn observe(&mut self, _node: &NodeContext, level: &RoleLevel) -> Result<RoleStatus, RoleError> {
+    async fn observe(
+        &mut self,
+        _node: &NodeContext,
+        level: &RoleLevel,
+    ) -> Result<RoleStatus, RoleError> {
         let mut status = RoleStatus::default();
         for (part, duty) in self.parts(level) {
             let phase = self.phase(part, duty);
@@ -115,9 +139,15 @@ impl RoleAgent for Role {
         if status.own.as_ref().is_some_and(Phase::is_ready) {
             status.serving = level.serve;
         }
-        let held = self.letting_go.drain(..).map(|provider| InUse { instance: provider.instance(), in_flight: 1 });
+        let held = self.letting_go.drain(..).map(|provider| InUse {
+            instance: provider.instance(),
+            in_flight: 1,
+        });
         status.using = held.collect();
-        status.using.extend(self.known.iter().map(|provider| InUse { instance: provider.instance(), in_flight: 0 }));
+        status.using.extend(self.known.iter().map(|provider| InUse {
+            instance: provider.instance(),
+            in_flight: 0,
+        }));
         Ok(status)
     }
 
@@ -127,13 +157,23 @@ impl RoleAgent for Role {
     }
 
     /// What the node was told to say, as the types' commands do.
-    async fn command(&mut self, _node: &NodeContext, name: &str, arguments: &Value) -> Result<Value, RoleError> {
+    async fn command(
+        &mut self,
+        _node: &NodeContext,
+        name: &str,
+        arguments: &Value,
+    ) -> Result<Value, RoleError> {
         match self.config.get("text").and_then(Value::as_str) {
             Some(text) if name == "greet" => {
-                let shout = arguments.get("shout").and_then(Value::as_bool).unwrap_or(false);
+                let shout = arguments
+                    .get("shout")
+                    .and_then(Value::as_bool)
+                    .unwrap_or(false);
                 Ok(json!({"says": if shout { text.to_uppercase() } else { text.to_owned() }}))
             }
-            _ => Err(RoleError::Failed(format!("this role has no command '{name}'"))),
+            _ => Err(RoleError::Failed(format!(
+                "this role has no command '{name}'"
+            ))),
         }
     }
 }

@@ -67,20 +67,33 @@ struct Plug {
 impl Plug {
     fn new(machine: &Machine, port: u16, here: SocketAddr) -> Self {
         let address = SocketAddr::from((machine.context.address, port));
-        machine.board.plug(&machine.context.application, address, here);
-        Self { board: machine.board.clone(), context: machine.context.clone(), address, here }
+        machine
+            .board
+            .plug(&machine.context.application, address, here);
+        Self {
+            board: machine.board.clone(),
+            context: machine.context.clone(),
+            address,
+            here,
+        }
     }
 }
 
 impl Drop for Plug {
     fn drop(&mut self) {
-        self.board.unplug(&self.context.application, self.address, self.here);
+        self.board
+            .unplug(&self.context.application, self.address, self.here);
     }
 }
 
 impl Machines {
     pub fn new(root: PathBuf, board: Switchboard) -> Arc<Self> {
-        let machines = Arc::new(Self { root, board, registry: OnceLock::new(), living: Mutex::default() });
+        let machines = Arc::new(Self {
+            root,
+            board,
+            registry: OnceLock::new(),
+            living: Mutex::default(),
+        });
         let _ = machines.registry.set(doubles::registry(&machines));
         machines
     }
@@ -106,7 +119,11 @@ impl Machines {
     fn start(&self, id: CloudMachineId, contextualization: &[u8]) {
         let folder = self.root.join(id.as_str());
         let context: Context = serde_json::from_slice(contextualization).unwrap();
-        let folders = Folders { state: folder.join("state"), run: folder.join("run"), log: folder.join("log") };
+        let folders = Folders {
+            state: folder.join("state"),
+            run: folder.join("run"),
+            log: folder.join("log"),
+        };
         let registry = self.registry.get().unwrap().clone();
         let machine = Machine {
             folder,
@@ -135,7 +152,10 @@ impl Machines {
     /// The machine with this folder for its roles.
     pub fn of_roles(&self, folder: &Path) -> Option<Arc<Machine>> {
         let living = self.living.lock().unwrap();
-        living.values().find(|machine| machine.folders.run.join("roles") == folder).cloned()
+        living
+            .values()
+            .find(|machine| machine.folders.run.join("roles") == folder)
+            .cloned()
     }
 }
 
@@ -165,7 +185,13 @@ impl Machine {
 
     /// Makes the manager process run; a later call finds it running.
     pub async fn run_manager(&self) -> std::io::Result<()> {
-        if self.manager.lock().unwrap().as_ref().is_some_and(|manager| !manager.task.handle.is_finished()) {
+        if self
+            .manager
+            .lock()
+            .unwrap()
+            .as_ref()
+            .is_some_and(|manager| !manager.task.handle.is_finished())
+        {
             return Ok(());
         }
         let listener = TcpListener::bind("127.0.0.1:0").await?;
@@ -186,14 +212,26 @@ impl Machine {
                 eprintln!("a manager ended: {error}");
             }
         });
-        *self.manager.lock().unwrap() = Some(Manager { task: Task { shutdown, handle }, _plug: plug });
+        *self.manager.lock().unwrap() = Some(Manager {
+            task: Task { shutdown, handle },
+            _plug: plug,
+        });
         Ok(())
     }
 
     /// Whether the manager runs and has its certificate.
     pub fn manager_is_up(&self) -> bool {
-        let runs = self.manager.lock().unwrap().as_ref().is_some_and(|manager| !manager.task.handle.is_finished());
-        runs && self.folders.state.join("manager/manager.chain.pem").exists()
+        let runs = self
+            .manager
+            .lock()
+            .unwrap()
+            .as_ref()
+            .is_some_and(|manager| !manager.task.handle.is_finished());
+        runs && self
+            .folders
+            .state
+            .join("manager/manager.chain.pem")
+            .exists()
     }
 
     pub fn stop_manager(&self) {
@@ -208,10 +246,16 @@ impl Machine {
         let handle = tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 let page = page.lock().unwrap().clone();
-                tokio::spawn(tokio::time::timeout(Duration::from_secs(10), answer(stream, page)));
+                tokio::spawn(tokio::time::timeout(
+                    Duration::from_secs(10),
+                    answer(stream, page),
+                ));
             }
         });
-        Ok(Door { _task: Task { shutdown, handle }, _plug: plug })
+        Ok(Door {
+            _task: Task { shutdown, handle },
+            _plug: plug,
+        })
     }
 }
 
@@ -244,7 +288,10 @@ struct NoProcesses;
 #[async_trait::async_trait]
 impl Processes for NoProcesses {
     async fn ensure(&self, spec: &ProcessSpec) -> Result<ProcessStatus, RoleError> {
-        Err(RoleError::Failed(format!("there is no init here to run {}", spec.name)))
+        Err(RoleError::Failed(format!(
+            "there is no init here to run {}",
+            spec.name
+        )))
     }
     async fn list(&self) -> Result<Vec<ProcessStatus>, RoleError> {
         Ok(Vec::new())

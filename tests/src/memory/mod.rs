@@ -24,7 +24,11 @@ use tokio_util::sync::CancellationToken;
 pub const CLOUD: &str = "memory";
 
 /// More than any scenario needs.
-pub const PLENTY: Resources = Resources { vcpus: 64.0, memory_mib: 65_536, disk_mib: 1 << 20 };
+pub const PLENTY: Resources = Resources {
+    vcpus: 64.0,
+    memory_mib: 65_536,
+    disk_mib: 1 << 20,
+};
 
 /// See the module.
 pub struct Memory {
@@ -46,7 +50,11 @@ impl Memory {
         if std::env::var_os("CONPAAS_LOG").is_some() {
             conpaas_agent::start_logging();
         }
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .unwrap();
         let board = Switchboard::default();
         let cloud = MemoryCloud::new(CLOUD, PLENTY);
         let machines = Machines::new(folder.join("m"), board.clone());
@@ -55,7 +63,9 @@ impl Memory {
         let edge_folder = folder.join("edge");
         let mut edge_config = EdgeConfig::new(edge_folder.clone());
         edge_config.bind = SocketAddr::from(([127, 0, 0, 1], 0));
-        let edge = runtime.block_on(Edge::bind(edge_config, Arc::new(board))).unwrap();
+        let edge = runtime
+            .block_on(Edge::bind(edge_config, Arc::new(board)))
+            .unwrap();
         let edge_port = edge.address().port();
         let edge_end = CancellationToken::new();
         let end = edge_end.clone();
@@ -109,7 +119,10 @@ impl Memory {
 
     /// Starts the Director again on the state it left.
     pub fn start_director(&self) {
-        let director = self.runtime().block_on(start(&self.config, &self.cloud)).unwrap();
+        let director = self
+            .runtime()
+            .block_on(start(&self.config, &self.cloud))
+            .unwrap();
         *self.director.lock().unwrap() = Some(director);
     }
 }
@@ -123,7 +136,10 @@ async fn start(config: &DirectorConfig, cloud: &MemoryCloud) -> Result<Director,
 /// one is when somebody took it meanwhile.
 async fn first_start(config: &mut DirectorConfig, cloud: &MemoryCloud) -> Director {
     for _ in 0..10 {
-        config.host_listener = Some(SocketAddr::from(([127, 0, 0, 1], crate::world::free_port())));
+        config.host_listener = Some(SocketAddr::from((
+            [127, 0, 0, 1],
+            crate::world::free_port(),
+        )));
         match start(config, cloud).await {
             Ok(director) => return director,
             Err(StartError::Machines(error)) => eprintln!("the Director does not start: {error:?}"),

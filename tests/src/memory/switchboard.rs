@@ -18,7 +18,10 @@ pub struct Switchboard {
 
 impl Switchboard {
     pub fn plug(&self, application: &ApplicationId, address: SocketAddr, here: SocketAddr) {
-        self.plugs.lock().unwrap().insert((application.clone(), address), here);
+        self.plugs
+            .lock()
+            .unwrap()
+            .insert((application.clone(), address), here);
     }
 
     /// Takes an address away, unless somebody else has it by now.
@@ -34,7 +37,12 @@ impl Switchboard {
     pub fn dial_within(&self, application: &ApplicationId) -> DialTo {
         let (board, application) = (self.clone(), application.clone());
         Arc::new(move |address| {
-            let here = board.plugs.lock().unwrap().get(&(application.clone(), address)).copied();
+            let here = board
+                .plugs
+                .lock()
+                .unwrap()
+                .get(&(application.clone(), address))
+                .copied();
             Box::pin(connect(address, here))
         })
     }
@@ -45,7 +53,10 @@ async fn connect(address: SocketAddr, here: Option<SocketAddr>) -> io::Result<Tc
         Some(here) => TcpStream::connect(here).await,
         // The Director is where it is.
         None if address.ip().is_loopback() => TcpStream::connect(address).await,
-        None => Err(io::Error::new(io::ErrorKind::ConnectionRefused, format!("nobody has {address}"))),
+        None => Err(io::Error::new(
+            io::ErrorKind::ConnectionRefused,
+            format!("nobody has {address}"),
+        )),
     }
 }
 
@@ -53,10 +64,17 @@ async fn connect(address: SocketAddr, here: Option<SocketAddr>) -> io::Result<Tc
 /// application at a time.
 #[async_trait::async_trait]
 impl conpaas_edge::Dial for Switchboard {
-    async fn connect(&self, _network: &NetworkAccess, address: SocketAddr) -> io::Result<TcpStream> {
+    async fn connect(
+        &self,
+        _network: &NetworkAccess,
+        address: SocketAddr,
+    ) -> io::Result<TcpStream> {
         let here = {
             let plugs = self.plugs.lock().unwrap();
-            plugs.iter().find(|((_, plugged), _)| *plugged == address).map(|(_, here)| *here)
+            plugs
+                .iter()
+                .find(|((_, plugged), _)| *plugged == address)
+                .map(|(_, here)| *here)
         };
         connect(address, here).await
     }

@@ -5,9 +5,15 @@ use conpaas_tests::{Finished, World, archive};
 #[track_caller]
 fn refused(finished: Finished, code: i32, words: &[&str]) {
     assert_eq!(finished.code, code, "{finished:?}");
-    assert!(finished.stdout.is_empty(), "errors belong on standard error: {finished:?}");
+    assert!(
+        finished.stdout.is_empty(),
+        "errors belong on standard error: {finished:?}"
+    );
     for word in words {
-        assert!(finished.stderr.contains(word), "no '{word}' in {finished:?}");
+        assert!(
+            finished.stderr.contains(word),
+            "no '{word}' in {finished:?}"
+        );
     }
 }
 
@@ -18,29 +24,79 @@ fn impossible_wishes_are_refused_at_once_with_the_numbers() {
     world.ok(["service", "add", "shop", "php", "--name", "web"]);
     let before = world.service("shop/web")["generation"].clone();
 
-    refused(world.run(["service", "scale", "shop/web", "backend=10000"]), 2, &["10000", "256"]);
-    refused(world.run(["service", "scale", "shop/web", "backend=200"]), 5, &["200", "20"]);
-    refused(world.run(["service", "scale", "shop/web", "backend=0"]), 2, &["backend"]);
-    refused(world.run(["service", "scale", "shop/web", "backend=-3"]), 2, &["backend"]);
-    refused(world.run(["service", "scale", "shop/web", "frontend=2"]), 2, &["frontend", "backend"]);
+    refused(
+        world.run(["service", "scale", "shop/web", "backend=10000"]),
+        2,
+        &["10000", "256"],
+    );
+    refused(
+        world.run(["service", "scale", "shop/web", "backend=200"]),
+        5,
+        &["200", "20"],
+    );
+    refused(
+        world.run(["service", "scale", "shop/web", "backend=0"]),
+        2,
+        &["backend"],
+    );
+    refused(
+        world.run(["service", "scale", "shop/web", "backend=-3"]),
+        2,
+        &["backend"],
+    );
+    refused(
+        world.run(["service", "scale", "shop/web", "frontend=2"]),
+        2,
+        &["frontend", "backend"],
+    );
     refused(world.run(["app", "create", "shop"]), 5, &["shop"]);
     refused(world.run(["app", "create", "Sh op"]), 2, &["Sh op"]);
     refused(world.run(["service", "add", "shop", "pph"]), 2, &["pph"]);
-    refused(world.run(["service", "set", "shop/web", "memory_limit=lots"]), 2, &["memory_limit"]);
-    refused(world.run(["service", "set", "shop/web", "no_such_thing=1"]), 2, &["no_such_thing"]);
+    refused(
+        world.run(["service", "set", "shop/web", "memory_limit=lots"]),
+        2,
+        &["memory_limit"],
+    );
+    refused(
+        world.run(["service", "set", "shop/web", "no_such_thing=1"]),
+        2,
+        &["no_such_thing"],
+    );
     refused(world.run(["app", "show", "nowhere"]), 4, &["nowhere"]);
-    refused(world.run(["service", "rollback", "shop/web"]), 5, &["release"]);
+    refused(
+        world.run(["service", "rollback", "shop/web"]),
+        5,
+        &["release"],
+    );
 
     let nothing = world.path().join("nothing.tar.gz");
     std::fs::write(&nothing, "this is no archive").unwrap();
-    refused(world.run(["code", "upload", "shop/web", nothing.to_str().unwrap()]), 2, &["archive"]);
+    refused(
+        world.run(["code", "upload", "shop/web", nothing.to_str().unwrap()]),
+        2,
+        &["archive"],
+    );
     let evil = world.path().join("evil.tar.gz");
     archive::tar_gz(&evil, &[("index.php", "hello")]);
     let cut = std::fs::read(&evil).unwrap();
     std::fs::write(&evil, &cut[..cut.len() / 2]).unwrap();
-    refused(world.run(["code", "upload", "shop/web", evil.to_str().unwrap()]), 2, &[]);
-    assert_eq!(world.json(["code", "list", "shop/web"]).as_array().map(Vec::len), Some(0));
-    assert_eq!(world.service("shop/web")["generation"], before, "nothing was changed by what was refused");
+    refused(
+        world.run(["code", "upload", "shop/web", evil.to_str().unwrap()]),
+        2,
+        &[],
+    );
+    assert_eq!(
+        world
+            .json(["code", "list", "shop/web"])
+            .as_array()
+            .map(Vec::len),
+        Some(0)
+    );
+    assert_eq!(
+        world.service("shop/web")["generation"],
+        before,
+        "nothing was changed by what was refused"
+    );
 }
 
 #[test]
@@ -57,5 +113,8 @@ fn a_second_nutshell_a_taken_port_and_a_director_that_is_down() {
     let up = world.up();
     assert_eq!(up.code, 0, "{up:?}\n{}", world.logs());
     let other_ports = world.run(["nutshell", "up", "--api-port", "1", "--edge-port", "2"]);
-    assert_ne!(other_ports.code, 0, "a second nutshell on the same state folder: {other_ports:?}");
+    assert_ne!(
+        other_ports.code, 0,
+        "a second nutshell on the same state folder: {other_ports:?}"
+    );
 }

@@ -15,12 +15,21 @@ fn shop(world: &World) {
 
 fn greeters(world: &World) -> usize {
     let roles = world.ready_roles("shop/it");
-    roles.iter().find_map(|role| role.strip_prefix("greeter=")?.parse().ok()).unwrap_or(0)
+    roles
+        .iter()
+        .find_map(|role| role.strip_prefix("greeter=")?.parse().ok())
+        .unwrap_or(0)
 }
 
 fn events(world: &World, kind: &str) -> Vec<Value> {
     let events = world.json(["app", "events", "shop"]);
-    events.as_array().into_iter().flatten().filter(|event| event["kind"] == kind).cloned().collect()
+    events
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter(|event| event["kind"] == kind)
+        .cloned()
+        .collect()
 }
 
 #[test]
@@ -33,7 +42,12 @@ fn a_cloud_that_fails_is_asked_again() {
     assert_eq!(scaled["outcome"], "done", "{scaled:#}");
     assert_eq!(greeters(&world), 3);
     let delayed = events(&world, "node_delayed");
-    assert!(delayed.iter().any(|event| event["reason"].to_string().contains("ill")), "{delayed:#?}");
+    assert!(
+        delayed
+            .iter()
+            .any(|event| event["reason"].to_string().contains("ill")),
+        "{delayed:#?}"
+    );
     world.wait_no_leak();
 
     world.cloud().fail_next_destroy("the cloud is ill again");
@@ -67,16 +81,27 @@ fn a_machine_that_does_not_come_up_is_given_up_for_another() {
     let before = world.machines();
     world.cloud().hold_boots(true);
     let operation = world.json(["service", "scale", "shop/it", "greeter=2", "--no-wait"]);
-    let stuck = wait_for("machines that do not come up", Duration::from_secs(20), || {
-        let fresh: Vec<String> = world.machines().difference(&before).cloned().collect();
-        if fresh.is_empty() { Err(fresh) } else { Ok(fresh) }
-    });
+    let stuck = wait_for(
+        "machines that do not come up",
+        Duration::from_secs(20),
+        || {
+            let fresh: Vec<String> = world.machines().difference(&before).cloned().collect();
+            if fresh.is_empty() {
+                Err(fresh)
+            } else {
+                Ok(fresh)
+            }
+        },
+    );
     world.cloud().hold_boots(false);
     let watched = world.run(["operation", "watch", operation["id"].as_str().unwrap()]);
     assert_eq!(watched.code, 0, "{watched:?}");
     assert_eq!(greeters(&world), 2);
     let machines = world.wait_no_leak();
-    assert!(stuck.iter().all(|machine| !machines.contains(machine)), "{stuck:?} {machines:?}");
+    assert!(
+        stuck.iter().all(|machine| !machines.contains(machine)),
+        "{stuck:?} {machines:?}"
+    );
 }
 
 #[test]
@@ -91,7 +116,10 @@ fn a_full_cloud_is_no_success_and_the_work_goes_on() {
         world.cloud().fail_next_create("somebody else was faster");
     }
     let asked = world.json(["service", "scale", "shop/it", "greeter=4", "--no-wait"]);
-    world.cloud().set_total(Resources { vcpus: 1.6, ..PLENTY });
+    world.cloud().set_total(Resources {
+        vcpus: 1.6,
+        ..PLENTY
+    });
     let watched = world.run(["operation", "watch", asked["id"].as_str().unwrap()]);
     assert_eq!(watched.code, 1, "{watched:?}");
     let service = world.service("shop/it");
@@ -100,12 +128,23 @@ fn a_full_cloud_is_no_success_and_the_work_goes_on() {
     assert!(greeters(&world) < 4);
     let refused = world.run(["service", "scale", "shop/it", "greeter=9"]);
     assert_eq!(refused.code, 5, "{refused:?}");
-    assert!(refused.stderr.contains("vCPUs"), "the numbers are said: {refused:?}");
+    assert!(
+        refused.stderr.contains("vCPUs"),
+        "the numbers are said: {refused:?}"
+    );
 
     world.cloud().set_total(PLENTY);
-    wait_for("the wish to be reached after all", Duration::from_secs(90), || {
-        let service = world.service("shop/it");
-        if service["state"] == "RUNNING" && greeters(&world) == 4 { Ok(()) } else { Err(service) }
-    });
+    wait_for(
+        "the wish to be reached after all",
+        Duration::from_secs(90),
+        || {
+            let service = world.service("shop/it");
+            if service["state"] == "RUNNING" && greeters(&world) == 4 {
+                Ok(())
+            } else {
+                Err(service)
+            }
+        },
+    );
     world.wait_no_leak();
 }

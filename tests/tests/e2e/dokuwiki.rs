@@ -40,7 +40,12 @@ fn pack(folder: &Path) -> PathBuf {
         printf 'admin:nobody-knows:Admin:admin@example.org:admin,user\n' > "$site/conf/users.auth.php"
         tar -C "$site" -czf "$2/dokuwiki.tar.gz" .
     "#;
-    let status = Command::new("sh").args(["-c", script, "sh"]).arg(&root).arg(folder).status().unwrap();
+    let status = Command::new("sh")
+        .args(["-c", script, "sh"])
+        .arg(&root)
+        .arg(folder)
+        .status()
+        .unwrap();
     assert!(status.success(), "packing dokuwiki");
     folder.join("dokuwiki.tar.gz")
 }
@@ -52,7 +57,13 @@ fn dokuwiki_serves_from_three_backends_switches_and_rolls_back() {
     world.ok(["app", "create", "wiki"]);
     world.ok(["service", "add", "wiki", "php", "--name", "web"]);
     world.ok(["service", "set", "wiki/web", r#"writable=["data","conf"]"#]);
-    world.ok(["code", "upload", "wiki/web", archive.to_str().unwrap(), "--activate"]);
+    world.ok([
+        "code",
+        "upload",
+        "wiki/web",
+        archive.to_str().unwrap(),
+        "--activate",
+    ]);
     world.ok(["app", "start", "wiki"]);
     world.ok(["service", "scale", "wiki/web", "backend=3"]);
     let host = "wiki-admin.localhost";
@@ -62,19 +73,40 @@ fn dokuwiki_serves_from_three_backends_switches_and_rolls_back() {
     let page = world.wait_status(host, "/", 200);
     assert!(page.contains("House wiki"), "the start page: {page}");
     let form = world.wait_status(host, "/doku.php?id=start&do=login", 200);
-    assert!(form.contains("name=\"u\"") && form.contains("type=\"password\""), "the log-in form: {form}");
+    assert!(
+        form.contains("name=\"u\"") && form.contains("type=\"password\""),
+        "the log-in form: {form}"
+    );
     let file = world.wait_status(host, "/lib/images/smileys/biggrin.svg", 200);
     assert!(file.contains("<svg"), "a static file: {file}");
-    for path in ["/conf/local.php", "/data/pages/", "/.htaccess", "/inc/../conf/users.auth.php"] {
+    for path in [
+        "/conf/local.php",
+        "/data/pages/",
+        "/.htaccess",
+        "/inc/../conf/users.auth.php",
+    ] {
         let (status, body) = world.get(host, path).unwrap();
-        assert!(status != 200 || !body.contains("superuser"), "{path}: {status} {body}");
+        assert!(
+            status != 200 || !body.contains("superuser"),
+            "{path}: {status} {body}"
+        );
     }
 
     let before = world.service("wiki/web")["active_release"].clone();
     let second = world.path().join("second.tar.gz");
     conpaas_tests::archive::site(&second, 2);
-    world.ok(["code", "upload", "wiki/web", second.to_str().unwrap(), "--activate"]);
-    assert!(world.wait_status(host, "/", 200).starts_with("version 2 from "));
+    world.ok([
+        "code",
+        "upload",
+        "wiki/web",
+        second.to_str().unwrap(),
+        "--activate",
+    ]);
+    assert!(
+        world
+            .wait_status(host, "/", 200)
+            .starts_with("version 2 from ")
+    );
     world.ok(["service", "rollback", "wiki/web"]);
     wait_for("the wiki to be back", Duration::from_secs(30), || {
         let answer = world.get(host, "/doku.php?id=start");
@@ -83,5 +115,9 @@ fn dokuwiki_serves_from_three_backends_switches_and_rolls_back() {
             _ => Err(answer),
         }
     });
-    assert_ne!(world.service("wiki/web")["active_release"], before, "a rollback is a release of its own");
+    assert_ne!(
+        world.service("wiki/web")["active_release"],
+        before,
+        "a rollback is a release of its own"
+    );
 }

@@ -52,26 +52,52 @@ struct Subject {
 
 fn php_lives_its_life(world: &World) {
     let setting = ("memory_limit", "96M");
-    lives(world, &Subject { service_type: "php", role: "backend", setting, command: None });
+    lives(
+        world,
+        &Subject {
+            service_type: "php",
+            role: "backend",
+            setting,
+            command: None,
+        },
+    );
 }
 
 fn helloworld_lives_its_life(world: &World) {
     let setting = ("greeting", "Moin");
-    lives(world, &Subject { service_type: "helloworld", role: "greeter", setting, command: Some("greet") });
+    lives(
+        world,
+        &Subject {
+            service_type: "helloworld",
+            role: "greeter",
+            setting,
+            command: Some("greet"),
+        },
+    );
 }
 
 fn nodes(world: &World) -> Vec<Value> {
-    world.service("shop/it")["nodes"].as_array().cloned().unwrap_or_default()
+    world.service("shop/it")["nodes"]
+        .as_array()
+        .cloned()
+        .unwrap_or_default()
 }
 
 fn numbers(world: &World) -> BTreeSet<u64> {
-    nodes(world).iter().filter_map(|node| node["number"].as_u64()).collect()
+    nodes(world)
+        .iter()
+        .filter_map(|node| node["number"].as_u64())
+        .collect()
 }
 
 /// How many nodes have a ready instance of a role.
 fn ready(world: &World, role: &str) -> usize {
     let is_ready = |node: &Value| {
-        node["roles"].as_array().is_some_and(|roles| roles.iter().any(|r| r["role"] == role && r["phase"] == "ready"))
+        node["roles"].as_array().is_some_and(|roles| {
+            roles
+                .iter()
+                .any(|r| r["role"] == role && r["phase"] == "ready")
+        })
     };
     nodes(world).iter().filter(|node| is_ready(node)).count()
 }
@@ -80,12 +106,27 @@ fn ready(world: &World, role: &str) -> usize {
 fn state(world: &World, state: &str, allowed: &[&str]) {
     let service = world.service("shop/it");
     assert_eq!(service["state"], state, "{service:#}");
-    let found: BTreeSet<&str> = service["allowed"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
+    let found: BTreeSet<&str> = service["allowed"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter_map(Value::as_str)
+        .collect();
     for verb in allowed {
-        assert!(found.contains(verb), "no '{verb}' in state {state}: {found:?}");
+        assert!(
+            found.contains(verb),
+            "no '{verb}' in state {state}: {found:?}"
+        );
     }
-    assert!(found.contains("delete"), "every state has a way out: {found:?}");
-    assert_eq!(service["operation"], Value::Null, "nothing is under way: {service:#}");
+    assert!(
+        found.contains("delete"),
+        "every state has a way out: {found:?}"
+    );
+    assert_eq!(
+        service["operation"],
+        Value::Null,
+        "nothing is under way: {service:#}"
+    );
 }
 
 /// Runs a change and gives the finished operation.
@@ -95,7 +136,10 @@ fn change(world: &World, arguments: &[&str]) -> Value {
     assert_eq!(operation["outcome"], "done", "{arguments:?}: {operation:#}");
     assert!(operation["ended_at"].is_string(), "{operation:#}");
     let steps = operation["steps"].as_array().unwrap();
-    assert!(steps.iter().all(|step| step["done"] == true), "{operation:#}");
+    assert!(
+        steps.iter().all(|step| step["done"] == true),
+        "{operation:#}"
+    );
     operation
 }
 
@@ -108,38 +152,95 @@ fn shop(world: &World, service_type: &str) {
 
 fn lives(world: &World, subject: &Subject) {
     world.ok(["app", "create", "shop"]);
-    world.ok(["service", "add", "shop", subject.service_type, "--name", "it"]);
+    world.ok([
+        "service",
+        "add",
+        "shop",
+        subject.service_type,
+        "--name",
+        "it",
+    ]);
     state(world, "INIT", &["start", "scale", "set"]);
     assert!(nodes(world).is_empty());
-    assert!(world.machines().is_empty(), "what was never started has no machine");
+    assert!(
+        world.machines().is_empty(),
+        "what was never started has no machine"
+    );
 
     let started = change(world, &["app", "start", "shop"]);
     assert_eq!(started["kind"], "start");
     state(world, "RUNNING", &["stop", "scale", "set"]);
-    assert_eq!(nodes(world).len(), 1, "it starts on one node with all roles");
-    assert_eq!(world.machines().len(), 2, "its node, and one for the application's managers");
+    assert_eq!(
+        nodes(world).len(),
+        1,
+        "it starts on one node with all roles"
+    );
+    assert_eq!(
+        world.machines().len(),
+        2,
+        "its node, and one for the application's managers"
+    );
     world.wait_status(HOST, "/", 200);
 
-    let up = change(world, &["service", "scale", "shop/it", &format!("{}=+2", subject.role)]);
-    assert_eq!((&up["kind"], &up["service"]), (&"scale".into(), &"it".into()));
+    let up = change(
+        world,
+        &[
+            "service",
+            "scale",
+            "shop/it",
+            &format!("{}=+2", subject.role),
+        ],
+    );
+    assert_eq!(
+        (&up["kind"], &up["service"]),
+        (&"scale".into(), &"it".into())
+    );
     assert_eq!(ready(world, subject.role), 3);
-    let same = world.json(["service", "scale", "shop/it", &format!("{}=3", subject.role)]);
-    assert_eq!(same["operation"], Value::Null, "the same wish again changes nothing: {same}");
-    change(world, &["service", "scale", "shop/it", &format!("{}=-1", subject.role)]);
+    let same = world.json([
+        "service",
+        "scale",
+        "shop/it",
+        &format!("{}=3", subject.role),
+    ]);
+    assert_eq!(
+        same["operation"],
+        Value::Null,
+        "the same wish again changes nothing: {same}"
+    );
+    change(
+        world,
+        &[
+            "service",
+            "scale",
+            "shop/it",
+            &format!("{}=-1", subject.role),
+        ],
+    );
     assert_eq!(ready(world, subject.role), 2);
     state(world, "RUNNING", &["stop", "scale", "set"]);
 
     let (key, value) = subject.setting;
     let release = world.service("shop/it")["active_release"].clone();
-    change(world, &["service", "set", "shop/it", &format!("{key}={value}")]);
+    change(
+        world,
+        &["service", "set", "shop/it", &format!("{key}={value}")],
+    );
     let service = world.service("shop/it");
     assert_eq!(service["settings"][key], value);
-    assert_ne!(service["active_release"], release, "a change of settings is a release");
+    assert_ne!(
+        service["active_release"], release,
+        "a change of settings is a release"
+    );
     if let Some(command) = subject.command {
         let answers = world.json([subject.service_type, command, "shop/it"]);
         let answers = answers.as_object().unwrap();
         assert_eq!(answers.len(), 2, "one answer a node: {answers:?}");
-        assert!(answers.values().all(|answer| answer.to_string().contains(value)), "{answers:?}");
+        assert!(
+            answers
+                .values()
+                .all(|answer| answer.to_string().contains(value)),
+            "{answers:?}"
+        );
     }
 
     replaced(world, subject.role, 2);
@@ -153,15 +254,23 @@ fn lives(world: &World, subject: &Subject) {
 
     change(world, &["service", "start", "shop/it"]);
     state(world, "RUNNING", &["stop", "scale", "set"]);
-    assert_eq!(ready(world, subject.role), 2, "a stop keeps what was wanted");
+    assert_eq!(
+        ready(world, subject.role),
+        2,
+        "a stop keeps what was wanted"
+    );
     assert_eq!(world.service("shop/it")["settings"][key], value);
     world.wait_status(HOST, "/", 200);
 
     change(world, &["app", "stop", "shop"]);
-    wait_for("a stopped application to hold no machine", Duration::from_secs(30), || {
-        let left = world.machines();
-        if left.is_empty() { Ok(()) } else { Err(left) }
-    });
+    wait_for(
+        "a stopped application to hold no machine",
+        Duration::from_secs(30),
+        || {
+            let left = world.machines();
+            if left.is_empty() { Ok(()) } else { Err(left) }
+        },
+    );
     change(world, &["app", "start", "shop"]);
     assert_eq!(ready(world, subject.role), 2);
 
@@ -188,13 +297,24 @@ fn site(world: &World) {
 fn upload(world: &World, version: u32) {
     let archive = world.path().join(format!("v{version}.tar.gz"));
     archive::site(&archive, version);
-    world.ok(["code", "upload", "shop/it", archive.to_str().unwrap(), "--activate"]);
+    world.ok([
+        "code",
+        "upload",
+        "shop/it",
+        archive.to_str().unwrap(),
+        "--activate",
+    ]);
 }
 
 /// The roles of each node, as `role+role`, sorted.
 fn layout(world: &World) -> Vec<String> {
     let roles = |node: &Value| {
-        let names: BTreeSet<&str> = node["roles"].as_array().into_iter().flatten().filter_map(|r| r["role"].as_str()).collect();
+        let names: BTreeSet<&str> = node["roles"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(|r| r["role"].as_str())
+            .collect();
         names.into_iter().collect::<Vec<_>>().join("+")
     };
     let mut all: Vec<String> = nodes(world).iter().map(roles).collect();
@@ -204,45 +324,96 @@ fn layout(world: &World) -> Vec<String> {
 
 fn roles_spread_and_pack_again(world: &World) {
     site(world);
-    assert_eq!(layout(world), ["backend+proxy+web"], "one node holds all roles");
+    assert_eq!(
+        layout(world),
+        ["backend+proxy+web"],
+        "one node holds all roles"
+    );
 
     let load = load::start(world.edge_port, HOST, "/", Duration::from_millis(10));
     change(world, &["service", "scale", "shop/it", "backend=4"]);
-    assert_eq!(world.ready_roles("shop/it"), ["backend=4", "proxy=1", "web=1"]);
+    assert_eq!(
+        world.ready_roles("shop/it"),
+        ["backend=4", "proxy=1", "web=1"]
+    );
     let spread = layout(world);
-    assert_eq!(spread.iter().filter(|roles| *roles == "backend").count(), 4, "backends have nodes of their own: {spread:?}");
+    assert_eq!(
+        spread.iter().filter(|roles| *roles == "backend").count(),
+        4,
+        "backends have nodes of their own: {spread:?}"
+    );
     change(world, &["service", "scale", "shop/it", "backend=1"]);
     let counts = load.finish();
-    println!("1 > 4 > 1: {} requests, {} failed", counts.sent, counts.failed.len());
+    println!(
+        "1 > 4 > 1: {} requests, {} failed",
+        counts.sent,
+        counts.failed.len()
+    );
     assert_eq!(counts.failed, Vec::<String>::new());
-    assert_eq!(world.ready_roles("shop/it"), ["backend=1", "proxy=1", "web=1"]);
-    assert_eq!(layout(world), ["backend+proxy+web"], "they pack together again");
+    assert_eq!(
+        world.ready_roles("shop/it"),
+        ["backend=1", "proxy=1", "web=1"]
+    );
+    assert_eq!(
+        layout(world),
+        ["backend+proxy+web"],
+        "they pack together again"
+    );
     assert_eq!(world.wait_no_leak().len(), 2);
 }
 
 fn a_version_switches_and_comes_back(world: &World) {
     site(world);
-    change(world, &["service", "scale", "shop/it", "backend=2", "web=2", "proxy=2"]);
-    assert_eq!(world.ready_roles("shop/it"), ["backend=2", "proxy=2", "web=2"]);
+    change(
+        world,
+        &[
+            "service",
+            "scale",
+            "shop/it",
+            "backend=2",
+            "web=2",
+            "proxy=2",
+        ],
+    );
+    assert_eq!(
+        world.ready_roles("shop/it"),
+        ["backend=2", "proxy=2", "web=2"]
+    );
     let before = world.service("shop/it");
     let load = load::start(world.edge_port, HOST, "/", Duration::from_millis(10));
     upload(world, 2);
     let counts = load.finish();
     assert_eq!(counts.failed, Vec::<String>::new());
-    assert_eq!(counts.back_steps, 0, "nobody steps back to the old version: {counts:?}");
+    assert_eq!(
+        counts.back_steps, 0,
+        "nobody steps back to the old version: {counts:?}"
+    );
     let switched = world.service("shop/it");
     assert_eq!(switched["serving_release"], switched["active_release"]);
     assert_ne!(switched["active_release"], before["active_release"]);
-    assert_eq!(world.ready_roles("shop/it"), ["backend=2", "proxy=2", "web=2"], "the old release has gone");
+    assert_eq!(
+        world.ready_roles("shop/it"),
+        ["backend=2", "proxy=2", "web=2"],
+        "the old release has gone"
+    );
 
     change(world, &["service", "rollback", "shop/it"]);
     let back = world.service("shop/it");
     assert_eq!(back["serving_release"], back["active_release"]);
     let releases = world.json(["service", "releases", "shop/it"]);
     let code_of = |number: &Value| {
-        releases.as_array().unwrap().iter().find(|r| r["number"] == *number).map(|r| r["code"].clone())
+        releases
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|r| r["number"] == *number)
+            .map(|r| r["code"].clone())
     };
-    assert_eq!(code_of(&back["active_release"]), code_of(&before["active_release"]), "{releases:#}");
+    assert_eq!(
+        code_of(&back["active_release"]),
+        code_of(&before["active_release"]),
+        "{releases:#}"
+    );
 }
 
 fn a_dead_machine_is_replaced(world: &World) {
@@ -256,25 +427,56 @@ fn a_dead_machine_is_replaced(world: &World) {
 fn replaced(world: &World, role: &str, count: usize) {
     let victim = *numbers(world).last().unwrap();
     world.kill_machine(&format!("shop/it/{victim}"));
-    wait_for("the dead node to be replaced", Duration::from_secs(60), || {
-        let (numbers, ready) = (numbers(world), ready(world, role));
-        if !numbers.contains(&victim) && ready == count { Ok(()) } else { Err((numbers, ready)) }
-    });
-    wait_for("the service to be at its wish", Duration::from_secs(30), || {
-        let service = world.service("shop/it");
-        if service["state"] == "RUNNING" { Ok(()) } else { Err(service) }
-    });
+    wait_for(
+        "the dead node to be replaced",
+        Duration::from_secs(60),
+        || {
+            let (numbers, ready) = (numbers(world), ready(world, role));
+            if !numbers.contains(&victim) && ready == count {
+                Ok(())
+            } else {
+                Err((numbers, ready))
+            }
+        },
+    );
+    wait_for(
+        "the service to be at its wish",
+        Duration::from_secs(30),
+        || {
+            let service = world.service("shop/it");
+            if service["state"] == "RUNNING" {
+                Ok(())
+            } else {
+                Err(service)
+            }
+        },
+    );
     let events = world.json(["app", "events", "shop"]);
-    let died = events.as_array().unwrap().iter().find(|e| e["kind"] == "node_died" && e["facts"]["node"] == victim);
-    let reason = died.unwrap_or_else(|| panic!("no event tells of it: {events:#}"))["reason"].as_str();
-    assert!(reason.is_some_and(|reason| reason.contains("signal 9")), "{reason:?}");
+    let died = events
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|e| e["kind"] == "node_died" && e["facts"]["node"] == victim);
+    let reason =
+        died.unwrap_or_else(|| panic!("no event tells of it: {events:#}"))["reason"].as_str();
+    assert!(
+        reason.is_some_and(|reason| reason.contains("signal 9")),
+        "{reason:?}"
+    );
 }
 
 /// The node of an application's managers.
 fn manager_node(world: &World) -> Option<(u64, String)> {
     let nodes = world.json(["node", "list", "shop"]);
-    let node = nodes.as_array()?.iter().find(|node| node["manager"] == true)?.clone();
-    Some((node["number"].as_u64()?, node["service"].as_str()?.to_owned()))
+    let node = nodes
+        .as_array()?
+        .iter()
+        .find(|node| node["manager"] == true)?
+        .clone();
+    Some((
+        node["number"].as_u64()?,
+        node["service"].as_str()?.to_owned(),
+    ))
 }
 
 fn a_managers_machine_is_replaced(world: &World) {
@@ -282,15 +484,22 @@ fn a_managers_machine_is_replaced(world: &World) {
     let (victim, service) = manager_node(world).expect("a node for managers");
     let before = numbers(world);
     world.kill_machine(&format!("shop/{service}/{victim}"));
-    wait_for("a new node for managers", Duration::from_secs(60), || match manager_node(world) {
-        Some((number, _)) if number != victim => Ok(()),
-        other => Err(other),
-    });
+    wait_for(
+        "a new node for managers",
+        Duration::from_secs(60),
+        || match manager_node(world) {
+            Some((number, _)) if number != victim => Ok(()),
+            other => Err(other),
+        },
+    );
     let (status, _) = world.get(HOST, "/").unwrap();
     assert_eq!(status, 200, "people notice nothing");
     change(world, &["service", "scale", "shop/it", "greeter=2"]);
     assert_eq!(ready(world, "greeter"), 2);
-    assert!(before.is_subset(&numbers(world)) || !numbers(world).is_disjoint(&before), "the new manager goes on with the nodes there are");
+    assert!(
+        before.is_subset(&numbers(world)) || !numbers(world).is_disjoint(&before),
+        "the new manager goes on with the nodes there are"
+    );
     world.wait_no_leak();
 }
 
@@ -305,17 +514,29 @@ fn the_director_restarts_amid_a_scale(world: &World) {
     let id = operation["id"].as_str().unwrap();
     wait_for("a machine on its way", Duration::from_secs(20), || {
         let machines = world.machines();
-        if machines.len() > 2 { Ok(()) } else { Err(machines) }
+        if machines.len() > 2 {
+            Ok(())
+        } else {
+            Err(machines)
+        }
     });
     world.stop_director();
     if memory {
         world.cloud().hold_boots(false);
-        let booted = world.cloud().machines().iter().filter(|machine| world.cloud().boot(&machine.id)).count();
+        let booted = world
+            .cloud()
+            .machines()
+            .iter()
+            .filter(|machine| world.cloud().boot(&machine.id))
+            .count();
         assert!(booted > 0, "the scale is not over");
     }
     let (status, page) = world.get(HOST, "/").unwrap();
     assert_eq!(status, 200, "{page}");
-    assert!(world.machines().len() > 2, "machines go on without a Director");
+    assert!(
+        world.machines().len() > 2,
+        "machines go on without a Director"
+    );
     world.start_director();
     let watched = world.run(["operation", "watch", id]);
     assert_eq!(watched.code, 0, "{watched:?}\n{}", world.logs());
@@ -337,7 +558,11 @@ fn a_cancelled_scale_leaves_what_was(world: &World) {
     if world.platform() == Platform::Memory {
         wait_for("machines that boot", Duration::from_secs(20), || {
             let machines = world.machines();
-            if machines.len() > 2 { Ok(()) } else { Err(machines) }
+            if machines.len() > 2 {
+                Ok(())
+            } else {
+                Err(machines)
+            }
         });
     }
     let cancelled = world.json(["operation", "cancel", id]);
@@ -345,21 +570,43 @@ fn a_cancelled_scale_leaves_what_was(world: &World) {
     if world.platform() == Platform::Memory {
         world.cloud().hold_boots(false);
     }
-    let service = wait_for("the service to be as it was", Duration::from_secs(60), || {
-        let service = world.service("shop/it");
-        let settled = service["state"] == "RUNNING" && service["operation"].is_null() && ready(world, "greeter") == 1;
-        if settled { Ok(service) } else { Err(service) }
-    });
-    assert_eq!(service["roles"], before["roles"], "the wish is the one of before");
-    assert!(service["generation"].as_u64() > before["generation"].as_u64(), "as a generation of its own");
-    assert_eq!(world.run(["operation", "cancel", id]).code, 5, "what has ended cannot be cancelled");
+    let service = wait_for(
+        "the service to be as it was",
+        Duration::from_secs(60),
+        || {
+            let service = world.service("shop/it");
+            let settled = service["state"] == "RUNNING"
+                && service["operation"].is_null()
+                && ready(world, "greeter") == 1;
+            if settled { Ok(service) } else { Err(service) }
+        },
+    );
+    assert_eq!(
+        service["roles"], before["roles"],
+        "the wish is the one of before"
+    );
+    assert!(
+        service["generation"].as_u64() > before["generation"].as_u64(),
+        "as a generation of its own"
+    );
+    assert_eq!(
+        world.run(["operation", "cancel", id]).code,
+        5,
+        "what has ended cannot be cancelled"
+    );
     assert_eq!(world.wait_no_leak().len(), 2);
 }
 
 fn a_stranger_sees_nothing(world: &World) {
     shop(world, "helloworld");
-    let app = world.json(["app", "show", "shop"])["id"].as_str().unwrap().to_owned();
-    let operation = world.json(["operation", "list"])[0]["id"].as_str().unwrap().to_owned();
+    let app = world.json(["app", "show", "shop"])["id"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let operation = world.json(["operation", "list"])[0]["id"]
+        .as_str()
+        .unwrap()
+        .to_owned();
     let ada = world.person("ada");
     let listed = world.run_as(&ada, ["app", "list", "--json"]);
     assert_eq!((listed.code, listed.stdout.trim()), (0, "[]"), "{listed:?}");
@@ -369,7 +616,10 @@ fn a_stranger_sees_nothing(world: &World) {
         assert_eq!(refused.code, 4, "{refused:?}");
         let alike = |text: &str, name: &str| text.replace(name, "NAME");
         if target == "admin:shop" {
-            let (there, not) = (alike(&refused.stderr, "shop"), alike(&missing.stderr, "nothing"));
+            let (there, not) = (
+                alike(&refused.stderr, "shop"),
+                alike(&missing.stderr, "nothing"),
+            );
             assert_eq!(there, not, "a foreign application looks like a missing one");
         }
     }
@@ -390,8 +640,16 @@ fn a_stranger_sees_nothing(world: &World) {
         assert_eq!(refused.code, 4, "{arguments:?}: {refused:?}");
         assert!(refused.stdout.is_empty(), "{arguments:?}: {refused:?}");
     }
-    assert_eq!(world.run_as(&ada, ["user", "list"]).code, 3, "a user is no operator");
+    assert_eq!(
+        world.run_as(&ada, ["user", "list"]).code,
+        3,
+        "a user is no operator"
+    );
     let own = world.run_as(&ada, ["app", "create", "shop"]);
     assert_eq!(own.code, 0, "names are each owner's own: {own:?}");
-    assert_eq!(world.service("shop/it")["state"], "RUNNING", "nothing happened to it");
+    assert_eq!(
+        world.service("shop/it")["state"],
+        "RUNNING",
+        "nothing happened to it"
+    );
 }

@@ -13,7 +13,13 @@ fn shop() -> World {
     world.ok(["service", "add", "shop", "php", "--name", "web"]);
     let archive = world.path().join("v1.tar.gz");
     archive::site(&archive, 1);
-    world.ok(["code", "upload", "shop/web", archive.to_str().unwrap(), "--activate"]);
+    world.ok([
+        "code",
+        "upload",
+        "shop/web",
+        archive.to_str().unwrap(),
+        "--activate",
+    ]);
     world.ok(["app", "start", "shop"]);
     world
 }
@@ -21,49 +27,109 @@ fn shop() -> World {
 #[test]
 fn a_site_starts_on_one_machine_scales_and_packs_again_without_a_failed_request() {
     let world = shop();
-    assert!(world.wait_status(HOST, "/", 200).starts_with("version 1 from "));
-    assert_eq!(world.service("shop/web")["nodes"].as_array().unwrap().len(), 1);
-    assert_eq!(world.ready_roles("shop/web"), ["backend=1", "proxy=1", "web=1"]);
+    assert!(
+        world
+            .wait_status(HOST, "/", 200)
+            .starts_with("version 1 from ")
+    );
+    assert_eq!(
+        world.service("shop/web")["nodes"].as_array().unwrap().len(),
+        1
+    );
+    assert_eq!(
+        world.ready_roles("shop/web"),
+        ["backend=1", "proxy=1", "web=1"]
+    );
 
     let load = load::start(world.edge_port, HOST, "/", Duration::from_millis(10));
     world.ok(["service", "scale", "shop/web", "backend=4"]);
-    assert_eq!(world.ready_roles("shop/web"), ["backend=4", "proxy=1", "web=1"]);
-    wait_for("four backends to have answered", Duration::from_secs(20), || {
-        // Asked beside the load, whose own counts come at its end.
-        let hosts: std::collections::BTreeSet<String> =
-            (0..12).filter_map(|_| world.get(HOST, "/").ok()).map(|(_, body)| body).collect();
-        if hosts.len() >= 4 { Ok(()) } else { Err(hosts) }
-    });
+    assert_eq!(
+        world.ready_roles("shop/web"),
+        ["backend=4", "proxy=1", "web=1"]
+    );
+    wait_for(
+        "four backends to have answered",
+        Duration::from_secs(20),
+        || {
+            // Asked beside the load, whose own counts come at its end.
+            let hosts: std::collections::BTreeSet<String> = (0..12)
+                .filter_map(|_| world.get(HOST, "/").ok())
+                .map(|(_, body)| body)
+                .collect();
+            if hosts.len() >= 4 { Ok(()) } else { Err(hosts) }
+        },
+    );
     world.ok(["service", "scale", "shop/web", "backend=1"]);
     let counts = load.finish();
-    println!("1 > 4 > 1 under load: {} requests, {} failed, hosts {:?}", counts.sent, counts.failed.len(), counts.hosts);
+    println!(
+        "1 > 4 > 1 under load: {} requests, {} failed, hosts {:?}",
+        counts.sent,
+        counts.failed.len(),
+        counts.hosts
+    );
     assert_eq!(counts.failed, Vec::<String>::new());
-    assert_eq!(world.ready_roles("shop/web"), ["backend=1", "proxy=1", "web=1"]);
-    assert_eq!(world.service("shop/web")["nodes"].as_array().unwrap().len(), 1);
+    assert_eq!(
+        world.ready_roles("shop/web"),
+        ["backend=1", "proxy=1", "web=1"]
+    );
+    assert_eq!(
+        world.service("shop/web")["nodes"].as_array().unwrap().len(),
+        1
+    );
 }
 
 #[test]
 fn every_role_scales_and_a_new_version_switches_at_one_instant_and_back() {
     let world = shop();
     world.wait_status(HOST, "/", 200);
-    world.ok(["service", "scale", "shop/web", "backend=2", "web=2", "proxy=2"]);
-    assert_eq!(world.ready_roles("shop/web"), ["backend=2", "proxy=2", "web=2"]);
+    world.ok([
+        "service",
+        "scale",
+        "shop/web",
+        "backend=2",
+        "web=2",
+        "proxy=2",
+    ]);
+    assert_eq!(
+        world.ready_roles("shop/web"),
+        ["backend=2", "proxy=2", "web=2"]
+    );
 
     let load = load::start(world.edge_port, HOST, "/", Duration::from_millis(10));
     let archive = world.path().join("v2.tar.gz");
     archive::site(&archive, 2);
-    world.ok(["code", "upload", "shop/web", archive.to_str().unwrap(), "--activate"]);
+    world.ok([
+        "code",
+        "upload",
+        "shop/web",
+        archive.to_str().unwrap(),
+        "--activate",
+    ]);
     let counts = load.finish();
-    println!("version switch under load: {} requests, {} failed, versions {:?}, back {}", counts.sent, counts.failed.len(), counts.versions, counts.back_steps);
+    println!(
+        "version switch under load: {} requests, {} failed, versions {:?}, back {}",
+        counts.sent,
+        counts.failed.len(),
+        counts.versions,
+        counts.back_steps
+    );
     assert_eq!(counts.failed, Vec::<String>::new());
     assert_eq!(world.wait_status(HOST, "/static.txt", 200), "static 2\n");
 
     world.ok(["service", "rollback", "shop/web"]);
-    assert!(world.wait_status(HOST, "/", 200).starts_with("version 1 from "));
+    assert!(
+        world
+            .wait_status(HOST, "/", 200)
+            .starts_with("version 1 from ")
+    );
     assert_eq!(world.wait_status(HOST, "/static.txt", 200), "static 1\n");
 
     world.ok(["service", "set", "shop/web", "memory_limit=64M"]);
-    assert!(world.wait_status(HOST, "/", 200).starts_with("version 1 from "));
+    assert!(
+        world
+            .wait_status(HOST, "/", 200)
+            .starts_with("version 1 from ")
+    );
 }
 
 #[test]
@@ -74,23 +140,34 @@ fn stop_keeps_everything_and_delete_leaves_nothing() {
     assert_eq!(world.json(["app", "show", "shop"])["state"], "STOPPED");
     let (status, page) = world.get(HOST, "/").unwrap();
     assert_eq!(status, 503, "{page}");
-    let machines = std::fs::read_dir(world.state().join("cloud/machines")).unwrap().count();
+    let machines = std::fs::read_dir(world.state().join("cloud/machines"))
+        .unwrap()
+        .count();
     assert_eq!(machines, 0, "a stopped application holds no machine");
 
     world.ok(["app", "start", "shop"]);
-    assert!(world.wait_status(HOST, "/", 200).starts_with("version 1 from "));
+    assert!(
+        world
+            .wait_status(HOST, "/", 200)
+            .starts_with("version 1 from ")
+    );
 
     let refused = world.run(["app", "delete", "shop"]);
     assert_eq!(refused.code, 2, "{refused:?}");
     assert!(refused.stderr.contains("--yes"), "{refused:?}");
     world.ok(["app", "delete", "shop", "--yes"]);
     assert_eq!(world.run(["app", "show", "shop"]).code, 4);
-    wait_for("all machines to be gone", Duration::from_secs(20), || {
-        match std::fs::read_dir(world.state().join("cloud/machines")).unwrap().count() {
+    wait_for(
+        "all machines to be gone",
+        Duration::from_secs(20),
+        || match std::fs::read_dir(world.state().join("cloud/machines"))
+            .unwrap()
+            .count()
+        {
             0 => Ok(()),
             left => Err(left),
-        }
-    });
+        },
+    );
     world.ok(["app", "create", "shop"]);
 }
 
@@ -104,7 +181,11 @@ fn with_all_backends_gone_static_files_still_answer_from_the_web_role() {
         .as_array()
         .unwrap()
         .iter()
-        .filter(|node| node["roles"].as_array().is_some_and(|r| r.iter().all(|r| r["role"] == "backend")))
+        .filter(|node| {
+            node["roles"]
+                .as_array()
+                .is_some_and(|r| r.iter().all(|r| r["role"] == "backend"))
+        })
         .filter_map(|node| node["number"].as_u64())
         .collect();
     assert_eq!(backends.len(), 2);
@@ -113,14 +194,23 @@ fn with_all_backends_gone_static_files_still_answer_from_the_web_role() {
     }
     let page = world.wait_status(HOST, "/static.txt", 200);
     assert_eq!(page, "static 1\n");
-    wait_for("PHP to answer 503 while its backends are gone, or to be healed already", Duration::from_secs(20), || {
-        match world.get(HOST, "/") {
+    wait_for(
+        "PHP to answer 503 while its backends are gone, or to be healed already",
+        Duration::from_secs(20),
+        || match world.get(HOST, "/") {
             Ok((503 | 200, _)) => Ok(()),
             other => Err(other),
-        }
-    });
+        },
+    );
     let log = world.ok(["logs", "shop/web", "--role", "web"]);
-    assert!(log.contains("GET /static.txt"), "the web role's log tells of it: {log}");
+    assert!(
+        log.contains("GET /static.txt"),
+        "the web role's log tells of it: {log}"
+    );
     // And they heal.
-    assert!(world.wait_status(HOST, "/", 200).starts_with("version 1 from "));
+    assert!(
+        world
+            .wait_status(HOST, "/", 200)
+            .starts_with("version 1 from ")
+    );
 }

@@ -178,7 +178,10 @@ pub fn set_status(
 
 /// What was observed of a service is out of date until its manager speaks again.
 pub fn doubt(tx: &Connection, id: &ServiceId) -> Result<(), DirectorError> {
-    if let Some(mut status) = get(tx, id)?.and_then(|row| row.status).filter(|s| s.reached) {
+    if let Some(mut status) = get(tx, id)?
+        .and_then(|row| row.status)
+        .filter(|s| s.reached)
+    {
         status.reached = false;
         set_status(tx, id, &status)?;
     }

@@ -73,7 +73,8 @@ pub async fn source(
         // This is work in the background: what is still on its way is waited for.
         Some(code) => loop {
             match node.code.folder(code).await {
-                Err(RoleError::Io { source, .. }) if source.kind() == io::ErrorKind::WouldBlock => {}
+                Err(RoleError::Io { source, .. }) if source.kind() == io::ErrorKind::WouldBlock => {
+                }
                 done => break done,
             }
         },
