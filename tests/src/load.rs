@@ -40,37 +40,42 @@ pub fn start(port: u16, host: &str, path: &str, period: Duration) -> Load {
             .build()
             .unwrap();
         runtime.block_on(async move {
-            let kept = crate::http::client(8);
+            // The second keeps no connection, so that each of its requests makes one.
+            let (kept, fresh) = (crate::http::client(8), crate::http::client(0));
             let mut counts = Counts::default();
             let mut waiting = tokio::task::JoinSet::new();
             let mut tick = tokio::time::interval(period);
             let mut newest = 0;
+            let mut cookie: Option<String> = None;
             while !flag.load(Ordering::Relaxed) || !waiting.is_empty() {
                 tokio::select! {
                     _ = tick.tick(), if !flag.load(Ordering::Relaxed) => {
                         counts.sent += 1;
-                        let fresh = counts.sent.is_multiple_of(2);
-                        let client = if fresh {
-                            crate::http::client(0)
-                        } else {
-                            kept.clone()
-                        };
-                        let request = client.get(&url).header("Host", &host);
+                        let client = if counts.sent.is_multiple_of(2) { &fresh } else { &kept };
+                        let mut request = client.get(&url).header("Host", &host);
+                        if let Some(cookie) = &cookie {
+                            request = request.header("Cookie", cookie);
+                        }
                         let seen = newest;
                         waiting.spawn(async move {
                             let answer = request.send().await.map_err(|e| format!("{e:?}"))?;
                             let status = answer.status();
+                            let given = answer.headers().get_all("set-cookie").iter();
+                            let given = given.filter_map(|c| c.to_str().ok()).find(|c| c.starts_with("conpaas-release="));
+                            let given = given.and_then(|c| c.split(';').next()).map(str::to_owned);
                             let body = answer.text().await.map_err(|e| format!("{e:?}"))?;
                             if status != 200 { return Err(format!("{status}: {}", body.chars().take(200).collect::<String>())); }
                             let mut words = body.split(' ');
                             match (words.next(), words.next().and_then(|v| v.parse::<u64>().ok()), words.next(), words.next()) {
-                                (Some("version"), Some(version), Some("from"), Some(host)) => Ok((version, host.to_owned(), seen)),
+                                (Some("version"), Some(version), Some("from"), Some(host)) => Ok((version, host.to_owned(), seen, given)),
                                 _ => Err(format!("bad body: {body}")),
                             }
                         });
                     }
                     Some(done) = waiting.join_next() => match done.unwrap() {
-                        Ok((version, host, seen_at_start)) => {
+                        Ok((version, host, seen_at_start, given)) => {
+                            // As a browser does: several proxies know by it which release was seen.
+                            if given.is_some() { cookie = given; }
                             // Only what had been seen before the request began can be stepped back from.
                             if version < seen_at_start { counts.back_steps += 1; }
                             if !counts.versions.contains(&version) { counts.versions.push(version); }

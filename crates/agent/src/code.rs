@@ -193,7 +193,14 @@ fn install(folder: &Path, partial: &Path, hash: &str) -> Result<(), String> {
         let _ = std::fs::remove_dir_all(&draft);
         return Err(crate::party::chained(&error));
     }
-    std::fs::rename(&draft, folder.join(hash)).map_err(|error| error.to_string())?;
+    let target = folder.join(hash);
+    if let Err(error) = std::fs::rename(&draft, &target) {
+        let _ = std::fs::remove_dir_all(&draft);
+        // Another role of this node may have had it fetched meanwhile: the same content.
+        if !target.is_dir() {
+            return Err(error.to_string());
+        }
+    }
     remove();
     Ok(())
 }

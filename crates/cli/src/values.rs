@@ -15,6 +15,10 @@ pub fn pair(text: &str) -> Result<(String, String), String> {
 /// A value as its schema wants it: JSON where it is JSON of the schema's type, else the text.
 pub fn typed(schema: Option<&Value>, text: &str) -> Value {
     let literal = || Value::String(text.to_owned());
+    // Puts a setting back to its default, whatever its type.
+    if text == "null" {
+        return Value::Null;
+    }
     let Ok(value) = serde_json::from_str::<Value>(text) else {
         return literal();
     };

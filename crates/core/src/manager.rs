@@ -22,6 +22,9 @@ pub struct Patience {
     pub silence: Duration,
     /// How long a new manager waits to hear from the nodes that are up.
     pub takeover: Duration,
+    /// How long a failure must last under a wish before it is told as that wish's: what failed
+    /// under an earlier one may just be on its way out.
+    pub failure: Duration,
 }
 
 impl Default for Patience {
@@ -29,6 +32,7 @@ impl Default for Patience {
         Self {
             silence: Duration::from_secs(10),
             takeover: Duration::from_secs(15),
+            failure: Duration::from_millis(1500),
         }
     }
 }
@@ -92,6 +96,8 @@ pub struct ManagerCore {
     heard: bool,
     exposure: Exposure,
     let_go: BTreeMap<Instance, Duration>,
+    /// Since when something fails under the wish of this generation.
+    failing: Option<(Generation, Duration)>,
     last_report: Option<ServiceReport>,
     status: ServiceStatus,
 }
@@ -113,6 +119,7 @@ impl ManagerCore {
             heard: false,
             exposure: Exposure::default(),
             let_go: BTreeMap::new(),
+            failing: None,
             last_report: None,
             status: ServiceStatus::default(),
         }
@@ -300,7 +307,27 @@ impl ManagerCore {
                 self.let_go.entry(instance.clone()).or_insert(now);
             }
         }
-        self.carry_out(&level, &nodes, plan)
+        let failed = self.lasting(level.spec.generation, plan.failed.take(), now);
+        self.carry_out(&level, &nodes, plan, failed)
+    }
+
+    /// A failure that has lasted long enough to be this wish's own.
+    fn lasting(
+        &mut self,
+        generation: Generation,
+        failed: Option<String>,
+        now: Duration,
+    ) -> Option<String> {
+        let Some(reason) = failed else {
+            self.failing = None;
+            return None;
+        };
+        let since = match self.failing {
+            Some((known, since)) if known == generation => since,
+            _ => now,
+        };
+        self.failing = Some((generation, since));
+        (now.saturating_sub(since) >= self.patience.failure).then_some(reason)
     }
 
     /// A node obeys a higher epoch than ours.
@@ -418,6 +445,7 @@ impl ManagerCore {
         level: &ServiceLevel,
         nodes: &BTreeMap<NodeNumber, Node>,
         plan: Plan,
+        failed: Option<String>,
     ) -> Vec<Effect> {
         let mut effects = Vec::new();
         let epoch = self.epoch;
@@ -467,7 +495,7 @@ impl ManagerCore {
             reached: plan.reached
                 && effects.is_empty()
                 && level.edge.applied >= self.exposure.version_if_used(),
-            failed: plan.failed,
+            failed,
             steps: plan.steps,
             waiting: plan.waiting,
             nodes: summaries(nodes, &self.nodes),

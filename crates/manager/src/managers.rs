@@ -36,7 +36,7 @@ pub enum CommandError {
         name: String,
         known: Vec<String>,
     },
-    #[error("no node with role '{role}' is ready to take the command")]
+    #[error("no node {} is ready to take the command", if role.is_empty() { String::new() } else { format!("with role '{role}'") })]
     NoReadyNode { role: String },
     #[error("the manager is going down")]
     Over,

@@ -339,6 +339,17 @@ async fn find_type(client: &Client, name: &str) -> Result<ServiceTypeInfo, CliEr
         })
 }
 
+/// What a setting's number may be, in the words of its schema.
+fn range_of(schema: &serde_json::Value) -> String {
+    let bound = |key: &str| schema.get(key).map(plain);
+    match (bound("minimum"), bound("maximum")) {
+        (Some(least), Some(most)) => format!("{least} to {most}"),
+        (Some(least), None) => format!("at least {least}"),
+        (None, Some(most)) => format!("at most {most}"),
+        (None, None) => String::new(),
+    }
+}
+
 async fn types(session: &Session, client: &Client, name: Option<String>) -> Outcome {
     let Some(name) = name else {
         let types = all_types(client).await?;
@@ -371,7 +382,7 @@ async fn types(session: &Session, client: &Client, name: Option<String>) -> Outc
         roles.print(printer);
         if let Some(properties) = info.settings_schema["properties"].as_object() {
             printer.line("");
-            let mut settings = Table::new(["SETTING", "TYPE", "DEFAULT", "DESCRIPTION"]);
+            let mut settings = Table::new(["SETTING", "TYPE", "RANGE", "DEFAULT", "DESCRIPTION"]);
             for (key, schema) in properties {
                 let kind = schema["enum"].as_array().map_or_else(
                     || plain(&schema["type"]),
@@ -382,7 +393,8 @@ async fn types(session: &Session, client: &Client, name: Option<String>) -> Outc
                     .as_str()
                     .or(schema["title"].as_str())
                     .unwrap_or_default();
-                settings.row([key.clone(), kind, default, text.to_owned()]);
+                let range = range_of(schema);
+                settings.row([key.clone(), kind, range, default, text.to_owned()]);
             }
             settings.print(printer);
         }

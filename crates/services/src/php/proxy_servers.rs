@@ -57,6 +57,9 @@ pub async fn update_servers(runtime: &Runtime, providers: &[Provider]) -> Result
         })
         .collect();
     let place = |provider: &Provider| format!("{}:{}", provider.address, provider.port);
+    // New ones first: a level may name none of those that were there before, and between the
+    // last of them and the first of these nobody would answer.
+    take_in_missing(runtime, &servers, &wanted).await?;
     let mut leaving = false;
     for server in servers
         .iter()
@@ -78,20 +81,31 @@ pub async fn update_servers(runtime: &Runtime, providers: &[Provider]) -> Result
     }
     if leaving {
         let_go(runtime, &wanted, place).await?;
+        // Those whose places were taken until now.
+        let servers = runtime.servers().await.map_err(failed())?;
+        take_in_missing(runtime, &servers, &wanted).await?;
     }
-    let servers = runtime.servers().await.map_err(failed())?;
+    Ok(())
+}
+
+/// Takes in the providers that are not there and whose place is free.
+async fn take_in_missing(
+    runtime: &Runtime,
+    servers: &[Server],
+    wanted: &BTreeMap<String, &Provider>,
+) -> Result<(), RoleError> {
     for (path, provider) in wanted {
         let Some(release) = provider.release else {
             continue;
         };
         let backend = backend_name(provider.role == BACKEND, release);
         let blocked = servers.iter().any(|server| {
-            server.path() == path
+            server.path() == *path
                 || (server.backend == backend
                     && parse_server_name(&server.name).is_some_and(|(other, _)| other != release))
         });
         if !blocked {
-            take_in(runtime, &path, provider).await?;
+            take_in(runtime, path, provider).await?;
         }
     }
     Ok(())
@@ -128,7 +142,11 @@ async fn take_in(runtime: &Runtime, path: &str, provider: &Provider) -> Result<(
             "add server {path} {address}:{port} proto fcgi {check} port {status} maxconn {capacity}"
         )
     } else {
-        format!("add server {path} {address}:{port} {check} maxconn {capacity}")
+        // A server that is added at run time keeps no idle connections unless told to, and a
+        // connection for every request doubles what one costs. Idle ones go soon: while one is
+        // there, the server cannot be removed.
+        let reuse = "pool-max-conn 64 pool-purge-delay 500ms";
+        format!("add server {path} {address}:{port} {check} maxconn {capacity} {reuse}")
     };
     runtime
         .order(&line, &["New server registered"])
