@@ -14,7 +14,7 @@ use conpaas_model::ids::{NodeNumber, ReleaseNumber};
 use conpaas_model::instance::default_instance_types;
 use conpaas_model::level::{Duty, Provider, ReleaseLevel, RoleLevel};
 use conpaas_model::spec::{CodeRef, Release, Settings};
-use conpaas_model::status::{Phase, RoleStatus};
+use conpaas_model::status::{InUse, Phase, RoleStatus};
 use conpaas_services::php::Php;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -359,6 +359,30 @@ async fn a_service_lives_through_every_change_without_a_failed_request() {
     backends[0].unset();
     gone(&backends[0]).await;
     load.more(100).await;
+    // One level may name others for all that were there: the new come in before the old leave.
+    let now = |proxy: &Driven, node: u8| {
+        proxy.change(|level| {
+            level.providers.retain(|provider| provider.role == "web");
+            level.providers.push(site.provider("backend", node, R2));
+        });
+    };
+    for (to, from) in [(4u8, 5u8), (5, 4), (4, 5), (5, 4)] {
+        now(&proxy, to);
+        proxy
+            .until("swapped", |status| {
+                let backend = |node| {
+                    let held = |used: &InUse| {
+                        used.instance.role == "backend" && used.instance.node == NodeNumber(node)
+                    };
+                    status.using.iter().any(held)
+                };
+                backend(u64::from(to)) && !backend(u64::from(from))
+            })
+            .await;
+        load.more(50).await;
+    }
+    proxy.change(|level| level.providers.push(site.provider("backend", 4, R2)));
+    proxy.until("both used", |status| uses(status, 4, R2)).await;
     load.finish("backends come and go").await;
 
     // A crashed pool is started again.

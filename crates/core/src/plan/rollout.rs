@@ -381,10 +381,14 @@ impl<'a> Rollout<'a> {
             if hold.listed.contains(&key(instance)) || !hold.confirmed {
                 return Err(format!("{user} on node {number} has not let go yet"));
             }
-            if let Some(in_flight) = hold.in_flight.get(&key(instance)) {
-                return Err(format!(
-                    "{user} on node {number} has {in_flight} requests in flight to it"
-                ));
+            match hold.in_flight.get(&key(instance)) {
+                None => {}
+                Some(0) => return Err(format!("{user} on node {number} is letting go of it")),
+                Some(in_flight) => {
+                    return Err(format!(
+                        "{user} on node {number} has {in_flight} requests in flight to it"
+                    ));
+                }
             }
         }
         if role.is_some_and(|r| r.exposed) {

@@ -29,6 +29,8 @@ pub struct Server {
     pub in_flight: u64,
     /// Most requests at once; 0 is unlimited.
     pub most: u64,
+    /// Seconds since its status last changed.
+    pub seconds_so: u64,
 }
 
 impl Server {
@@ -153,6 +155,7 @@ fn servers(table: &str) -> io::Result<Vec<Server>> {
         column("status")?,
     );
     let (queue, sessions, most) = (column("qcur")?, column("scur")?, column("slim")?);
+    let changed = column("lastchg")?;
     Ok(lines
         .map(|line| {
             let cells: Vec<&str> = line.split(',').collect();
@@ -170,6 +173,7 @@ fn servers(table: &str) -> io::Result<Vec<Server>> {
                 status: text(status),
                 in_flight: number(queue) + number(sessions),
                 most: number(most),
+                seconds_so: number(changed),
             }
         })
         .collect())
@@ -181,8 +185,7 @@ mod tests {
 
     #[test]
     fn the_table_is_read_by_column_names() {
-        let table =
-            "# pxname,svname,qcur,qmax,scur,slim,status,addr,\nb,s,2,9,3,5,UP 1/3,10.0.0.1:80,\n\n";
+        let table = "# pxname,svname,qcur,qmax,scur,slim,status,addr,lastchg,\nb,s,2,9,3,5,UP 1/3,10.0.0.1:80,7,\n\n";
         let found = servers(table).unwrap();
         assert_eq!(found.len(), 1);
         assert_eq!(

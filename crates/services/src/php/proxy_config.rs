@@ -87,6 +87,7 @@ defaults
   log global
   log-format "%ci [%tr] \"%HM %HP\" %ST %B %Ta %b %s %tsc release=%[var(txn.release)]"
   option dontlognull
+  option dontlog-normal
   option idle-close-on-response
   option redispatch 1
   retries 5

@@ -6,8 +6,9 @@ use super::proxy_config::{backend_name, parse_server_name, server_name};
 use super::{BACKEND, WEB};
 use crate::support::background::MOMENT;
 use conpaas_core::role_agent::RoleError;
+use conpaas_model::ids::ReleaseNumber;
 use conpaas_model::level::Provider;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -16,6 +17,12 @@ use tokio::time::Instant;
 /// longer than a connection attempt, so that attempts under way are tried elsewhere first.
 const WATCH: Duration = Duration::from_millis(150);
 const DOWN_LONG_ENOUGH: Duration = Duration::from_millis(300);
+
+/// How long one call waits for new servers to be up before old ones may drain; the next call
+/// goes on waiting.
+const TAKING_IN: Duration = Duration::from_millis(700);
+/// Seconds after which a server that does not come up is waited for no more.
+const GIVEN_UP_AFTER: u64 = 5;
 
 /// Wraps an I/O error of the runtime interface with what was tried.
 pub fn balancer(what: &str) -> impl FnOnce(std::io::Error) -> RoleError + '_ {
@@ -43,7 +50,6 @@ impl Drop for Watcher {
 /// Takes in new providers and lets go of those that are absent from the level.
 pub async fn update_servers(runtime: &Runtime, providers: &[Provider]) -> Result<(), RoleError> {
     let failed = || balancer("reading the load balancer's servers");
-    let servers = runtime.servers().await.map_err(failed())?;
     let wanted: BTreeMap<String, &Provider> = providers
         .iter()
         .filter_map(|provider| {
@@ -57,28 +63,38 @@ pub async fn update_servers(runtime: &Runtime, providers: &[Provider]) -> Result
         })
         .collect();
     let place = |provider: &Provider| format!("{}:{}", provider.address, provider.port);
-    // New ones first: a level may name none of those that were there before, and between the
-    // last of them and the first of these nobody would answer.
-    take_in_missing(runtime, &servers, &wanted).await?;
-    let mut leaving = false;
-    for server in servers
-        .iter()
-        .filter(|server| parse_server_name(&server.name).is_some())
-    {
-        match wanted.get(&server.path()) {
-            Some(provider) if place(provider) == server.address => {
-                keep(runtime, server, provider).await?
-            }
-            _ if server.is_draining() || server.in_maintenance() => leaving = true,
-            _ => {
-                leaving = true;
-                runtime
-                    .order(&format!("set server {} state drain", server.path()), &[])
-                    .await
-                    .map_err(balancer("letting a server drain"))?;
+    let until = Instant::now() + TAKING_IN;
+    let leaving = loop {
+        let servers = runtime.servers().await.map_err(failed())?;
+        // New ones first, and up: a level may name none of those that were there before, and
+        // between the last of them and the first of these nobody would answer.
+        take_in_missing(runtime, &servers, &wanted).await?;
+        let coming = coming(&servers, &wanted);
+        let (mut leaving, mut held) = (false, false);
+        for server in servers
+            .iter()
+            .filter(|server| parse_server_name(&server.name).is_some())
+        {
+            match wanted.get(&server.path()) {
+                Some(provider) if place(provider) == server.address => {
+                    keep(runtime, server, provider).await?
+                }
+                _ if server.is_draining() || server.in_maintenance() => leaving = true,
+                _ if server.is_up() && coming.contains(&server.backend) => held = true,
+                _ => {
+                    leaving = true;
+                    runtime
+                        .order(&format!("set server {} state drain", server.path()), &[])
+                        .await
+                        .map_err(balancer("letting a server drain"))?;
+                }
             }
         }
-    }
+        if !held || Instant::now() >= until {
+            break leaving;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    };
     if leaving {
         let_go(runtime, &wanted, place).await?;
         // Those whose places were taken until now.
@@ -86,6 +102,32 @@ pub async fn update_servers(runtime: &Runtime, providers: &[Provider]) -> Result
         take_in_missing(runtime, &servers, &wanted).await?;
     }
     Ok(())
+}
+
+/// Backends with a wanted server that is not up yet, but may well be in a moment.
+fn coming(servers: &[Server], wanted: &BTreeMap<String, &Provider>) -> BTreeSet<String> {
+    let mut backends = BTreeSet::new();
+    for (path, provider) in wanted {
+        let Some((backend, release)) = path.split('/').next().zip(provider.release) else {
+            continue;
+        };
+        let soon = match servers.iter().find(|server| server.path() == *path) {
+            Some(server) => !server.is_up() && server.seconds_so < GIVEN_UP_AFTER,
+            None => !is_taken(servers, backend, release),
+        };
+        if soon {
+            backends.insert(backend.to_owned());
+        }
+    }
+    backends
+}
+
+/// Whether servers of another release still hold a backend of the ring.
+fn is_taken(servers: &[Server], backend: &str, release: ReleaseNumber) -> bool {
+    servers.iter().any(|server| {
+        server.backend == backend
+            && parse_server_name(&server.name).is_some_and(|(other, _)| other != release)
+    })
 }
 
 /// Takes in the providers that are not there and whose place is free.
@@ -99,11 +141,8 @@ async fn take_in_missing(
             continue;
         };
         let backend = backend_name(provider.role == BACKEND, release);
-        let blocked = servers.iter().any(|server| {
-            server.path() == *path
-                || (server.backend == backend
-                    && parse_server_name(&server.name).is_some_and(|(other, _)| other != release))
-        });
+        let blocked = servers.iter().any(|server| server.path() == *path)
+            || is_taken(servers, &backend, release);
         if !blocked {
             take_in(runtime, path, provider).await?;
         }
@@ -183,10 +222,9 @@ async fn let_go(
             let stays = wanted
                 .get(&server.path())
                 .is_some_and(|provider| place(provider) == server.address);
-            if stays || !(server.is_draining() || server.in_maintenance()) {
-                continue;
-            }
-            if server.in_flight > 0 {
+            // One that is down shows that alone and not that it drains, too: whoever is not wanted
+            // was told to drain before this.
+            if stays || server.in_flight > 0 {
                 continue;
             }
             let path = server.path();
