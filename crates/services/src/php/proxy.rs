@@ -5,7 +5,7 @@
 use super::backend::describe;
 use super::haproxy::{Runtime, Server};
 use super::manager::{ProxyConfig, SitePlan};
-use super::proxy_config::{Maps, Place, file, parse_server_name, path_entries};
+use super::proxy_config::{Maps, Place, backend_name, file, parse_server_name, path_entries};
 use super::proxy_servers::{Watcher, balancer, update_servers};
 use super::site::{self, Site};
 use super::{BACKEND, PING, PROXY, ROLES, WEB};
@@ -14,7 +14,7 @@ use crate::support::{files, http};
 use async_trait::async_trait;
 use conpaas_core::role_agent::{NodeContext, ProcessSpec, RoleAgent, RoleError};
 use conpaas_model::ids::{NodeNumber, ReleaseNumber};
-use conpaas_model::level::{Duty, Instance, ReleaseLevel, RoleLevel};
+use conpaas_model::level::{Duty, Instance, Provider, ReleaseLevel, RoleLevel};
 use conpaas_model::status::{InUse, Phase, RoleStatus};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -94,6 +94,13 @@ fn look_through(node: &NodeContext, plan: &SitePlan, level: &ReleaseLevel) -> Ba
         tokio::task::spawn_blocking(work)
             .await
             .unwrap_or_else(|_| Err(RoleError::Failed("looking through code was cut off".into())))
+    })
+}
+
+/// The load balancer's backend that a provider is a server of.
+fn provider_backend(provider: &Provider) -> String {
+    provider.release.map_or_else(String::new, |release| {
+        backend_name(provider.role == BACKEND, release)
     })
 }
 
@@ -178,7 +185,7 @@ impl Proxy {
     }
 
     /// Brings maps to what is known, before or after servers change. A release stays ready once
-    /// it was; it becomes so when its paths are known and one of its servers is up.
+    /// it was; it becomes so when its paths are known and one of each kind of its servers is up.
     async fn update_maps(
         &mut self,
         node: &NodeContext,
@@ -186,18 +193,35 @@ impl Proxy {
         runtime: &Runtime,
         pid: i32,
         servers: &[Server],
+        providers: &[Provider],
     ) -> Result<(), RoleError> {
         let maps = Maps::in_folder(&node.role_folder(PROXY));
         let before = self.applied.take_if(|applied| applied.pid == pid);
         let was_ready = before
             .as_ref()
             .map_or_else(|| numbers_in(&maps.roots), |applied| applied.ready.clone());
-        let up: BTreeSet<ReleaseNumber> = servers
-            .iter()
-            .filter(|s| s.is_up())
-            .filter_map(|s| parse_server_name(&s.name))
-            .map(|(release, _)| release)
-            .collect();
+        // Pages and files are served by different servers: people are led to a release only when
+        // one of each kind that it has is up.
+        let up = |provider: &Provider| {
+            servers.iter().any(|server| {
+                server.is_up()
+                    && server.backend == provider_backend(provider)
+                    && parse_server_name(&server.name).map(|(release, _)| release)
+                        == provider.release
+            })
+        };
+        let all_up = |release: ReleaseNumber| {
+            let mut of_release = providers
+                .iter()
+                .filter(|provider| provider.release == Some(release))
+                .peekable();
+            of_release.peek().is_some()
+                && of_release.all(|one| {
+                    providers.iter().any(|other| {
+                        other.release == one.release && other.role == one.role && up(other)
+                    })
+                })
+        };
         let known: BTreeMap<ReleaseNumber, (&Known, &Site)> = self
             .releases
             .iter()
@@ -206,7 +230,7 @@ impl Proxy {
         let ready: BTreeSet<ReleaseNumber> = known
             .keys()
             .copied()
-            .filter(|release| was_ready.contains(release) || up.contains(release))
+            .filter(|release| was_ready.contains(release) || all_up(*release))
             .collect();
         let now = Applied {
             pid,
@@ -360,7 +384,7 @@ impl RoleAgent for Proxy {
             .servers()
             .await
             .map_err(balancer("reading the load balancer's servers"))?;
-        self.update_maps(node, &config, &runtime, pid, &servers)
+        self.update_maps(node, &config, &runtime, pid, &servers, &level.providers)
             .await?;
         self.switch(node, &runtime, level.serve).await
     }
