@@ -184,6 +184,22 @@ fn relative(path: &str, target: &str) -> String {
     climb
 }
 
+/// The path that a link's target names, both checked before.
+fn named(path: &str, target: &str) -> String {
+    let mut parts: Vec<&str> = path.split('/').collect();
+    parts.pop();
+    for part in target.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => {
+                parts.pop();
+            }
+            part => parts.push(part),
+        }
+    }
+    parts.join("/")
+}
+
 /// Gives every member of a tar to `take`, its content at hand.
 fn walk_tar(
     reader: impl Read,
@@ -358,6 +374,8 @@ struct Survey {
     bytes: u64,
     /// Each path; whether it is a folder, and whether a link.
     paths: BTreeMap<String, (bool, bool)>,
+    /// Each link, and the path that its target names.
+    links: Vec<(String, String)>,
 }
 
 impl Survey {
@@ -376,6 +394,10 @@ impl Survey {
         }
         let folder = member.kind == Kind::Folder;
         let link = matches!(member.kind, Kind::Link { .. });
+        if let Kind::Link { target } = &member.kind {
+            self.links
+                .push((member.path.clone(), named(&member.path, target)));
+        }
         if !folder {
             self.files += 1;
         }
@@ -397,6 +419,21 @@ impl Survey {
                     Some((_, true)) => return Err(refuse(path, "lies below a link")),
                     Some((false, _)) => return Err(refuse(path, "lies below a file")),
                     Some((true, false)) | None => {}
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses links whose targets lie below other links: where those lead is not in the text, so
+    /// nodes refuse them too.
+    fn check_links(&self) -> Result<(), ArchiveError> {
+        for (path, target) in &self.links {
+            let mut parent = target.as_str();
+            while let Some((above, _)) = parent.rsplit_once('/') {
+                parent = above;
+                if matches!(self.paths.get(parent), Some((_, true))) {
+                    return Err(refuse(path, "is a link that leads through another link"));
                 }
             }
         }
@@ -491,6 +528,7 @@ pub fn normalise(
         return Err(ArchiveError::Empty);
     }
     survey.check_parents()?;
+    survey.check_links()?;
     let strip = survey.top();
     out.seek(SeekFrom::Start(0)).map_err(ArchiveError::Write)?;
     let sink = Hashing {

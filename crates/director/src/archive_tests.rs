@@ -153,6 +153,22 @@ fn what_leads_out_or_is_no_file_is_refused() {
         &[("su", Regular, 0o4755, "x")],
         &[("a", Regular, 0o644, "x"), ("a", Regular, 0o644, "y")],
         &[("a", Regular, 0o644, "x"), ("a/b", Regular, 0o644, "y")],
+        // Nodes refuse what leads through another link, so it is not taken.
+        &[
+            ("d/f", Regular, 0o644, "x"),
+            ("q", Symlink, 0o777, "d"),
+            ("z/y", Symlink, 0o777, "../q/x"),
+        ],
+        &[
+            ("top/z", Symlink, 0o777, "./q/x"),
+            ("top/q", Symlink, 0o777, "d"),
+            ("top/d/f", Regular, 0o644, "x"),
+        ],
+        &[
+            ("d/f", Regular, 0o644, "x"),
+            ("q", Symlink, 0o777, "d"),
+            ("h", Link, 0o644, "q/f"),
+        ],
         // Inside as long as the top folder is there, outside once it is stripped.
         &[
             ("top/f", Regular, 0o644, "x"),
@@ -166,6 +182,16 @@ fn what_leads_out_or_is_no_file_is_refused() {
             "{entries:?}: {error}"
         );
     }
+}
+
+#[test]
+fn a_link_to_a_link_itself_is_taken() {
+    let bytes = tar_of(&[
+        ("d/f", Regular, 0o644, "x"),
+        ("q", Symlink, 0o777, "d/f"),
+        ("z/y", Symlink, 0o777, "../q"),
+    ]);
+    assert_eq!(take(&bytes).unwrap().0.files, 3);
 }
 
 #[test]

@@ -1,17 +1,14 @@
-//! Who is asking: passwords, tokens, and the brake on guessing. What they may do is `access`.
+//! Who is asking: what passwords are taken, tokens, and the brake on guessing. What they may do is
+//! `access`; hashing is `passwords`.
 
 use crate::error::DirectorError;
 use crate::store::users::{self, TokenRow, UserRow};
 use crate::store::{self, Millis, Store};
-use argon2::Argon2;
-use argon2::password_hash::phc::PasswordHash;
-use argon2::password_hash::{PasswordHasher, PasswordVerifier};
 use conpaas_model::ids::{PrincipalId, TokenId};
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError};
-use tokio::sync::Semaphore;
+use std::sync::{Mutex, PoisonError};
 
 /// Who asks, as a token proved it.
 #[derive(Clone, Debug)]
@@ -60,77 +57,6 @@ pub fn random_secret() -> String {
 /// SHA-256 in hex.
 pub fn sha256_hex(bytes: impl AsRef<[u8]>) -> String {
     hex::encode(Sha256::digest(bytes.as_ref()))
-}
-
-/// Hashes and checks passwords beside the async runtime, few at a time: each needs 19 MiB.
-#[derive(Clone)]
-pub struct Passwords {
-    turn: Arc<Semaphore>,
-    /// Checked when there is no such user, so that both answers take as long.
-    nobody: Arc<tokio::sync::OnceCell<String>>,
-}
-
-impl Default for Passwords {
-    fn default() -> Self {
-        Self {
-            turn: Arc::new(Semaphore::new(2)),
-            nobody: Arc::default(),
-        }
-    }
-}
-
-impl Passwords {
-    async fn work<T: Send + 'static>(
-        &self,
-        work: impl FnOnce() -> Result<T, DirectorError> + Send + 'static,
-    ) -> Result<T, DirectorError> {
-        const WHAT: &str = "a password could not be worked on";
-        let turn = self.turn.acquire().await;
-        let _turn = turn.map_err(|error| DirectorError::internal(WHAT, error))?;
-        let done = tokio::task::spawn_blocking(work).await;
-        done.map_err(|error| DirectorError::internal(WHAT, error))?
-    }
-
-    /// The argon2id hash of a password, in PHC form.
-    pub async fn hash(&self, password: String) -> Result<String, DirectorError> {
-        self.work(move || {
-            Argon2::default()
-                .hash_password(password.as_bytes())
-                .map(|hash| hash.to_string())
-                .map_err(|error| {
-                    DirectorError::internal("a password could not be hashed", error.to_string())
-                })
-        })
-        .await
-    }
-
-    /// Whether this is the password of `hash`; without one it takes as long and is false.
-    pub async fn verify(
-        &self,
-        password: String,
-        hash: Option<String>,
-    ) -> Result<bool, DirectorError> {
-        let known = hash.is_some();
-        let hash = match hash {
-            Some(hash) => hash,
-            None => self
-                .nobody
-                .get_or_try_init(|| self.hash(random_secret()))
-                .await?
-                .clone(),
-        };
-        let right = self
-            .work(move || {
-                let hash = PasswordHash::new(&hash).map_err(|error| {
-                    DirectorError::internal("a password's record is broken", error.to_string())
-                })?;
-                Ok(Argon2::default()
-                    .verify_password(password.as_bytes(), &hash)
-                    .is_ok())
-            })
-            .await?;
-        Ok(right && known)
-    }
 }
 
 /// A token as it is given out: the row to keep, and the text that is shown once.
@@ -206,27 +132,42 @@ pub async fn authenticate(store: &Store, token: &str) -> Result<Principal, Direc
     })
 }
 
-/// Slows guessing down: failed logins by name and address, and by address alone. In memory: a
-/// restart forgives.
+/// Whether a token that was shown earlier still proves who asks: neither revoked nor over, its
+/// user there. For what goes on long after it was let in.
+pub fn still_holds(
+    tx: &rusqlite::Connection,
+    token: &TokenId,
+    now: Millis,
+) -> Result<bool, DirectorError> {
+    let Some(row) = users::find_token(tx, token.as_str())? else {
+        return Ok(false);
+    };
+    Ok(row.revoked_at.is_none()
+        && row.expires_at > now
+        && users::find(tx, row.user.as_str())?.is_some())
+}
+
+/// Slows guessing down: attempts by name and address, and by address alone, until they turn out
+/// right. In memory: a restart forgives.
 #[derive(Default)]
 pub struct LoginBrake {
-    failures: Mutex<HashMap<(String, IpAddr), Failures>>,
+    attempts: Mutex<HashMap<(String, IpAddr), Attempts>>,
 }
 
 #[derive(Clone, Copy)]
-struct Failures {
+struct Attempts {
     count: u32,
     last: Millis,
 }
 
-/// Failures that cost nothing, by one name from one address, and from one address at all.
+/// Attempts that cost nothing, by one name from one address, and from one address at all.
 const FREE_BY_NAME: u32 = 5;
 const FREE_BY_ADDRESS: u32 = 30;
-/// Longest pause, and how long failures are remembered.
+/// Longest pause, and how long attempts are remembered.
 const PAUSE_MAX_MS: Millis = 60_000;
 const FORGET_AFTER_MS: Millis = 15 * 60_000;
 
-/// Milliseconds to wait after so many failures.
+/// Milliseconds to wait after so many wrong attempts.
 fn pause(count: u32, free: u32) -> Millis {
     if count < free {
         return 0;
@@ -238,45 +179,67 @@ fn pause(count: u32, free: u32) -> Millis {
 }
 
 impl LoginBrake {
-    /// Refuses an attempt that comes too soon after failed ones.
+    /// Refuses an attempt that comes too soon after wrong ones. One that may go on counts as wrong
+    /// from here on, so that guessing at the same time gains nothing, until `succeeded` or
+    /// `not_made` takes it back.
+    ///
+    /// # Errors
+    /// `too_many_attempts`, with the time to wait.
     pub fn check(&self, name: &str, address: IpAddr, now: Millis) -> Result<(), DirectorError> {
-        let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
-        failures.retain(|_, failure| failure.last.saturating_add(FORGET_AFTER_MS) > now);
+        let mut attempts = self.attempts.lock().unwrap_or_else(PoisonError::into_inner);
+        attempts.retain(|_, found| found.last.saturating_add(FORGET_AFTER_MS) > now);
         let left = |key: &(String, IpAddr), free| {
-            failures
+            attempts
                 .get(key)
-                .map_or(0, |failure| failure.last + pause(failure.count, free) - now)
+                .map_or(0, |found| found.last + pause(found.count, free) - now)
         };
         let by_name = left(&(name.to_owned(), address), FREE_BY_NAME);
         let by_address = left(&(String::new(), address), FREE_BY_ADDRESS);
         let wait = by_name.max(by_address);
-        if wait <= 0 {
-            return Ok(());
+        if wait > 0 {
+            let seconds = u32::try_from((wait + 999) / 1000).unwrap_or(u32::MAX);
+            return Err(DirectorError::unavailable(
+                "too_many_attempts",
+                format!("too many failed logins; try again in {seconds} s"),
+            )
+            .retry_after(seconds));
         }
-        let seconds = (wait + 999) / 1000;
-        Err(DirectorError::unavailable(
-            "too_many_attempts",
-            format!("too many failed logins; try again in {seconds} s"),
-        ))
-    }
-
-    pub fn failed(&self, name: &str, address: IpAddr, now: Millis) {
-        let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
         for name in [name, ""] {
-            let failure = failures
+            let found = attempts
                 .entry((name.to_owned(), address))
-                .or_insert(Failures {
+                .or_insert(Attempts {
                     count: 0,
                     last: now,
                 });
-            failure.count = failure.count.saturating_add(1);
-            failure.last = now;
+            found.count = found.count.saturating_add(1);
+            found.last = now;
         }
+        Ok(())
     }
 
+    /// The password was right: nothing is held against this name here any more, and this attempt
+    /// not against the address.
     pub fn succeeded(&self, name: &str, address: IpAddr) {
-        let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
-        failures.remove(&(name.to_owned(), address));
+        let mut attempts = self.attempts.lock().unwrap_or_else(PoisonError::into_inner);
+        attempts.remove(&(name.to_owned(), address));
+        take_back(&mut attempts, "", address);
+    }
+
+    /// The attempt that `check` let through was not made: no password was looked at.
+    pub fn not_made(&self, name: &str, address: IpAddr) {
+        let mut attempts = self.attempts.lock().unwrap_or_else(PoisonError::into_inner);
+        take_back(&mut attempts, name, address);
+        take_back(&mut attempts, "", address);
+    }
+}
+
+fn take_back(attempts: &mut HashMap<(String, IpAddr), Attempts>, name: &str, address: IpAddr) {
+    let key = (name.to_owned(), address);
+    if let Some(found) = attempts.get_mut(&key) {
+        found.count = found.count.saturating_sub(1);
+        if found.count == 0 {
+            attempts.remove(&key);
+        }
     }
 }
 
@@ -290,7 +253,6 @@ mod tests {
         let address = IpAddr::from([127, 0, 0, 1]);
         for now in 0..5 {
             assert!(brake.check("ann", address, now).is_ok(), "{now}");
-            brake.failed("ann", address, now);
         }
         let error = brake.check("ann", address, 5).unwrap_err().to_string();
         assert!(error.contains("try again in"), "{error}");
@@ -301,35 +263,42 @@ mod tests {
     }
 
     #[test]
+    fn attempts_at_the_same_time_are_braked_like_others() {
+        let brake = LoginBrake::default();
+        let address = IpAddr::from([127, 0, 0, 1]);
+        let through = |name: &dyn Fn(u32) -> String| {
+            let let_through = |n: &u32| brake.check(&name(*n), address, 0).is_ok();
+            (0..150).filter(let_through).count()
+        };
+        assert_eq!(through(&|_| "ann".to_owned()), 5);
+        assert_eq!(through(&|n| format!("name{n}")), 25, "30 by the address");
+    }
+
+    #[test]
+    fn right_attempts_and_those_not_made_cost_nothing() {
+        let brake = LoginBrake::default();
+        let address = IpAddr::from([127, 0, 0, 1]);
+        for _ in 0..200 {
+            brake.check("ann", address, 0).unwrap();
+            brake.succeeded("ann", address);
+            brake.check("bob", address, 0).unwrap();
+            brake.not_made("bob", address);
+        }
+        assert!(brake.attempts.lock().unwrap().is_empty());
+        // What is not made takes back itself alone.
+        for _ in 0..5 {
+            brake.check("ann", address, 0).unwrap();
+        }
+        brake.not_made("ann", address);
+        assert!(brake.check("ann", address, 0).is_ok());
+        assert!(brake.check("ann", address, 0).is_err());
+    }
+
+    #[test]
     fn pauses_are_bounded() {
         assert_eq!(pause(0, 5), 0);
         assert_eq!(pause(5, 5), 1_000);
         assert_eq!(pause(6, 5), 2_000);
         assert_eq!(pause(4_000_000_000, 5), PAUSE_MAX_MS);
-    }
-
-    #[tokio::test]
-    async fn passwords_verify_only_themselves() {
-        let passwords = Passwords::default();
-        let hash = passwords.hash("correct horse".to_owned()).await.unwrap();
-        assert!(hash.starts_with("$argon2id$"), "{hash}");
-        assert!(
-            passwords
-                .verify("correct horse".to_owned(), Some(hash.clone()))
-                .await
-                .unwrap()
-        );
-        assert!(
-            !passwords
-                .verify("wrong".to_owned(), Some(hash))
-                .await
-                .unwrap()
-        );
-        assert!(
-            !passwords
-                .verify("correct horse".to_owned(), None)
-                .await
-                .unwrap()
-        );
     }
 }

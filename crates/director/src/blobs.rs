@@ -2,6 +2,7 @@
 //! ones are needed; what no record names is collected.
 
 use crate::archive::{self, ArchiveError, Bounds, Normalised};
+use crate::config::DirectorConfig;
 use crate::error::DirectorError;
 use crate::shared::Shared;
 use crate::store::codes;
@@ -19,6 +20,31 @@ pub struct Upload {
     pub sha256: String,
 }
 
+/// How many bytes of an upload may come in between two looks at the disk.
+const LOOK_EVERY: u64 = 16 << 20;
+
+/// Bytes that uploads may still take of the state folder's disk; an error when there are none.
+fn room(config: &DirectorConfig) -> Result<u64, DirectorError> {
+    let disk = nix::sys::statvfs::statvfs(&config.state).map_err(failed)?;
+    let free = u64::from(disk.blocks_available()).saturating_mul(u64::from(disk.fragment_size()));
+    match free.saturating_sub(config.disk_reserve) {
+        0 => Err(no_room(free, config.disk_reserve)),
+        room => Ok(room),
+    }
+}
+
+fn no_room(free: u64, reserve: u64) -> DirectorError {
+    DirectorError::unavailable(
+        "disk_full",
+        format!(
+            "the Director's disk has no room for this: {} MiB are free, of which {} MiB are kept back",
+            free >> 20,
+            reserve >> 20
+        ),
+    )
+    .hint("delete code versions that are not needed, or ask the operator for a larger disk")
+}
+
 fn failed(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> DirectorError {
     DirectorError::internal("the upload could not be kept", error)
 }
@@ -30,9 +56,10 @@ where
     E: std::fmt::Display,
 {
     let max = shared.config.max_upload;
+    room(&shared.config)?;
     let file = NamedTempFile::new_in(shared.config.uploads()).map_err(failed)?;
     let mut out = tokio::fs::File::from_std(file.reopen().map_err(failed)?);
-    let (mut hash, mut size) = (Sha256::new(), 0u64);
+    let (mut hash, mut size, mut looked) = (Sha256::new(), 0u64, 0u64);
     let mut content = std::pin::pin!(content);
     while let Some(chunk) = content.next().await {
         let chunk = chunk.map_err(|error| {
@@ -45,6 +72,10 @@ where
                 "an archive may have at most {} MiB",
                 max >> 20
             )));
+        }
+        if size - looked >= LOOK_EVERY {
+            room(&shared.config)?;
+            looked = size;
         }
         hash.update(&chunk);
         out.write_all(&chunk).await.map_err(failed)?;
@@ -85,14 +116,24 @@ fn keep(file: NamedTempFile, blobs: &Path, sha256: &str) -> Result<(), DirectorE
 /// the records that name them, under a reading guard of `Shared::blobs`.
 pub async fn accept(shared: &Shared, upload: Upload) -> Result<Normalised, DirectorError> {
     let (blobs, uploads) = (shared.config.blobs(), shared.config.uploads());
+    let (room, max, reserve) = (
+        room(&shared.config)?,
+        shared.config.max_unpacked,
+        shared.config.disk_reserve,
+    );
     let bounds = Bounds {
-        unpacked: shared.config.max_unpacked,
+        unpacked: max.min(room),
         members: shared.config.max_members,
     };
     let work = move || {
         let mut plain = NamedTempFile::new_in(uploads).map_err(failed)?;
         let found = archive::normalise(upload.file.path(), plain.as_file_mut(), bounds);
-        let found = found.map_err(refused)?;
+        let found = found.map_err(|error| match error {
+            ArchiveError::TooLarge { bytes } if bytes < max => {
+                no_room(room.saturating_add(reserve), reserve)
+            }
+            error => refused(error),
+        })?;
         keep(plain, &blobs, &found.sha256)?;
         keep(upload.file, &blobs, &upload.sha256)?;
         Ok(found)

@@ -48,6 +48,8 @@ pub struct DirectorConfig {
     /// Most bytes and members an archive may unpack to.
     pub max_unpacked: u64,
     pub max_members: u64,
+    /// Bytes of the state folder's disk that no upload may take, so that the store can go on.
+    pub disk_reserve: u64,
 }
 
 impl DirectorConfig {
@@ -75,6 +77,7 @@ impl DirectorConfig {
             max_upload: 512 << 20,
             max_unpacked: 4 << 30,
             max_members: 200_000,
+            disk_reserve: 1 << 30,
         }
     }
 

@@ -1,12 +1,13 @@
 //! Starting and stopping a Director.
 
 use crate::api::{self, ApiTls};
-use crate::auth::{LoginBrake, Passwords, random_secret};
+use crate::auth::{LoginBrake, random_secret};
 use crate::background;
 use crate::config::DirectorConfig;
 use crate::error::StartError;
 use crate::machine_side::MachineSide;
 use crate::machines::{Machines, MachinesConfig};
+use crate::passwords::Passwords;
 use crate::shared::Shared;
 use crate::store::users::{self, UserRow};
 use crate::store::{self, Store, new_id, now};

@@ -12,6 +12,8 @@ pub struct Explain {
     pub message: String,
     /// The next step, often a command to type.
     pub hint: Option<String>,
+    /// Seconds after which trying again makes sense.
+    pub retry_after: Option<u32>,
 }
 
 impl fmt::Display for Explain {
@@ -59,6 +61,7 @@ fn explain(code: &'static str, message: impl Into<String>) -> Explain {
         code,
         message: message.into(),
         hint: None,
+        retry_after: None,
     }
 }
 
@@ -101,6 +104,14 @@ impl DirectorError {
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         if let Some(explain) = self.explain_mut() {
             explain.hint = Some(hint.into());
+        }
+        self
+    }
+
+    /// The same error with the seconds after which trying again makes sense.
+    pub fn retry_after(mut self, seconds: u32) -> Self {
+        if let Some(explain) = self.explain_mut() {
+            explain.retry_after = Some(seconds);
         }
         self
     }

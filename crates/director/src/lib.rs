@@ -15,6 +15,7 @@ pub mod life;
 pub mod machine_side;
 pub mod machines;
 pub mod operations;
+pub mod passwords;
 pub mod scale;
 pub mod settings;
 pub mod shared;

@@ -175,7 +175,14 @@ fn judge_one(
             return Ok(false);
         }
         Verdict::Done => (Outcome::Done, None),
-        Verdict::Failed(reason) => (Outcome::Failed, Some(reason)),
+        Verdict::Failed(mut reason) => {
+            // What stands in the way is often a machine, the manager's own included.
+            for trouble in machines::troubles(tx, &operation.app)? {
+                reason.push_str("; ");
+                reason.push_str(&trouble);
+            }
+            (Outcome::Failed, Some(reason))
+        }
         Verdict::Superseded => (
             Outcome::Superseded,
             Some("a later change took its place".to_owned()),

@@ -1,9 +1,10 @@
 //! What all parts of the Director's people side share.
 
-use crate::auth::{LoginBrake, Passwords};
+use crate::auth::LoginBrake;
 use crate::config::DirectorConfig;
 use crate::error::DirectorError;
 use crate::machine_side::MachineSide;
+use crate::passwords::Passwords;
 use crate::store::{Millis, Store};
 use conpaas_core::service_type::ServiceType;
 use conpaas_model::ids::InstallationId;

@@ -71,7 +71,7 @@ mod defaults {
         10_000
     }
     pub fn connect_seconds() -> u64 {
-        5
+        2
     }
     pub fn answer_seconds() -> u64 {
         600

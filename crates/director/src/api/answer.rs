@@ -19,6 +19,9 @@ pub fn status(error: &DirectorError) -> StatusCode {
         DirectorError::Unavailable(explain) if explain.code == "too_many_attempts" => {
             StatusCode::TOO_MANY_REQUESTS
         }
+        DirectorError::Unavailable(explain) if explain.code == "disk_full" => {
+            StatusCode::INSUFFICIENT_STORAGE
+        }
         DirectorError::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
         DirectorError::Internal { .. } => StatusCode::INTERNAL_SERVER_ERROR,
     }
@@ -55,7 +58,16 @@ fn body(error: DirectorError) -> ErrorBody {
 impl IntoResponse for DirectorError {
     fn into_response(self) -> Response {
         let status = status(&self);
+        let retry_after = match &self {
+            DirectorError::Unavailable(explain) => explain.retry_after,
+            _ => None,
+        };
         let mut response = (status, Json(body(self))).into_response();
+        if let Some(seconds) = retry_after {
+            response
+                .headers_mut()
+                .insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
         if status == StatusCode::UNAUTHORIZED {
             response
                 .headers_mut()

@@ -14,7 +14,7 @@ use conpaas_model::api::{
 };
 use conpaas_model::ids::PrincipalId;
 use http::StatusCode;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 type Here = State<Arc<Shared>>;
@@ -66,6 +66,25 @@ async fn new_token(
         .await
 }
 
+/// Whether a password is right, after the brake let the attempt through, with what comes of it
+/// for the brake.
+async fn right(
+    shared: &Shared,
+    name: &str,
+    address: IpAddr,
+    password: String,
+    hash: Option<String>,
+) -> Result<bool, DirectorError> {
+    let right = shared.passwords.verify(password, hash).await;
+    match right {
+        Ok(true) => shared.brake.succeeded(name, address),
+        // It was counted already.
+        Ok(false) => {}
+        Err(_) => shared.brake.not_made(name, address),
+    }
+    right
+}
+
 /// Log in with name and password; gives a token.
 #[utoipa::path(post, path = "/v1/login", operation_id = "login", request_body = Login,
     responses((status = 200, description = "A token.", body = NewToken)))]
@@ -75,8 +94,8 @@ pub(super) async fn login(
     Payload(wish): Payload<Login>,
 ) -> Result<Json<NewToken>, DirectorError> {
     let (name, address) = (wish.name.to_string(), address.ip());
-    shared.brake.check(&name, address, now())?;
     let lifetime_ms = lifetime(&shared, wish.lifetime_seconds)?;
+    shared.brake.check(&name, address, now())?;
     let asked = name.clone();
     let (user, audit) = shared
         .store
@@ -90,17 +109,14 @@ pub(super) async fn login(
         })
         .await?;
     let hash = user.as_ref().map(|user| user.password_hash.clone());
-    let right = shared.passwords.verify(wish.password, hash).await?;
-    let answer = match user.filter(|_| right) {
-        Some(user) => {
-            shared.brake.succeeded(&name, address);
+    let right = right(&shared, &name, address, wish.password, hash).await;
+    let answer = match right.map(|right| user.filter(|_| right)) {
+        Ok(Some(user)) => {
             let label = wish.label.unwrap_or_else(|| "login".to_owned());
             new_token(&shared, user, label, lifetime_ms).await
         }
-        None => {
-            shared.brake.failed(&name, address, now());
-            Err(DirectorError::unauthenticated("wrong name or password"))
-        }
+        Ok(None) => Err(DirectorError::unauthenticated("wrong name or password")),
+        Err(error) => Err(error),
     };
     let status = answer
         .as_ref()
@@ -270,8 +286,7 @@ pub(super) async fn change_password(
         shared.brake.check(name, address, now())?;
         let current = wish.current.unwrap_or_default();
         let hash = Some(row.password_hash.clone());
-        if !shared.passwords.verify(current, hash).await? {
-            shared.brake.failed(name, address, now());
+        if !right(&shared, name, address, current, hash).await? {
             return Err(DirectorError::forbidden("the present password is another"));
         }
     }

@@ -2,15 +2,17 @@
 
 use super::apps::Here;
 use super::views;
+use crate::auth::{Principal, still_holds};
 use crate::error::DirectorError;
 use crate::shared::Shared;
 use crate::store::apps::AppRow;
 use crate::store::operations::{self, OperationRow};
-use crate::store::{apps, events};
+use crate::store::{apps, events, now};
 use axum::Extension;
 use axum::extract::State;
 use axum::response::sse::{Event as Frame, KeepAlive, Sse};
 use conpaas_model::api::{Event, Operation, Outcome};
+use conpaas_model::ids::TokenId;
 use futures::Stream;
 use http::HeaderMap;
 use std::collections::VecDeque;
@@ -20,6 +22,8 @@ use tokio::sync::watch;
 
 /// How often an idle stream says that it still is there.
 const HEARTBEAT: Duration = Duration::from_secs(10);
+/// How often an idle stream looks whether its token still holds; it also looks on each change.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// Events read at once.
 const BATCH: u64 = 200;
 
@@ -32,38 +36,45 @@ where
     Sse::new(stream).keep_alive(KeepAlive::new().interval(HEARTBEAT).text("heartbeat"))
 }
 
-/// Waits for the next change; false when the Director ends.
+/// Waits until it is time to look again: at the next change, or after a while. False when the
+/// Director ends.
 async fn next_change(shared: &Shared, changed: &mut watch::Receiver<u64>) -> bool {
     tokio::select! {
         () = shared.shutdown.cancelled() => false,
         result = changed.changed() => result.is_ok(),
+        () = tokio::time::sleep(LOOK_EVERY) => true,
     }
 }
 
 struct EventsState {
     shared: Arc<Shared>,
     changed: watch::Receiver<u64>,
+    token: TokenId,
     app: AppRow,
     after: u64,
     ready: VecDeque<Event>,
 }
 
 impl EventsState {
-    /// The next event, when there is one; `None` when the application or the Director is gone.
+    /// The next event, when there is one; `None` when the application or the Director is gone, or
+    /// the token holds no more.
     async fn next(&mut self) -> Result<Option<Event>, DirectorError> {
         loop {
             if let Some(event) = self.ready.pop_front() {
                 self.after = event.sequence;
                 return Ok(Some(event));
             }
-            let (id, after) = (self.app.id.clone(), self.after);
+            let (id, after, token) = (self.app.id.clone(), self.after, self.token.clone());
             let look = move |tx: &rusqlite::Transaction<'_>| {
-                Ok((
-                    events::after(tx, &id, after, BATCH)?,
-                    apps::get(tx, &id)?.is_some(),
-                ))
+                if !still_holds(tx, &token, now())? {
+                    return Ok(None);
+                }
+                let found = events::after(tx, &id, after, BATCH)?;
+                Ok(Some((found, apps::get(tx, &id)?.is_some())))
             };
-            let (found, there) = self.shared.store.read(look).await?;
+            let Some((found, there)) = self.shared.store.read(look).await? else {
+                return Ok(None);
+            };
             self.ready.extend(found);
             let wait = self.ready.is_empty();
             if wait && (!there || !next_change(&self.shared, &mut self.changed).await) {
@@ -81,6 +92,7 @@ impl EventsState {
         body = Event, content_type = "text/event-stream")))]
 pub(super) async fn stream_events(
     State(shared): Here,
+    Extension(principal): Extension<Principal>,
     Extension(app): Extension<AppRow>,
     headers: HeaderMap,
 ) -> Frames<impl Stream<Item = Result<Frame, DirectorError>> + Send + 'static> {
@@ -92,6 +104,7 @@ pub(super) async fn stream_events(
     let state = EventsState {
         shared,
         changed,
+        token: principal.token,
         app,
         after,
         ready: VecDeque::new(),
@@ -108,6 +121,7 @@ pub(super) async fn stream_events(
 struct OperationState {
     shared: Arc<Shared>,
     changed: watch::Receiver<u64>,
+    token: TokenId,
     id: String,
     told: Option<String>,
     number: u64,
@@ -115,11 +129,15 @@ struct OperationState {
 }
 
 impl OperationState {
-    /// The operation once it is another than the one last told; `None` after its end.
+    /// The operation once it is another than the one last told; `None` after its end, or
+    /// when the token holds no more.
     async fn next(&mut self) -> Result<Option<String>, DirectorError> {
         while !self.over {
-            let id = self.id.clone();
+            let (id, token) = (self.id.clone(), self.token.clone());
             let look = move |tx: &rusqlite::Transaction<'_>| {
+                if !still_holds(tx, &token, now())? {
+                    return Ok(None);
+                }
                 operations::get(tx, &id)?
                     .map(|row| views::operation(tx, row))
                     .transpose()
@@ -150,6 +168,7 @@ impl OperationState {
         body = Operation, content_type = "text/event-stream")))]
 pub(super) async fn stream_operation(
     State(shared): Here,
+    Extension(principal): Extension<Principal>,
     Extension(row): Extension<OperationRow>,
 ) -> Frames<impl Stream<Item = Result<Frame, DirectorError>> + Send + 'static> {
     let changed = shared.store.changed();
@@ -157,6 +176,7 @@ pub(super) async fn stream_operation(
     let state = OperationState {
         shared,
         changed,
+        token: principal.token,
         id,
         told: None,
         number: 0,

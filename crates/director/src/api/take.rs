@@ -197,6 +197,7 @@ impl IfMatch {
             code: "changed_meanwhile",
             message: format!("it changed since you looked: it is at {etag}, not {wanted}"),
             hint: Some("look again, and repeat the change if it still makes sense".to_owned()),
+            retry_after: None,
         }))
     }
 }

@@ -269,6 +269,19 @@ impl Change<'_> {
         if taken.is_some_and(|row| row.run != RunWish::Deleted) {
             return Err(name_taken("a service", &name).hint("give it another: --name NAME"));
         }
+        if wish.start && app.run != RunWish::Running {
+            return Err(DirectorError::conflict(
+                "app_not_running",
+                format!(
+                    "the application {} is not running, so its services cannot start",
+                    app.name
+                ),
+            )
+            .hint(format!(
+                "add it without starting it, then: conpaas app start {}",
+                app.name
+            )));
+        }
         let settings = settings::changed(service_type, &Settings::new(), &wish.settings)?;
         let row = ServiceRow {
             description: wish.description,

@@ -3,9 +3,10 @@
 
 use super::listener::{Caller, Refused, internal, problem, refuse, system_node};
 use super::records;
+use super::refusals::Told;
 use super::shared::{Shared, full};
 use crate::error::DirectorError;
-use crate::store::{Millis, events};
+use crate::store::{self, Millis, events};
 use conpaas_model::ids::ApplicationId;
 use conpaas_model::protocol::{EnrolAnswer, EnrolRequest};
 use conpaas_pki::{
@@ -67,31 +68,26 @@ pub async fn agent(
             }
         })
         .await;
-    // Renewals change nothing: only a first key or a refusal is written down.
+    // Only a first key changes the records.
     let outcome = match outcome {
         Ok(Outcome::Granted(machine)) if machine.key_fingerprint.is_some() => {
             Ok(Outcome::Granted(machine))
         }
-        Ok(Outcome::Unknown) => Ok(Outcome::Unknown),
-        Ok(_) => {
+        Ok(Outcome::Granted(_)) => {
             let id = id.clone();
             shared
                 .store
                 .transaction(move |tx| {
                     let (outcome, first) =
                         decided(tx, &id, network.as_ref(), &body, &fingerprint, now)?;
-                    match &outcome {
-                        Outcome::Granted(_) if first => records::set_key(tx, &id, &fingerprint)?,
-                        Outcome::Refused(refusal) if refusal.is_reported() => {
-                            report(tx, &id, *refusal)?
-                        }
-                        _ => {}
+                    if first && matches!(outcome, Outcome::Granted(_)) {
+                        records::set_key(tx, &id, &fingerprint)?;
                     }
                     Ok(outcome)
                 })
                 .await
         }
-        Err(error) => Err(error),
+        outcome => outcome,
     };
     match outcome.map_err(|error| internal(&error))? {
         Outcome::Granted(machine) => {
@@ -102,7 +98,18 @@ pub async fn agent(
             answer(shared, &csr, kind)
         }
         Outcome::Refused(refusal) => {
-            tracing::warn!(machine = %id, code = refusal.code(), "an enrolment was refused");
+            let (code, at) = (refusal.code(), store::now());
+            if let Some(count) = shared.refusals.note(Told::Line(id.clone()), at) {
+                tracing::warn!(machine = %id, code, count, "enrolments were refused");
+            }
+            if refusal.is_reported()
+                && let Some(count) = shared.refusals.note(Told::Event(id.clone()), at)
+            {
+                let told = shared
+                    .store
+                    .transaction(move |tx| report(tx, &id, refusal, count));
+                told.await.map_err(|error| internal(&error))?;
+            }
             Err(refuse(
                 StatusCode::FORBIDDEN,
                 refusal.code(),
@@ -110,7 +117,9 @@ pub async fn agent(
             ))
         }
         Outcome::Unknown => {
-            tracing::warn!(machine = %id, "an unknown machine tried to enrol");
+            if let Some(count) = shared.refusals.note(Told::Unknown, store::now()) {
+                tracing::warn!(machine = %id, count, "unknown machines tried to enrol");
+            }
             // The same words as for a wrong token: who guesses learns nothing.
             let refusal = Refusal::UnknownToken;
             Err(refuse(
@@ -157,10 +166,12 @@ fn decided(
     })
 }
 
+/// Writes down that a machine's enrolment was refused, and how often since the last time.
 fn report(
     tx: &rusqlite::Connection,
     id: &conpaas_model::ids::MachineId,
     refusal: Refusal,
+    count: u64,
 ) -> Result<(), DirectorError> {
     let Some(machine) = records::machine(tx, id)? else {
         return Ok(());
@@ -174,7 +185,7 @@ fn report(
         service: Some(&service),
         actor: "system",
         reason: Some(&reason),
-        facts: json!({ "node": machine.node.0, "machine": machine.id.as_str(), "code": refusal.code() }),
+        facts: json!({ "node": machine.node.0, "machine": machine.id.as_str(), "code": refusal.code(), "count": count }),
     };
     events::append(tx, &application, &event)
 }

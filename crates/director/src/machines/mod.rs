@@ -12,6 +12,7 @@ mod listener;
 mod listeners;
 mod managers;
 mod records;
+mod refusals;
 mod reports;
 mod routes;
 mod shared;
@@ -165,6 +166,7 @@ impl Machines {
             wake: Notify::new(),
             listeners: listeners::Listeners::default(),
             hub: hub::Hub::default(),
+            refusals: refusals::Refusals::default(),
             edge: watch::Sender::default(),
             limits: Default::default(),
             host_port,

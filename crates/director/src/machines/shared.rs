@@ -4,6 +4,7 @@
 use super::MachinesConfig;
 use super::hub::Hub;
 use super::listeners::Listeners;
+use super::refusals::Refusals;
 use crate::store::Store;
 use conpaas_cloud::{CgroupVersion, Cloud, Limits};
 use conpaas_manager::ServiceManagers;
@@ -35,6 +36,7 @@ pub struct Shared {
     pub wake: Notify,
     pub listeners: Listeners,
     pub hub: Hub,
+    pub refusals: Refusals,
     /// The managers of system services, which the Director runs itself.
     pub managers: ServiceManagers,
     /// What the edge has taken, by service.

@@ -71,6 +71,25 @@ pub fn nodes_of_service(tx: &Connection, id: &ServiceId) -> Result<Vec<NodeRow>,
     )
 }
 
+/// What stands in the way of an application's nodes, in words.
+pub fn troubles(tx: &Connection, app: &ApplicationId) -> Result<Vec<String>, DirectorError> {
+    let mut rows = tx.prepare_cached(
+        "SELECT services.name AS name, nodes.number AS number, nodes.trouble AS trouble
+         FROM nodes JOIN services ON services.id = nodes.service_id
+         WHERE services.app_id = ?1 AND nodes.trouble IS NOT NULL AND nodes.gone_at IS NULL
+           AND nodes.wish <> 'gone'
+         ORDER BY services.id, nodes.number LIMIT 3",
+    )?;
+    let texts = rows.query_map([app.as_str()], |row| {
+        let (name, number) = (row.get::<_, String>("name")?, row.get::<_, i64>("number")?);
+        Ok(format!(
+            "node {name}-{number}: {}",
+            row.get::<_, String>("trouble")?
+        ))
+    })?;
+    Ok(texts.collect::<Result<_, _>>()?)
+}
+
 /// How many nodes of a service are not gone.
 pub fn count_of_service(tx: &Connection, id: &ServiceId) -> Result<u64, DirectorError> {
     Ok(first(

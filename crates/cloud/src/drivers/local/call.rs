@@ -10,7 +10,9 @@ use std::ffi::OsStr;
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::fd::AsFd;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::io::ErrorKind;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
 
 /// A command that runs the helper, with nothing of our environment.
 pub fn helper(program: &Path, command: &str) -> Command {
@@ -22,6 +24,21 @@ pub fn helper(program: &Path, command: &str) -> Command {
         .stdin(Stdio::null())
         .current_dir("/");
     helper
+}
+
+/// Starts a helper. A program that was just written cannot be run for a moment when another
+/// thread's child has yet to close the descriptor it inherited; that passes.
+fn start(command: &mut Command) -> std::io::Result<Child> {
+    let mut tries = 0;
+    loop {
+        match command.spawn() {
+            Err(e) if e.kind() == ErrorKind::ExecutableFileBusy && tries < 50 => {
+                tries += 1;
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            done => return done,
+        }
+    }
 }
 
 fn failure(output: &Output) -> CloudError {
@@ -52,10 +69,14 @@ pub fn run_mapped<P: AsRef<OsStr>>(
     map: &IdMap,
     paths: &[P],
 ) -> Result<(), CloudError> {
-    let output = helper(program, command)
+    let mut helper = helper(program, command);
+    helper
         .arg(json(map)?)
         .args(paths)
-        .output()
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let output = start(&mut helper)
+        .and_then(Child::wait_with_output)
         .map_err(CloudError::io("run", program))?;
     if output.status.success() {
         Ok(())
@@ -66,15 +87,15 @@ pub fn run_mapped<P: AsRef<OsStr>>(
 
 /// Unpacks a tar stream into a folder; the error is tar's last words.
 pub fn unpack(program: &Path, map: &IdMap, folder: &Path, stream: Stdio) -> Result<(), CloudError> {
-    let child = helper(program, "unpack")
+    let mut helper = helper(program, "unpack");
+    helper
         .arg(json(map)?)
         .arg(folder)
         .stdin(stream)
         .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn();
-    let output = child
-        .and_then(|c| c.wait_with_output())
+        .stderr(Stdio::piped());
+    let output = start(&mut helper)
+        .and_then(Child::wait_with_output)
         .map_err(CloudError::io("run", program))?;
     if output.status.success() {
         Ok(())

@@ -86,6 +86,12 @@ async fn another_key_is_refused_and_told_and_the_removed_get_nothing() {
         .count("SELECT count(*) FROM events WHERE kind = 'enrolment_refused'")
         .await;
     assert_eq!(told, 1);
+    // Who goes on is refused, and told no more in that minute.
+    for _ in 0..20 {
+        assert_eq!(code_of(Agent::enrol(&context, None).await), "other_key");
+    }
+    let count = "SELECT coalesce(sum(json_extract(facts_json, '$.count')), 0) FROM events WHERE kind = 'enrolment_refused'";
+    assert_eq!(world.count(count).await, 1);
     let unknown = conpaas_model::protocol::Context {
         machine: "m-unknown".parse().unwrap(),
         ..context.clone()
