@@ -189,9 +189,11 @@ impl LoginBrake {
         let mut attempts = self.attempts.lock().unwrap_or_else(PoisonError::into_inner);
         attempts.retain(|_, found| found.last.saturating_add(FORGET_AFTER_MS) > now);
         let left = |key: &(String, IpAddr), free| {
-            attempts
-                .get(key)
-                .map_or(0, |found| found.last + pause(found.count, free) - now)
+            attempts.get(key).map_or(0, |found| {
+                let pause = pause(found.count, free);
+                // Never longer than the pause, even when the clock was set back.
+                (found.last + pause - now).min(pause)
+            })
         };
         let by_name = left(&(name.to_owned(), address), FREE_BY_NAME);
         let by_address = left(&(String::new(), address), FREE_BY_ADDRESS);

@@ -26,7 +26,7 @@ const LOOK_EVERY: u64 = 16 << 20;
 /// Bytes that uploads may still take of the state folder's disk; an error when there are none.
 fn room(config: &DirectorConfig) -> Result<u64, DirectorError> {
     let disk = nix::sys::statvfs::statvfs(&config.state).map_err(failed)?;
-    let free = u64::from(disk.blocks_available()).saturating_mul(u64::from(disk.fragment_size()));
+    let free = disk.blocks_available().saturating_mul(disk.fragment_size());
     match free.saturating_sub(config.disk_reserve) {
         0 => Err(no_room(free, config.disk_reserve)),
         room => Ok(room),

@@ -62,8 +62,6 @@ pub struct Keeper {
     ends: u64,
     agent: Agent,
     agent_pause: Duration,
-    /// Sets this init's processes apart from those of another one in the same PID namespace.
-    instance: String,
     /// Set once everything should end: when to stop waiting.
     ending: Option<Instant>,
 }
@@ -78,10 +76,6 @@ impl Keeper {
         }
         let signals = Signals::catch()?;
         let server = Server::bind(&settings.socket, settings.allowed_uid)?;
-        let instance = std::fs::read_to_string("/proc/sys/kernel/random/uuid").map_or_else(
-            |_| std::process::id().to_string(),
-            |text| text.trim().to_owned(),
-        );
         Ok(Self {
             logs: Logs::new(settings.log_limit),
             agent_pause: settings.agent_backoff,
@@ -93,7 +87,6 @@ impl Keeper {
             agent: Agent::Pausing {
                 until: Instant::now(),
             },
-            instance,
             ending: None,
         })
     }
@@ -122,11 +115,11 @@ impl Keeper {
         }
         for entry in self.table.values().filter(|entry| entry.running) {
             spawn::kill_group(entry.pid, libc::SIGKILL);
-            spawn::kill_marked(&mark(&self.instance, &entry.spec.name));
         }
         if let Agent::Running { pid, .. } = self.agent {
             spawn::kill_group(pid, libc::SIGKILL);
         }
+        spawn::kill_strays(&[]);
         self.reap();
         self.logs.drain();
         let _ = std::fs::remove_file(&self.settings.socket);
@@ -199,7 +192,6 @@ impl Keeper {
             user: None,
             oom_score_adj: spawn::OOM_AGENT,
             output: None,
-            mark: &mark(&self.instance, ""),
         });
         self.agent = match started {
             Ok(pid) => Agent::Running { pid, since: now },
@@ -267,6 +259,7 @@ impl Keeper {
                 self.agent_pause = self.settings.agent_backoff;
             }
             self.agent = self.pause_agent(now);
+            self.kill_left_behind("the agent");
             return;
         }
         let Some(entry) = self
@@ -278,23 +271,40 @@ impl Keeper {
         };
         // What it left behind would hold its ports and files against its successor.
         spawn::kill_group(pid, libc::SIGKILL);
-        spawn::kill_marked(&mark(&self.instance, &entry.spec.name));
         self.ends += 1;
         entry.running = false;
         entry.exit = Some(code);
         entry.ended = self.ends;
+        let name = entry.spec.name.clone();
+        self.kill_left_behind(&name);
+        let Some(entry) = self.table.get_mut(&name) else {
+            return;
+        };
         if let Some(stopping) = entry.stopping.take() {
-            let name = entry.spec.name.clone();
             self.table.remove(&name);
             for id in stopping.waiting {
                 self.server.answer(id, Outcome::Done {});
             }
         } else {
-            say(
-                "INFO",
-                &format!("process '{}' ended with code {code}", entry.spec.name),
-            );
+            say("INFO", &format!("process '{name}' ended with code {code}"));
             self.drop_oldest_ends();
+        }
+    }
+
+    /// Kills what a process that just ended had started and that outlived it.
+    fn kill_left_behind(&self, whose: &str) {
+        let agent = match self.agent {
+            Agent::Running { pid, .. } => Some(pid),
+            Agent::Pausing { .. } => None,
+        };
+        let running = self.table.values().filter(|entry| entry.running);
+        let kept: Vec<i32> = running.map(|entry| entry.pid).chain(agent).collect();
+        match spawn::kill_strays(&kept) {
+            0 => {}
+            count => say(
+                "INFO",
+                &format!("killed {count} processes that {whose} left behind"),
+            ),
         }
     }
 
@@ -457,12 +467,7 @@ impl Keeper {
             user: user.as_ref(),
             oom_score_adj: spawn::OOM_ROLE,
             output: Some(output),
-            mark: &mark(&self.instance, &spec.name),
         })
         .map_err(|error| format!("'{}' cannot be started: {error}", spec.argv.join(" ")))
     }
-}
-
-fn mark(instance: &str, name: &str) -> String {
-    format!("{instance}:{name}")
 }

@@ -1,13 +1,19 @@
-//! Starting processes, and finding the last of those that one has left behind.
+//! Starting processes, and ending all of those that one has left behind.
+//!
+//! Every process that init starts adopts its own orphans (it is a "subreaper" of the kernel), so
+//! whatever it starts stays below it, also what daemonises, under whichever account and with
+//! whichever environment. Only when it ends do they fall to init: a child of init that init did
+//! not start is left over from a process that has ended, and can be killed.
 
 use crate::users::User;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
-/// Every process of a kept one carries this variable, its daemonised descendants too.
-const MARK: &str = "CONPAAS_PROCESS";
+/// How long what was left behind is killed and waited for at most.
+const STRAYS_PATIENCE: Duration = Duration::from_millis(500);
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// Role processes die first when memory runs out, then the agent; init last.
 pub const OOM_ROLE: i32 = 500;
@@ -25,7 +31,6 @@ pub struct Start<'a> {
     pub oom_score_adj: i32,
     /// Where output goes; init's own when absent.
     pub output: Option<OwnedFd>,
-    pub mark: &'a str,
 }
 
 /// Starts a process in a session of its own; its id.
@@ -50,7 +55,6 @@ pub fn spawn(start: Start<'_>) -> io::Result<i32> {
             .env("LOGNAME", &user.name);
     }
     command.envs(start.env.iter().map(|(key, value)| (key, value)));
-    command.env(MARK, start.mark);
     if let Some(output) = start.output {
         command
             .stdout(Stdio::from(output.try_clone()?))
@@ -64,6 +68,7 @@ pub fn spawn(start: Start<'_>) -> io::Result<i32> {
     unsafe {
         command.pre_exec(move || {
             check(libc::setsid())?;
+            check(libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))?;
             write_oom_score(score.as_bytes());
             if let Some((uid, gid, groups)) = &identity {
                 check(libc::setgroups(groups.len(), groups.as_ptr()))?;
@@ -122,51 +127,46 @@ pub fn kill_child(pid: i32, signal: i32) -> io::Result<()> {
     }
 }
 
-/// Kills processes that carry a mark but left their group. How many were found.
-pub fn kill_marked(mark: &str) -> usize {
+/// Kills this process's children that are not among `kept`, and theirs in turn as these fall to
+/// it; how many there were. Only children are signalled: their ids belong to nobody else until
+/// they are reaped. Waits a little for the dead to let go of their ports and files.
+pub fn kill_strays(kept: &[i32]) -> usize {
+    let mut killed = std::collections::BTreeSet::new();
+    let deadline = Instant::now() + STRAYS_PATIENCE;
+    loop {
+        let strays = living_children()
+            .into_iter()
+            .filter(|pid| !kept.contains(pid))
+            .collect::<Vec<_>>();
+        if strays.is_empty() || Instant::now() >= deadline {
+            return killed.len();
+        }
+        for pid in strays {
+            let _ = kill_child(pid, libc::SIGKILL);
+            killed.insert(pid);
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// This process's children that have not ended.
+fn living_children() -> Vec<i32> {
     let Ok(entries) = std::fs::read_dir("/proc") else {
-        return 0;
+        return Vec::new();
     };
-    let own = std::process::id() as i32;
-    let pids = entries
+    let own = std::process::id().to_string();
+    entries
         .flatten()
         .filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok())
-        .filter(|pid| *pid != own && carries(*pid, mark))
-        .collect::<Vec<_>>();
-    pids.into_iter()
-        .filter(|pid| kill_if_marked(*pid, mark))
-        .count()
-}
-
-fn carries(pid: i32, mark: &str) -> bool {
-    let wanted = format!("{MARK}={mark}");
-    std::fs::read(format!("/proc/{pid}/environ")).is_ok_and(|text| {
-        text.split(|byte| *byte == 0)
-            .any(|entry| entry == wanted.as_bytes())
-    })
-}
-
-/// Holds the process by a descriptor before looking again, so that no other one is hit.
-fn kill_if_marked(pid: i32, mark: &str) -> bool {
-    // SAFETY: pidfd_open(2) gives a descriptor that nobody else owns.
-    let held = unsafe {
-        let fd = libc::syscall(libc::SYS_pidfd_open, pid, 0) as libc::c_int;
-        if fd < 0 {
-            return false;
-        }
-        OwnedFd::from_raw_fd(fd)
-    };
-    if !carries(pid, mark) {
-        return false;
-    }
-    // SAFETY: a plain system call on a descriptor that is held.
-    unsafe {
-        libc::syscall(
-            libc::SYS_pidfd_send_signal,
-            held.as_raw_fd(),
-            libc::SIGKILL,
-            std::ptr::null::<libc::siginfo_t>(),
-            0,
-        ) == 0
-    }
+        .filter(|pid| {
+            let stat = std::fs::read(format!("/proc/{pid}/stat")).unwrap_or_default();
+            let stat = String::from_utf8_lossy(&stat);
+            // The name in parentheses may hold anything.
+            let mut fields = stat
+                .rsplit_once(')')
+                .map_or("", |(_, rest)| rest)
+                .split_whitespace();
+            !matches!(fields.next(), Some("Z" | "X")) && fields.next() == Some(own.as_str())
+        })
+        .collect()
 }

@@ -200,6 +200,30 @@ fn a_stubborn_process_and_its_daemons_are_killed_after_the_grace() {
 }
 
 #[test]
+fn what_hides_from_its_process_ends_with_it_and_no_sooner() {
+    let init = Init::start();
+    // Nothing of the environment, a session of its own, and both parents gone at once.
+    let script = |name: &str| {
+        format!("env -i setsid -f sh -c 'echo $$ > {name}; sleep 1000 & wait'; exec sleep 1000")
+    };
+    init.ensure(&init.spec("web/old", &script("old")));
+    init.ensure(&init.spec("web/new", &script("new")));
+    until("both daemons are up", || {
+        number(&init.path("old")).is_some() && number(&init.path("new")).is_some()
+    });
+    let (old, new) = (number(&init.path("old")), number(&init.path("new")));
+    init.stop("web/old", 5000);
+    assert!(!alive(old.unwrap()), "it holds no port against a successor");
+    assert!(alive(new.unwrap()));
+    assert!(init.status("web/new").unwrap().running);
+    init.ask(Call::Signal {
+        name: "web/new".into(),
+        signal: 9,
+    });
+    until("it is gone as well", || !alive(new.unwrap()));
+}
+
+#[test]
 fn the_agent_is_started_again_and_roles_do_not_notice() {
     let init = Init::start();
     let role = init.ensure(&init.spec("web/a", "sleep 1000"));

@@ -159,6 +159,19 @@ pub fn main(args: &[String]) -> i32 {
                     libc::makedev(8, 0)
                 ) as i64)
             );
+            for (name, family) in [("packet", libc::AF_PACKET), ("vsock", libc::AF_VSOCK)] {
+                println!(
+                    "{name} {}",
+                    errno(libc::socket(family, libc::SOCK_DGRAM, 0) as i64)
+                );
+            }
+            let families = [libc::AF_UNIX, libc::AF_INET, libc::AF_NETLINK];
+            let usual = families.map(|family| libc::socket(family, libc::SOCK_DGRAM, 0) >= 0);
+            println!("usual {}", usual == [true; 3]);
+            println!(
+                "oom {}",
+                std::fs::write("/proc/self/oom_score_adj", "-500").is_ok()
+            );
             println!(
                 "forward {}",
                 std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").is_ok()
@@ -179,6 +192,17 @@ pub fn main(args: &[String]) -> i32 {
                     .is_ok()
             );
         },
+        ["fill", path] => {
+            let mut file = std::fs::File::create(path).unwrap();
+            let mebibyte = vec![1u8; 1 << 20];
+            let most = (0..1000).take_while(|_| file.write_all(&mebibyte).is_ok());
+            print!("{}", most.count());
+            std::fs::remove_file(path).unwrap();
+        }
+        ["inotify"] => {
+            let most = (0..1000).take_while(|_| unsafe { libc::inotify_init() } >= 0);
+            print!("{}", most.count());
+        }
         ["wrong-arch"] => {
             // The 32-bit entry of the kernel, where call numbers mean other things.
             #[cfg(target_arch = "x86_64")]

@@ -4,6 +4,7 @@ use super::world::World;
 use conpaas_cloud::{
     Cloud, CloudError, Limits, LocalCloud, MachineState, doctor, prepare_image, suite,
 };
+use std::os::fd::AsRawFd;
 use std::process::Command;
 
 pub async fn the_doctor_is_content(root: bool) {
@@ -240,7 +241,9 @@ pub async fn machines_are_apart_and_bound(root: bool) {
         let (what, found) = line.rsplit_once(' ').unwrap();
         let expected = match what {
             "clone3" => libc::ENOSYS.to_string(),
-            "forward" | "sysrq" | "kcore" | "program" => "false".into(),
+            "packet" | "vsock" => libc::EAFNOSUPPORT.to_string(),
+            "usual" => "true".into(),
+            "forward" | "sysrq" | "kcore" | "program" | "oom" => "false".into(),
             _ => libc::EPERM.to_string(),
         };
         assert_eq!(found, expected, "{what}");
@@ -286,6 +289,18 @@ pub async fn limits_hold_and_init_survives(root: bool) {
     let machine = world.create("limits", 2).await;
     world.is_up(&machine).await;
     println!("  {:?}", machine.limits);
+    // An eighth of 64 MiB, held by files that no process would ever give back.
+    for path in ["/dev/shm/full", "/run/full"] {
+        assert_eq!(world.says(&machine, &["fill", path]), "8", "{path}");
+    }
+    // The kernel counts these for whoever made the namespaces, too.
+    assert_eq!(world.says(&machine, &["inotify"]), "16");
+    let namespace = format!("/proc/{}/ns/user", world.pid(&machine, "supervisor"));
+    let namespace = std::fs::File::open(namespace).unwrap();
+    let (own, mut maker) = (unsafe { libc::geteuid() }, u32::MAX);
+    // NS_GET_OWNER_UID
+    unsafe { libc::ioctl(namespace.as_raw_fd(), 0xb704, &mut maker) };
+    assert_eq!(maker, if root { 1_000_000_000 } else { own });
     match &machine.limits {
         Limits::Enforced {
             memory_bytes,

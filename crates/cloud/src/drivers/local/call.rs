@@ -7,10 +7,10 @@ use super::step::StepError;
 use crate::error::CloudError;
 use conpaas_model::ids::ApplicationId;
 use std::ffi::OsStr;
+use std::io::ErrorKind;
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::fd::AsFd;
 use std::path::Path;
-use std::io::ErrorKind;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 

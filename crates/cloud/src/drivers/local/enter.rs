@@ -68,7 +68,8 @@ impl Assistant {
         self.ask(&Request::Map { pid })
     }
 
-    /// Puts a process into limited groups.
+    /// Puts a machine's first process into limited groups and makes it the last to die when
+    /// memory runs out. Beside the limits: why it could not be protected so.
     pub fn limit(
         &self,
         cgroups: &Cgroups,
@@ -76,7 +77,7 @@ impl Assistant {
         machine: &str,
         pid: i32,
         allow: Allowance,
-    ) -> Result<Limits, StepError> {
+    ) -> Result<(Limits, Option<String>), StepError> {
         self.ask(&Request::Limit {
             cgroups: cgroups.clone(),
             installation: installation.to_owned(),
@@ -107,12 +108,12 @@ fn serve(channel: &OwnedFd, map: &IdMap) {
                 pid,
                 allow,
             }) => {
-                // The machine's init dies last when memory runs out; only the privileged may say so.
-                let _ = fs::write(format!("/proc/{pid}/oom_score_adj"), "-999");
+                let unprotected = protect_from_oom(pid);
                 serde_json::to_vec(
                     &cgroups
                         .limit(&installation, &machine, pid, allow)
-                        .step("limit the machine"),
+                        .step("limit the machine")
+                        .map(|limits| (limits, unprotected)),
                 )
             }
             Err(e) => serde_json::to_vec(&Err::<(), StepError>(StepError::new(
@@ -125,6 +126,34 @@ fn serve(channel: &OwnedFd, map: &IdMap) {
             return;
         }
     }
+}
+
+/// Makes a machine's init one of the last to die when memory runs out; what stood in the way.
+/// Written by the privileged, the newer file also sets how low the process and its descendants
+/// may go by themselves: so it only says 0, and the older file, which leaves that alone, the rest.
+fn protect_from_oom(pid: i32) -> Option<String> {
+    for (file, value) in [("oom_score_adj", "0"), ("oom_adj", "-16")] {
+        if let Err(e) = fs::write(format!("/proc/{pid}/{file}"), value) {
+            return Some(format!(
+                "the machine's init is not protected when memory runs out ({file}: {e})"
+            ));
+        }
+    }
+    None
+}
+
+/// Sets limits of the user namespace this process is in, in the files of `proc`. What is counted
+/// in a namespace is counted for whoever made it as well, so these bound what its processes take
+/// away from others outside. Returns the limits that this kernel does not let be set, and why.
+pub fn bound_namespace(proc: &str, limits: &[(&str, u32)]) -> Vec<String> {
+    limits
+        .iter()
+        .filter_map(|(name, most)| {
+            fs::write(format!("{proc}/sys/user/{name}"), most.to_string())
+                .err()
+                .map(|e| format!("the namespace's limit {name} is not set: {e}"))
+        })
+        .collect()
 }
 
 /// Becomes root of the user namespace this process is in, and nobody's group members.
@@ -140,10 +169,29 @@ pub fn become_root() -> Result<(), StepError> {
 }
 
 /// Makes a new user namespace with our map (plus the namespaces in `more`) and becomes its root.
-pub fn make_user_namespace(assistant: &Assistant, more: CloneFlags) -> Result<(), StepError> {
+pub fn make_user_namespace(
+    assistant: &Assistant,
+    map: &IdMap,
+    more: CloneFlags,
+) -> Result<(), StepError> {
+    if !map.by_tools {
+        own_by(map.root_uid())?;
+    }
     unshare(CloneFlags::CLONE_NEWUSER | more).step_cure("make namespaces", NO_NAMESPACES)?;
     assistant.map(std::process::id() as i32)?;
     become_root()
+}
+
+/// Makes `uid` the maker of the namespace that comes next, all rights kept: the kernel counts a
+/// namespace's watches and the like against its maker, who should not be the host's root.
+fn own_by(uid: u32) -> Result<(), StepError> {
+    const SECBIT_NO_SETUID_FIXUP: libc::c_int = 1 << 2;
+    // SAFETY: no pointers.
+    if unsafe { libc::prctl(libc::PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP, 0, 0, 0) } < 0 {
+        // Without the right to keep rights, root stays the maker.
+        return Ok(());
+    }
+    nix::unistd::seteuid(Uid::from_raw(uid)).step("become the namespace's maker")
 }
 
 /// Enters the user and network namespaces a supervisor sits in and becomes root there.

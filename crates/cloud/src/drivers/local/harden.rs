@@ -1,5 +1,5 @@
 //! What a machine's processes may not do: capabilities taken away for good, no new privileges,
-//! and a list of system calls refused. The same for init and for whatever enters later.
+//! and a list of system calls and socket families refused. The same for init and for whatever enters later.
 
 use super::step::{Step, StepError};
 use std::io;
@@ -101,6 +101,17 @@ fn filter() -> Vec<libc::sock_filter> {
         load(first_argument),
         jump(libc::BPF_JSET, NEW_NAMESPACES, 0, 1),
         answer(refuse(libc::EPERM)),
+        answer(libc::SECCOMP_RET_ALLOW),
+        // Of socket families only those that networks and local services are made of: others have
+        // no namespaces, or are there to be attacked.
+        jump(libc::BPF_JEQ, libc::SYS_socket as u32, 1, 0),
+        jump(libc::BPF_JEQ, libc::SYS_socketpair as u32, 0, 7),
+        load(first_argument),
+        jump(libc::BPF_JEQ, libc::AF_UNIX as u32, 4, 0),
+        jump(libc::BPF_JEQ, libc::AF_INET as u32, 3, 0),
+        jump(libc::BPF_JEQ, libc::AF_INET6 as u32, 2, 0),
+        jump(libc::BPF_JEQ, libc::AF_NETLINK as u32, 1, 0),
+        answer(refuse(libc::EAFNOSUPPORT)),
         answer(libc::SECCOMP_RET_ALLOW),
     ];
     for call in REFUSED {

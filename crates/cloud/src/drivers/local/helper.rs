@@ -250,7 +250,7 @@ fn sockets(layout: &Layout, network: &ApplicationId) -> Result<i32, StepError> {
 /// Enters a namespace of its own with the map, and perhaps more.
 fn enter_alone(map: &IdMap, more: CloneFlags) -> Result<(), StepError> {
     let assistant = Assistant::start(map.clone())?;
-    make_user_namespace(&assistant, more)?;
+    make_user_namespace(&assistant, map, more)?;
     assistant.dismiss();
     Ok(())
 }

@@ -2,10 +2,11 @@
 //! end of the cable, its name, and then the loss of every right it will not need. Runs in the
 //! machine's fresh namespaces, in the machine's folder, as a child of the supervisor.
 
+use super::enter::bound_namespace;
 use super::harden;
 use super::netlink::{Netlink, index_of, mac_of};
 use super::step::{Step, StepError};
-use super::supervisor::Spec;
+use super::supervisor::{Spec, note_line};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, unshare};
@@ -41,6 +42,23 @@ const HIDDEN_FOLDERS: [&str; 4] = [
     "/sys/firmware",
     "/sys/kernel/debug",
 ];
+/// What each account of a machine may have of what the kernel counts per user; a machine makes no
+/// namespaces once it runs.
+const MACHINE_LIMITS: [(&str, u32); 9] = [
+    ("max_inotify_instances", 16),
+    ("max_fanotify_groups", 4),
+    ("max_user_namespaces", 0),
+    ("max_pid_namespaces", 0),
+    ("max_mnt_namespaces", 0),
+    ("max_uts_namespaces", 0),
+    ("max_ipc_namespaces", 0),
+    ("max_net_namespaces", 0),
+    ("max_cgroup_namespaces", 0),
+];
+/// The least size of a machine's file systems in memory, in bytes.
+const LEAST_TMPFS: u64 = 8 << 20;
+const PAGE: u64 = 4096;
+
 /// Where a machine finds the one binary.
 pub const PROGRAM: &str = "/usr/local/bin/conpaas";
 
@@ -52,7 +70,14 @@ pub fn become_init(spec: &Spec, context: &[u8], console: &File) -> Result<Infall
     let _ = unshare(CloneFlags::CLONE_NEWCGROUP);
     network(spec)?;
     sethostname(&spec.hostname).step("set the host name")?;
-    file_systems()?;
+    file_systems(spec.allowance.memory_bytes)?;
+    // While /proc/sys can still be written.
+    // Shared memory of the older kind stays like a file; an older kernel keeps its number to itself.
+    let pages = spec.allowance.memory_bytes / 8 / PAGE;
+    let _ = fs::write("root/proc/sys/kernel/shmall", pages.to_string());
+    for note in bound_namespace("root/proc", &MACHINE_LIMITS) {
+        let _ = (&mut &*console).write_all(note_line(&note).as_bytes());
+    }
     chdir("root").step("enter the machine's root")?;
     pivot_root(".", ".").step("change the root")?;
     umount2(".", MntFlags::MNT_DETACH).step("let go of the host's files")?;
@@ -137,7 +162,8 @@ pub fn quiet_network(whose: &str) -> Result<(), StepError> {
 
 /// Mounts everything the machine sees below `root`; relative paths, because the folders above
 /// may be closed to the machine's root.
-fn file_systems() -> Result<(), StepError> {
+fn file_systems(memory_bytes: u64) -> Result<(), StepError> {
+    let bound = tmpfs_bound(memory_bytes);
     mount(NONE, "/", NONE, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NONE)
         .step("make mounts private")?;
     // Volatile: a machine's own files end with it, so nothing is gained by waiting for the disk.
@@ -174,7 +200,7 @@ fn file_systems() -> Result<(), StepError> {
         "root/run",
         Some("tmpfs"),
         quiet,
-        Some("mode=755"),
+        Some(format!("mode=755,{bound}").as_str()),
     )
     .step("mount /run of the machine")?;
     mount(
@@ -182,7 +208,7 @@ fn file_systems() -> Result<(), StepError> {
         "root/dev",
         Some("tmpfs"),
         MsFlags::MS_NOSUID,
-        Some("mode=755,size=64k"),
+        Some("mode=755,size=64k,nr_inodes=64"),
     )
     .step("mount /dev of the machine")?;
     for device in DEVICES {
@@ -208,7 +234,7 @@ fn file_systems() -> Result<(), StepError> {
         "root/dev/shm",
         Some("tmpfs"),
         closed,
-        Some("mode=1777"),
+        Some(format!("mode=1777,{bound}").as_str()),
     )
     .step("mount /dev/shm of the machine")?;
     mount(
@@ -253,6 +279,13 @@ fn file_systems() -> Result<(), StepError> {
         libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV,
     )
     .step("protect the program")
+}
+
+/// Bounds of a file system in memory: its files are nobody's processes, so when memory runs out
+/// nothing would ever free them.
+fn tmpfs_bound(memory_bytes: u64) -> String {
+    let size = (memory_bytes / 8).max(LEAST_TMPFS);
+    format!("size={size},nr_inodes={}", size / PAGE)
 }
 
 /// Adds restrictions to a mount and all below it, keeping those it has.
@@ -394,4 +427,15 @@ fn stdio(console: &File) -> Result<(), StepError> {
         ));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_in_memory_take_an_eighth_of_it() {
+        assert_eq!(tmpfs_bound(256 << 20), "size=33554432,nr_inodes=8192");
+        assert_eq!(tmpfs_bound(16 << 20), "size=8388608,nr_inodes=2048");
+    }
 }

@@ -4,7 +4,7 @@
 
 use super::cgroup::{Allowance, Cgroups};
 use super::console::Console;
-use super::enter::{Assistant, join_network, make_user_namespace};
+use super::enter::{Assistant, bound_namespace, join_network, make_user_namespace};
 use super::idmap::IdMap;
 use super::netlink::{Netlink, index_of, mac_of};
 use super::process::{Pidfd, ProcessIdentity};
@@ -28,6 +28,14 @@ use std::path::{Path, PathBuf};
 
 /// The bridge of every application's network.
 pub const BRIDGE: &str = "br0";
+
+/// What all machines of an application may have together of what the kernel counts per user.
+const APPLICATION_LIMITS: [(&str, u32); 4] = [
+    ("max_inotify_instances", 32),
+    ("max_inotify_watches", 8192),
+    ("max_fanotify_groups", 8),
+    ("max_fanotify_marks", 1024),
+];
 
 /// What a supervisor is told, on its standard input, before the contextualization.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -137,6 +145,8 @@ struct Supervisor {
     spec: Spec,
     folder: PathBuf,
     state: StateRecord,
+    /// What this host does not let us do for the machine; told on its console.
+    notes: Vec<String>,
 }
 
 impl Supervisor {
@@ -155,6 +165,7 @@ impl Supervisor {
             spec,
             folder,
             state,
+            notes: Vec::new(),
         };
         this.record()?;
         Ok(this)
@@ -194,7 +205,9 @@ impl Supervisor {
             }
         }
         if instance.is_none() {
-            make_user_namespace(assistant, CloneFlags::CLONE_NEWNET)?;
+            make_user_namespace(assistant, &self.spec.map, CloneFlags::CLONE_NEWNET)?;
+            self.notes
+                .extend(bound_namespace("/proc", &APPLICATION_LIMITS));
             root::quiet_network("the application's network")?;
             let mut netlink = Netlink::open().step("open the network's routing socket")?;
             netlink
@@ -318,13 +331,15 @@ impl Supervisor {
     fn attach(&mut self, assistant: &Assistant, pid: Pid) -> Result<(), StepError> {
         let spec = &self.spec;
         spec.map.write_nested(pid.as_raw())?;
-        self.state.limits = Some(assistant.limit(
+        let (limits, unprotected) = assistant.limit(
             &spec.cgroups,
             spec.installation.as_str(),
             spec.id.as_str(),
             pid.as_raw(),
             spec.allowance,
-        )?);
+        )?;
+        self.state.limits = Some(limits);
+        self.notes.extend(unprotected);
         let mut netlink = Netlink::open().step("open the network's routing socket")?;
         let bridge = index_of(BRIDGE).step("find the bridge")?;
         let mac = mac_of(spec.address);
@@ -340,6 +355,11 @@ impl Supervisor {
     /// Keeps the console and waits for the end; returns this program's exit code.
     fn wait(mut self, init: Init) -> i32 {
         let mut console = Console::open(&self.folder).ok();
+        if let Some(console) = &mut console {
+            for note in &self.notes {
+                let _ = console.append(note_line(note).as_bytes());
+            }
+        }
         let mut source = Some(init.console);
         let mut buffer = vec![0u8; 16 * 1024];
         if let Some(pipe) = &source {
@@ -397,6 +417,12 @@ fn child(
     go.read_exact(&mut byte).step("wait for the supervisor")?;
     super::enter::become_root()?;
     root::become_init(spec, context, console)
+}
+
+/// A note as a line of the console.
+pub fn note_line(note: &str) -> String {
+    let line = serde_json::json!({ "level": "WARN", "target": "supervisor", "message": note });
+    format!("{line}\n")
 }
 
 fn nonblocking(file: &File) {
