@@ -1,6 +1,7 @@
 //! The daemons that this same binary is. Those that must not have a second thread are dispatched
 //! before any runtime starts. What each daemon does lives in its own crate.
 
+use crate::nutshell::process::keep_log_bounded;
 use crate::nutshell::settings::{Place, Settings};
 use conpaas_cloud::{Cloud, LocalCloud};
 use conpaas_director::Director;
@@ -132,6 +133,7 @@ fn settings(state: Option<PathBuf>) -> Result<(Place, Settings), AnyError> {
 
 async fn director(state: Option<PathBuf>) -> Result<(), AnyError> {
     let (place, settings) = settings(state)?;
+    tokio::spawn(keep_log_bounded(place.log("director")));
     let local = LocalCloud::open(settings.local(&place))?;
     let cloud: Arc<dyn Cloud> = Arc::new(local);
     let clouds = BTreeMap::from([(cloud.name().to_owned(), cloud)]);
@@ -159,6 +161,7 @@ async fn director(state: Option<PathBuf>) -> Result<(), AnyError> {
 
 async fn edge(state: Option<PathBuf>) -> Result<(), AnyError> {
     let (place, settings) = settings(state)?;
+    tokio::spawn(keep_log_bounded(place.log("edge")));
     conpaas_edge::run(settings.edge(&place)).await?;
     Ok(())
 }

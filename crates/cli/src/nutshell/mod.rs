@@ -15,7 +15,8 @@ use clap::{Args, Subcommand};
 use settings::Place;
 use std::fs::File;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// What the context of a nutshell is called.
@@ -116,6 +117,19 @@ pub async fn run(session: &Session, command: NutshellCommand) -> Outcome {
     }
 }
 
+/// Makes a folder that only its owner can enter; one that is there becomes such.
+fn make_private(folder: &Path) -> std::io::Result<()> {
+    const MODE: u32 = 0o700;
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(MODE)
+        .create(folder)?;
+    if std::fs::metadata(folder)?.permissions().mode() & 0o777 != MODE {
+        std::fs::set_permissions(folder, std::fs::Permissions::from_mode(MODE))?;
+    }
+    Ok(())
+}
+
 /// Keeps others from changing this nutshell for as long as the file is held.
 async fn lock(session: &Session, place: &Place) -> Result<File, CliError> {
     let path = place.lock();
@@ -127,10 +141,11 @@ async fn lock(session: &Session, place: &Place) -> Result<File, CliError> {
         .because(&error)
         .hint("take a folder of your own: --state FOLDER")
     };
-    std::fs::create_dir_all(place.run()).map_err(failed)?;
+    make_private(&place.run()).map_err(failed)?;
     let file = File::options()
         .create(true)
         .append(true)
+        .mode(0o600)
         .open(&path)
         .map_err(failed)?;
     let began = Instant::now();
@@ -158,5 +173,23 @@ async fn lock(session: &Session, place: &Place) -> Result<File, CliError> {
             told = true;
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn private_folders_are_closed_also_when_they_were_open() {
+        let folder = tempfile::tempdir().unwrap();
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        let (new, old) = (folder.path().join("new"), folder.path().join("old"));
+        std::fs::create_dir(&old).unwrap();
+        std::fs::set_permissions(&old, std::fs::Permissions::from_mode(0o755)).unwrap();
+        for path in [&new, &old] {
+            make_private(path).unwrap();
+            assert_eq!(mode(path), 0o700);
+        }
     }
 }

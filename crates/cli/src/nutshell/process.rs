@@ -8,13 +8,17 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions};
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// A log that has grown beyond this is put aside at the next start.
+/// A log that has grown beyond this is put aside; one that was put aside is kept.
 const LOG_BYTES: u64 = 64 << 20;
+/// How often a daemon looks at the size of its log.
+const LOG_LOOK: Duration = Duration::from_secs(30);
 
 /// A process that cannot be mistaken for another.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -120,11 +124,58 @@ fn open_log(path: &Path) -> Result<File, CliError> {
         std::fs::create_dir_all(folder).map_err(failed)?;
     }
     if std::fs::metadata(path).is_ok_and(|log| log.len() > LOG_BYTES) {
-        std::fs::rename(path, path.with_extension("log.1")).map_err(failed)?;
+        put_aside(path).map_err(failed)?;
     }
-    let mut options = OpenOptions::new();
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    options.create(true).append(true).open(path).map_err(failed)
+    append_to(path).map_err(failed)
+}
+
+fn put_aside(path: &Path) -> std::io::Result<()> {
+    std::fs::rename(path, path.with_extension("log.1"))
+}
+
+fn append_to(path: &Path) -> std::io::Result<File> {
+    OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .open(path)
+}
+
+/// Keeps the log of this very daemon bounded, for as long as it runs.
+pub async fn keep_log_bounded(path: PathBuf) {
+    loop {
+        tokio::time::sleep(LOG_LOOK).await;
+        let descriptors = [libc::STDOUT_FILENO, libc::STDERR_FILENO];
+        if let Err(error) = turn_log(&path, LOG_BYTES, &descriptors) {
+            tracing::warn!(%error, "the log cannot be put aside");
+        }
+    }
+}
+
+/// Puts a log aside that has grown beyond `most` bytes, and lets those of `descriptors` that
+/// write to it go on in a new one. They must belong to this process for good.
+fn turn_log(path: &Path, most: u64, descriptors: &[RawFd]) -> std::io::Result<()> {
+    let Ok(log) = std::fs::metadata(path) else {
+        return Ok(());
+    };
+    let writes_there = |descriptor: &&RawFd| {
+        std::fs::metadata(format!("/proc/self/fd/{descriptor}"))
+            .is_ok_and(|open| (open.dev(), open.ino()) == (log.dev(), log.ino()))
+    };
+    let descriptors: Vec<&RawFd> = descriptors.iter().filter(writes_there).collect();
+    // A daemon whose output goes elsewhere, to a terminal say, is not the one to turn it.
+    if log.len() <= most || descriptors.is_empty() {
+        return Ok(());
+    }
+    put_aside(path)?;
+    let new = append_to(path)?;
+    for descriptor in descriptors {
+        // SAFETY: both are open, and the target stays what it is, a place to write to.
+        if unsafe { libc::dup2(new.as_raw_fd(), *descriptor) } < 0 {
+            return Err(std::io::Error::last_os_error());
+        }
+    }
+    Ok(())
 }
 
 /// The end of a log, for people: the message of JSON lines, others as they are.
@@ -225,6 +276,29 @@ mod tests {
             }
             .is_alive()
         );
+    }
+
+    #[test]
+    fn a_log_that_has_grown_is_put_aside_while_it_is_written() {
+        use std::io::Write;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.log");
+        let mut log = append_to(&path).unwrap();
+        let elsewhere = File::open("/dev/null").unwrap();
+        let descriptors = [log.as_raw_fd(), elsewhere.as_raw_fd()];
+        log.write_all(b"first").unwrap();
+        turn_log(&path, 5, &descriptors).unwrap();
+        log.write_all(b" second").unwrap();
+        turn_log(&path, 5, &descriptors[1..]).unwrap();
+        assert!(!folder.path().join("x.log.1").exists());
+        turn_log(&path, 5, &descriptors).unwrap();
+        log.write_all(b"third").unwrap();
+        let text = |name: &str| std::fs::read_to_string(folder.path().join(name)).unwrap();
+        assert_eq!(
+            (text("x.log.1"), text("x.log")),
+            ("first second".into(), "third".into())
+        );
+        assert_eq!(elsewhere.metadata().unwrap().len(), 0);
     }
 
     #[test]

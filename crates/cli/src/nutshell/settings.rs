@@ -80,8 +80,11 @@ impl Place {
     pub fn record(&self, daemon: &str) -> PathBuf {
         self.run().join(format!("{daemon}.json"))
     }
+    pub fn logs(&self) -> PathBuf {
+        self.state.join("log")
+    }
     pub fn log(&self, daemon: &str) -> PathBuf {
-        self.state.join("log").join(format!("{daemon}.log"))
+        self.logs().join(format!("{daemon}.log"))
     }
 }
 

@@ -1,7 +1,7 @@
 //! `conpaas nutshell up`: from nothing, or from whatever runs already, to everything running.
 
 use super::settings::{Place, Settings};
-use super::{CONTEXT, Change, DIRECTOR, EDGE, checks, image, lock, process, status};
+use super::{CONTEXT, Change, DIRECTOR, EDGE, checks, image, lock, make_private, process, status};
 use crate::exit::{CliError, Exit, Outcome};
 use crate::session::Session;
 use conpaas_client::{Client, Endpoint};
@@ -18,6 +18,11 @@ const LOOK: Duration = Duration::from_millis(50);
 pub async fn run(session: &Session, place: &Place, change: Change) -> Outcome {
     make_state(place)?;
     let _lock = lock(session, place).await?;
+    for folder in [place.edge(), place.logs()] {
+        make_private(&folder).map_err(|error| {
+            CliError::failed(format!("{} cannot be made private", folder.display())).because(&error)
+        })?;
+    }
     let before = Settings::load(place)?;
     let mut settings = changed(before.clone(), &change);
     let director_runs = process::running(place, DIRECTOR).is_some();
