@@ -28,7 +28,7 @@ pub enum CodeCommand {
     )]
     Upload {
         target: ServiceTarget,
-        /// A tar (plain, gz, bz2, xz, zst), a zip, or a folder
+        /// A tar (plain, gz, bz2), a zip, or a folder
         #[arg(value_name = "FILE|FOLDER")]
         source: PathBuf,
         #[arg(long)]
