@@ -8,7 +8,7 @@ use crate::commands::{
 use crate::exit::{CliError, Exit, Outcome};
 use crate::printer::Printer;
 use crate::session::Session;
-use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use std::ffi::OsString;
 
 #[derive(Parser)]
@@ -117,12 +117,34 @@ enum Noun {
 
 /// The parser, for completions and help.
 pub fn parser() -> clap::Command {
-    Cli::command()
+    let nouns: Vec<String> = Cli::command()
+        .get_subcommands()
+        .filter(|noun| noun.has_subcommands())
+        .map(|noun| noun.get_name().to_owned())
+        .collect();
+    nouns.into_iter().fold(Cli::command(), |parser, noun| {
+        parser.mut_subcommand(noun, with_examples_of_verbs)
+    })
+}
+
+/// A noun's help shows the first example of each of its verbs.
+fn with_examples_of_verbs(noun: clap::Command) -> clap::Command {
+    let examples: Vec<String> = noun
+        .get_subcommands()
+        .filter_map(|verb| {
+            let help = verb.get_after_help()?.to_string();
+            help.lines().nth(1).map(str::to_owned)
+        })
+        .collect();
+    noun.after_help(format!("Examples:\n{}", examples.join("\n")))
 }
 
 /// Parses and runs; prints the error if there is one.
 pub fn run(arguments: Vec<OsString>) -> Exit {
-    let cli = match Cli::try_parse_from(arguments) {
+    let parsed = parser()
+        .try_get_matches_from(arguments)
+        .and_then(|matches| Cli::from_arg_matches(&matches));
+    let cli = match parsed {
         Ok(cli) => cli,
         Err(error) => {
             let is_error = error.use_stderr();
@@ -224,7 +246,14 @@ mod tests {
 
     #[test]
     fn every_command_shows_an_example_of_itself() {
+        let mut undescribed = Vec::new();
         leaves(&parser(), "conpaas", &mut |path, command| {
+            undescribed.extend(
+                command
+                    .get_arguments()
+                    .filter(|argument| argument.get_help().is_none())
+                    .map(|argument| format!("{path}: {}", argument.get_id())),
+            );
             let help = command
                 .get_after_help()
                 .map(ToString::to_string)
@@ -239,5 +268,6 @@ mod tests {
                 "{path} does not say what it does"
             );
         });
+        assert_eq!(undescribed, Vec::<String>::new(), "arguments without help");
     }
 }

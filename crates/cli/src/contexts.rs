@@ -81,17 +81,22 @@ impl ContextStore {
         write_private(&self.path(), text.as_bytes())
     }
 
-    /// Notes a Director with its token and makes it the current one.
+    /// Notes a Director with its token and makes it the current one. The token goes to
+    /// `token_file`; by default to where this context's was, or to the person's own folder.
     pub fn remember(
         &self,
         name: &str,
         url: &str,
         fingerprint: &str,
         token: &str,
+        token_file: Option<PathBuf>,
     ) -> Result<(), CliError> {
         check_name(name).map_err(CliError::usage)?;
         let mut contexts = self.load()?;
-        let token_file = self.token_file(name);
+        let before = contexts.contexts.get(name).filter(|known| known.url == url);
+        let token_file = token_file
+            .or_else(|| before.map(|known| known.token_file.clone()))
+            .unwrap_or_else(|| self.token_file(name));
         write_private(&token_file, token.as_bytes())?;
         contexts.contexts.insert(
             name.to_owned(),
@@ -107,16 +112,58 @@ impl ContextStore {
 
     /// Forgets a context and its token; true if there was one.
     pub fn forget(&self, name: &str) -> Result<bool, CliError> {
-        let mut contexts = self.load()?;
-        let Some(context) = contexts.contexts.remove(name) else {
+        let Some(context) = self.let_go(name)? else {
             return Ok(false);
         };
         remove_if_there(&context.token_file)?;
+        self.tidy();
+        Ok(true)
+    }
+
+    /// Forgets a context; its token stays where it is. Gives what there was.
+    pub fn let_go(&self, name: &str) -> Result<Option<Context>, CliError> {
+        let mut contexts = self.load()?;
+        let Some(context) = contexts.contexts.remove(name) else {
+            return Ok(None);
+        };
         if contexts.current.as_deref() == Some(name) {
             contexts.current = None;
         }
-        self.save(&contexts)?;
-        Ok(true)
+        if contexts.contexts.is_empty() {
+            remove_if_there(&self.path())?;
+        } else {
+            self.save(&contexts)?;
+        }
+        self.tidy();
+        Ok(Some(context))
+    }
+
+    /// Nothing that is empty stays in the person's configuration.
+    fn tidy(&self) {
+        // Folders that still hold something refuse, and may stay.
+        let _ = std::fs::remove_dir(self.folder.join("tokens"));
+        let _ = std::fs::remove_dir(&self.folder);
+    }
+}
+
+impl Contexts {
+    /// The context whose token lies in this file.
+    pub fn with_token_file(&self, token_file: &Path) -> Option<&str> {
+        self.contexts
+            .iter()
+            .find(|(_, context)| context.token_file == token_file)
+            .map(|(name, _)| name.as_str())
+    }
+
+    /// `wanted` if no context has that name, else the first of `wanted-2`, `wanted-3` that is free.
+    pub fn free_name(&self, wanted: &str) -> String {
+        if !self.contexts.contains_key(wanted) {
+            return wanted.to_owned();
+        }
+        (2..)
+            .map(|number: u32| format!("{wanted}-{number}"))
+            .find(|name| !self.contexts.contains_key(name))
+            .unwrap_or_else(|| wanted.to_owned())
     }
 }
 

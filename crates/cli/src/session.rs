@@ -44,7 +44,18 @@ impl Session {
         if self.context.is_none()
             && let Some(url) = variable("CONPAAS_URL")
         {
-            let fingerprint = variable("CONPAAS_FINGERPRINT").or(self.pinned(&url)?);
+            let fingerprint = match variable("CONPAAS_FINGERPRINT") {
+                Some(text) => Some(crate::values::fingerprint(&text).map_err(|why| {
+                    let mut error = CliError::usage(format!(
+                        "CONPAAS_FINGERPRINT is '{text}', which is no fingerprint"
+                    ));
+                    error.causes.push(why);
+                    error.hint(format!(
+                        "mend it, or unset it and pin the fingerprint once: conpaas login {url}"
+                    ))
+                })?),
+                None => self.pinned(&url)?,
+            };
             if fingerprint.is_none() && url.starts_with("https:") {
                 return Err(CliError::usage(format!(
                     "the fingerprint of the Director at {url} is not known"

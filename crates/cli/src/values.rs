@@ -110,10 +110,27 @@ pub fn duration(text: &str) -> Result<Duration, String> {
         total = total.checked_add(piece).ok_or_else(wrong)?;
         rest = tail;
     }
-    if total.is_zero() {
+    if text.is_empty() {
         Err(wrong())
+    } else if total.is_zero() {
+        Err(format!(
+            "'{text}' is no time at all: write 90s, 5m or 1h30m"
+        ))
     } else {
         Ok(total)
+    }
+}
+
+/// A fingerprint of a Director's key, as 64 hexadecimal digits; colons between them are allowed.
+pub fn fingerprint(text: &str) -> Result<String, String> {
+    let digits = text.replace(':', "").to_ascii_lowercase();
+    if digits.len() == 64 && digits.bytes().all(|b| b.is_ascii_hexdigit()) {
+        Ok(digits)
+    } else {
+        Err(
+            "a fingerprint has 64 hexadecimal digits; the operator sees it with `conpaas nutshell status`"
+                .to_owned(),
+        )
     }
 }
 

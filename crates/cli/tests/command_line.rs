@@ -117,11 +117,11 @@ fn commands(person: &Person, words: &str, found: &mut Vec<String>) {
                 .map(str::to_owned)
         })
         .collect();
+    assert!(
+        help.out.contains("Examples:\n  conpaas") || help.out.contains("Example:\n  conpaas"),
+        "{words}: no examples"
+    );
     if listed.is_empty() {
-        assert!(
-            help.out.contains("Examples:\n  conpaas") || help.out.contains("Example:\n  conpaas"),
-            "{words}: no examples"
-        );
         found.push(words.trim().to_owned());
     }
     for word in listed {
@@ -191,6 +191,14 @@ fn usage_errors_end_with_2_and_say_what_is_meant() {
             "app start shop --timeout soon",
             "'soon' is no duration: write 90s, 5m or 1h30m",
         ),
+        (
+            "app start shop --timeout 0s",
+            "'0s' is no time at all: write 90s, 5m or 1h30m",
+        ),
+        (
+            "login https://x --fingerprint zz",
+            "a fingerprint has 64 hexadecimal digits; the operator sees it with `conpaas nutshell status`",
+        ),
         ("app create Shop", "cannot be a name"),
         (
             "service rollback shop/web last",
@@ -205,6 +213,16 @@ fn usage_errors_end_with_2_and_say_what_is_meant() {
             answer.err
         );
     }
+    let wrong = Person::new()
+        .set("CONPAAS_URL", "https://127.0.0.1:1")
+        .set("CONPAAS_FINGERPRINT", "zz");
+    wrong.run("app list").is(
+        2,
+        "",
+        "error: CONPAAS_FINGERPRINT is 'zz', which is no fingerprint\n  \
+         cause: a fingerprint has 64 hexadecimal digits; the operator sees it with `conpaas nutshell status`\n\n\
+         hint: mend it, or unset it and pin the fingerprint once: conpaas login https://127.0.0.1:1\n",
+    );
     let nothing = person.run("");
     assert_eq!(nothing.code, 2);
     assert!(nothing.out.is_empty() && nothing.err.contains("Usage: conpaas"));
@@ -573,6 +591,11 @@ fn json_is_one_valid_value_on_every_command() {
     let user =
         r#"{"id":"user-1","name":"ada","rank":"user","node_quota":20,"nodes":1,"created_at":""}"#;
     let app = r#"{"id":"app-1","name":"shop","owner":"ada","description":"","labels":{},"state":"RUNNING","reason":null,"services":[],"urls":[],"credits_per_hour":1.0,"created_at":"","generation":1,"allowed":[]}"#;
+    let size = r#"{"name":"small","vcpus":0.5,"memory_mib":256,"credits_per_hour":1.0}"#;
+    let cloud = format!(
+        r#"{{"name":"local","driver":"local","limits":"none","features":["fuse"],"instance_types":[{size}],"free_vcpus":4.0,"free_memory_mib":1000,"free_disk_mib":9000,"machines":1}}"#
+    );
+    let (clouds, sizes) = (page(&cloud), page(size));
     let info = r#"{"version":"0.1.0","installation":"inst-1","started_at":"","base_domain":"localhost","edge":null,"clouds":["local"]}"#;
     let code = r#"{"id":"code-1","filename":"x.tar","description":"","size":1,"files":1,"sha256":"","active":false,"created_at":"","actor":"ada"}"#;
     for (line, answers) in [
@@ -604,6 +627,13 @@ fn json_is_one_valid_value_on_every_command() {
         ("operation show op-1", vec![&operation("done", true)]),
         ("operation cancel op-1", vec![&operation("cancelled", true)]),
         ("cloud list", vec![&empty]),
+        ("cloud show local", vec![&clouds]),
+        ("cloud check", vec![&clouds]),
+        ("instance-type show small", vec![&sizes]),
+        ("instance-type check small", vec![&sizes, &clouds]),
+        ("director show", vec![info]),
+        ("director list", vec![]),
+        ("director check", vec![info, user]),
         ("instance-type list", vec![&empty]),
         ("director status", vec![info]),
         ("user list", vec![&empty]),
@@ -629,6 +659,38 @@ fn json_is_one_valid_value_on_every_command() {
         );
         let value: Result<serde_json::Value, _> = serde_json::from_str(&answer.out);
         assert!(value.is_ok(), "{line} printed {}", answer.out);
+        fake.seen();
+    }
+}
+
+#[test]
+fn what_does_not_fit_or_is_not_there_has_its_exit_code() {
+    let size = r#"{"name":"small","vcpus":0.5,"memory_mib":256,"credits_per_hour":1.0}"#;
+    let cloud = format!(
+        r#"{{"name":"local","driver":"local","limits":"none","features":[],"instance_types":[{size}],"free_vcpus":4.0,"free_memory_mib":100,"free_disk_mib":9000,"machines":1}}"#
+    );
+    let page = |item: &str| format!(r#"{{"items":[{item}],"next":null}}"#);
+    let (clouds, sizes) = (page(&cloud), page(size));
+    for (line, answers, exit, word) in [
+        ("cloud check", vec![&clouds], 5, "no room"),
+        (
+            "instance-type check small",
+            vec![&sizes, &clouds],
+            5,
+            "no room",
+        ),
+        ("cloud show mars", vec![&clouds], 4, "mars"),
+        ("instance-type show huge", vec![&sizes], 4, "huge"),
+    ] {
+        let answers: Vec<(u16, &str, &str)> = answers
+            .into_iter()
+            .map(|body| (200, JSON, body.as_str()))
+            .collect();
+        let fake = Fake::answering(&answers);
+        let answer = fake.person().run(line);
+        assert_eq!(answer.code, exit, "{line}: {}", answer.err);
+        assert!(answer.err.contains(word), "{line}: {}", answer.err);
+        assert!(answer.err.contains("hint:"), "{line}: {}", answer.err);
         fake.seen();
     }
 }

@@ -43,6 +43,12 @@ pub trait Cloud: Send + Sync {
     /// What the cloud has in total and what of it can still be promised.
     async fn capacity(&self) -> Result<Capacity, CloudError>;
 
+    /// How long a machine of this cloud may take from being asked for until its agent has
+    /// enrolled; its token lives as long.
+    fn boot_deadline(&self) -> std::time::Duration {
+        std::time::Duration::from_secs(60)
+    }
+
     /// Makes a machine and returns once it exists. The same token gives the same machine.
     ///
     /// # Errors

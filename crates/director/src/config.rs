@@ -39,8 +39,8 @@ pub struct DirectorConfig {
     pub operation_deadline: Duration,
     /// How long requests in flight may take when a role is let go.
     pub drain: Duration,
-    /// How long a machine may take until its agent has enrolled.
-    pub boot_deadline: Duration,
+    /// How long a machine may take until its agent has enrolled; absent: what its cloud says.
+    pub boot_deadline: Option<Duration>,
     /// Lifetime of agents' and managers' certificates.
     pub certificate_lifetime: Duration,
     /// Largest archive taken, in bytes.
@@ -72,7 +72,7 @@ impl DirectorConfig {
             default_node_quota: 20,
             operation_deadline: Duration::from_secs(300),
             drain: Duration::from_secs(30),
-            boot_deadline: Duration::from_secs(60),
+            boot_deadline: None,
             certificate_lifetime: Duration::from_secs(DAY),
             max_upload: 512 << 20,
             max_unpacked: 4 << 30,

@@ -108,6 +108,13 @@ fn a_second_nutshell_a_taken_port_and_a_director_that_is_down() {
     let up = world.up();
     assert_eq!(up.code, 5, "{up:?}");
     assert!(up.stderr.contains(&world.edge_port.to_string()), "{up:?}");
+    assert!(
+        !world.state().exists(),
+        "what did not come up leaves no half state folder"
+    );
+    let status = world.json(["nutshell", "status"]);
+    assert_eq!(status["state"], "down");
+    assert!(status["password_file"].is_null(), "{status}");
     drop(taken);
 
     let up = world.up();

@@ -76,7 +76,7 @@ fn a_lost_answer_makes_no_second_machine() {
 
 #[test]
 fn a_machine_that_does_not_come_up_is_given_up_for_another() {
-    let world = World::start_memory(|config| config.boot_deadline = Duration::from_secs(3));
+    let world = World::start_memory(|config| config.boot_deadline = Some(Duration::from_secs(3)));
     shop(&world);
     let before = world.machines();
     world.cloud().hold_boots(true);

@@ -58,6 +58,12 @@ fn up_twice_is_up_once_and_down_leaves_nothing() {
     });
     assert_eq!(mounts(), mounts_before);
     assert_eq!(host_network(), network);
+    let config = world.path().join("config");
+    assert_eq!(
+        std::fs::read_dir(&config).into_iter().flatten().count(),
+        0,
+        "nothing of a nutshell that is down stays in the person's configuration"
+    );
 
     let up = world.up();
     assert_eq!(up.code, 0, "{up:?}");

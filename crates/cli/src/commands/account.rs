@@ -5,6 +5,7 @@ use crate::contexts::check_name;
 use crate::exit::{CliError, Exit, Outcome};
 use crate::printer::print_pairs;
 use crate::session::{Session, can_ask, read_line, secret};
+use crate::values;
 use clap::Args;
 use conpaas_client::{Client, Endpoint};
 use conpaas_model::api::Login;
@@ -30,7 +31,7 @@ pub struct LoginArgs {
     #[arg(long, value_name = "FILE")]
     password_file: Option<PathBuf>,
     /// The fingerprint that the Director must have
-    #[arg(long, value_name = "HEX")]
+    #[arg(long, value_name = "HEX", value_parser = values::fingerprint)]
     fingerprint: Option<String>,
     /// Trust the fingerprint that the Director shows now, although another one was pinned
     #[arg(long)]
@@ -72,7 +73,7 @@ pub async fn login(session: &Session, args: LoginArgs) -> Outcome {
         session.pinned(&url)?
     };
     let fingerprint = match args.fingerprint.clone().or(pinned) {
-        Some(fingerprint) => fingerprint.replace(':', "").to_ascii_lowercase(),
+        Some(fingerprint) => fingerprint,
         None => first_contact(session, &url, args.yes).await?,
     };
     let client = Client::new(&Endpoint {
@@ -108,7 +109,7 @@ pub async fn login(session: &Session, args: LoginArgs) -> Outcome {
         .await?;
     session
         .store()?
-        .remember(&name, &url, &fingerprint, &token.secret)?;
+        .remember(&name, &url, &fingerprint, &token.secret, None)?;
     let shown = serde_json::json!({
         "context": name, "url": url, "fingerprint": fingerprint, "user": token.user, "expires_at": token.expires_at,
     });

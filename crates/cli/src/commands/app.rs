@@ -21,7 +21,9 @@ pub enum AppCommand {
         after_help = "Examples:\n  conpaas app create shop\n  conpaas app create shop --description 'our shop' --label team=web"
     )]
     Create {
+        /// Its name: small letters, digits and '-'
         name: Name,
+        /// What it is, for people
         #[arg(long, default_value = "")]
         description: String,
         /// A label (may be given several times)
@@ -47,12 +49,16 @@ pub enum AppCommand {
     #[command(
         after_help = "Examples:\n  conpaas app show shop\n  conpaas app show ada:shop --json"
     )]
-    Show { app: AppTarget },
+    Show {
+        /// APP or OWNER:APP, by name or id
+        app: AppTarget,
+    },
     /// Start all its services
     #[command(
         after_help = "Examples:\n  conpaas app start shop\n  conpaas app start shop --timeout 5m"
     )]
     Start {
+        /// APP or OWNER:APP, by name or id
         app: AppTarget,
         #[command(flatten)]
         wait: Wait,
@@ -60,6 +66,7 @@ pub enum AppCommand {
     /// Stop all its services; configuration, code and history stay
     #[command(after_help = "Examples:\n  conpaas app stop shop\n  conpaas app stop shop --no-wait")]
     Stop {
+        /// APP or OWNER:APP, by name or id
         app: AppTarget,
         #[command(flatten)]
         wait: Wait,
@@ -69,8 +76,11 @@ pub enum AppCommand {
         after_help = "Examples:\n  conpaas app rename shop store\n  conpaas app rename shop --description 'the old shop'"
     )]
     Rename {
+        /// APP or OWNER:APP, by name or id
         app: AppTarget,
+        /// The new name
         new_name: Option<Name>,
+        /// What it is, for people
         #[arg(long)]
         description: Option<String>,
         /// All its labels from now on (may be given several times)
@@ -80,6 +90,7 @@ pub enum AppCommand {
     /// Delete it with all its services, code and history
     #[command(after_help = "Examples:\n  conpaas app delete shop\n  conpaas app delete shop --yes")]
     Delete {
+        /// APP or OWNER:APP, by name or id
         app: AppTarget,
         /// Do not ask for the name
         #[arg(long, short)]
@@ -92,6 +103,7 @@ pub enum AppCommand {
         after_help = "Examples:\n  conpaas app events shop\n  conpaas app events shop --follow --json"
     )]
     Events {
+        /// APP or OWNER:APP, by name or id
         app: AppTarget,
         /// Go on with what happens from now on
         #[arg(long, short)]
@@ -103,6 +115,7 @@ pub enum AppCommand {
     /// Print its addresses, and open the first one in a browser
     #[command(after_help = "Examples:\n  conpaas app open shop\n  conpaas app open shop --print")]
     Open {
+        /// APP or OWNER:APP, by name or id
         app: AppTarget,
         /// Only print them
         #[arg(long)]

@@ -27,10 +27,12 @@ pub enum CodeCommand {
         after_help = "Examples:\n  conpaas code upload shop/web site.tar.gz --activate\n  conpaas code upload shop/web ./site --description 'new colours'"
     )]
     Upload {
+        /// APP/SERVICE, by name or id
         target: ServiceTarget,
         /// A tar (plain, gz, bz2), a zip, or a folder
         #[arg(value_name = "FILE|FOLDER")]
         source: PathBuf,
+        /// What it is, for people
         #[arg(long)]
         description: Option<String>,
         /// Lead people to it when it is healthy
@@ -41,11 +43,16 @@ pub enum CodeCommand {
     },
     /// List them; the active one is marked
     #[command(after_help = "Examples:\n  conpaas code list shop/web")]
-    List { target: ServiceTarget },
+    List {
+        /// APP/SERVICE, by name or id
+        target: ServiceTarget,
+    },
     /// Lead people to a code version when it is healthy
     #[command(after_help = "Examples:\n  conpaas code activate shop/web code-1a2b")]
     Activate {
+        /// APP/SERVICE, by name or id
         target: ServiceTarget,
+        /// Its id (see `conpaas code list`)
         code: String,
         #[command(flatten)]
         wait: Wait,
@@ -53,6 +60,7 @@ pub enum CodeCommand {
     /// Activate the code version that was active before; settings stay
     #[command(after_help = "Examples:\n  conpaas code rollback shop/web")]
     Rollback {
+        /// APP/SERVICE, by name or id
         target: ServiceTarget,
         #[command(flatten)]
         wait: Wait,
@@ -62,7 +70,9 @@ pub enum CodeCommand {
         after_help = "Examples:\n  conpaas code download shop/web code-1a2b\n  conpaas code download shop/web code-1a2b --output - | tar tz"
     )]
     Download {
+        /// APP/SERVICE, by name or id
         target: ServiceTarget,
+        /// Its id (see `conpaas code list`)
         code: String,
         /// Where to put it (- for standard output); by default under its own name
         #[arg(long, short, value_name = "FILE")]
@@ -74,7 +84,9 @@ pub enum CodeCommand {
     /// Delete one that is not active
     #[command(after_help = "Examples:\n  conpaas code delete shop/web code-1a2b --yes")]
     Delete {
+        /// APP/SERVICE, by name or id
         target: ServiceTarget,
+        /// Its id (see `conpaas code list`)
         code: String,
         /// Do not ask for the id
         #[arg(long, short)]

@@ -11,6 +11,7 @@ use clap_complete::Shell;
     after_help = "Examples:\n  conpaas completion bash > /etc/bash_completion.d/conpaas\n  source <(conpaas completion zsh)"
 )]
 pub struct CompletionArgs {
+    /// Whose completions
     shell: Shell,
 }
 

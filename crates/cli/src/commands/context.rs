@@ -4,6 +4,7 @@ use crate::contexts::{Context, check_name};
 use crate::exit::{CliError, Exit, Outcome};
 use crate::printer::Table;
 use crate::session::Session;
+use crate::values;
 use clap::Subcommand;
 use std::path::PathBuf;
 
@@ -14,17 +15,21 @@ pub enum ContextCommand {
     List,
     /// Make one the current one
     #[command(after_help = "Examples:\n  conpaas context use work")]
-    Use { name: String },
+    Use {
+        /// Its name (see `conpaas context list`)
+        name: String,
+    },
     /// Add one by hand (`conpaas login` does it by itself)
     #[command(
         after_help = "Examples:\n  conpaas context add ci https://paas.example.org:8443 --fingerprint 3f0a.. --token-file /run/secrets/token"
     )]
     Add {
+        /// What to call it
         name: String,
         /// The Director's address, https://HOST:PORT
         url: String,
         /// The fingerprint of its key
-        #[arg(long, value_name = "HEX")]
+        #[arg(long, value_name = "HEX", value_parser = values::fingerprint)]
         fingerprint: String,
         /// A file that holds a token; by default one that `conpaas login` fills
         #[arg(long, value_name = "FILE")]
@@ -32,7 +37,10 @@ pub enum ContextCommand {
     },
     /// Forget one and its token
     #[command(after_help = "Examples:\n  conpaas context remove work")]
-    Remove { name: String },
+    Remove {
+        /// Its name (see `conpaas context list`)
+        name: String,
+    },
 }
 
 fn unknown(name: &str) -> CliError {
@@ -94,7 +102,6 @@ pub fn run(session: &Session, command: ContextCommand) -> Outcome {
                 )
                 .hint(format!("conpaas context remove {name}")));
             }
-            let fingerprint = fingerprint.replace(':', "").to_ascii_lowercase();
             let endpoint = conpaas_client::Endpoint {
                 url: url.clone(),
                 fingerprint: Some(fingerprint.clone()),

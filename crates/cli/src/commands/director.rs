@@ -1,21 +1,101 @@
-//! `conpaas director`: the Director itself.
+//! `conpaas director`: the Directors this person knows, and the chosen one itself.
 
 use crate::commands::time;
-use crate::exit::Outcome;
-use crate::printer::print_pairs;
+use crate::exit::{CliError, Exit, Outcome};
+use crate::printer::{Table, print_pairs};
 use crate::session::Session;
 use clap::Subcommand;
+use conpaas_client::{Client, ClientError, Endpoint};
+use conpaas_model::api::DirectorInfo;
+use serde::Serialize;
+use std::time::Duration;
+
+/// How long one that does not answer is waited for in a list of many.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 #[derive(Subcommand)]
 pub enum DirectorCommand {
+    /// List the Directors you know, and whether they answer
+    #[command(after_help = "Examples:\n  conpaas director list\n  conpaas director list --json")]
+    List,
     /// Show its version, since when it runs, and where applications are reached
+    #[command(
+        after_help = "Examples:\n  conpaas director show\n  conpaas director show --context work"
+    )]
+    Show,
+    /// Look whether it answers, is the one that was pinned, and takes your login
+    #[command(after_help = "Examples:\n  conpaas director check\n  conpaas director check --json")]
+    Check,
+    /// The same as `show`
     #[command(
         after_help = "Examples:\n  conpaas director status\n  conpaas director status --json"
     )]
     Status,
 }
 
-pub async fn run(session: &Session, DirectorCommand::Status: DirectorCommand) -> Outcome {
+/// A Director of the person's list.
+#[derive(Serialize)]
+struct Known {
+    context: String,
+    url: String,
+    version: Option<String>,
+    /// Why it does not answer.
+    trouble: Option<String>,
+}
+
+/// What a check found.
+#[derive(Serialize)]
+struct Checked {
+    check: &'static str,
+    ok: bool,
+    detail: String,
+}
+
+pub async fn run(session: &Session, command: DirectorCommand) -> Outcome {
+    match command {
+        DirectorCommand::List => list(session).await,
+        DirectorCommand::Show | DirectorCommand::Status => show(session).await,
+        DirectorCommand::Check => check(session).await,
+    }
+}
+
+async fn list(session: &Session) -> Outcome {
+    let contexts = session.store()?.load()?.contexts;
+    let mut found = Vec::new();
+    for (name, context) in contexts {
+        let endpoint = Endpoint {
+            url: context.url.clone(),
+            fingerprint: Some(context.fingerprint),
+            token: None,
+        };
+        let asked = async { Client::new(&endpoint)?.version().await };
+        let (version, trouble) = match tokio::time::timeout(PATIENCE, asked).await {
+            Ok(Ok(info)) => (Some(info.version), None),
+            Ok(Err(error)) => (None, Some(error.to_string())),
+            Err(_) => (None, Some("it does not answer in time".to_owned())),
+        };
+        found.push(Known {
+            context: name,
+            url: context.url,
+            version,
+            trouble,
+        });
+    }
+    session.printer.either(&found, |printer| {
+        let mut table = Table::new(["CONTEXT", "URL", "VERSION", "TROUBLE"]);
+        for known in &found {
+            table.row([
+                known.context.clone(),
+                known.url.clone(),
+                known.version.clone().unwrap_or_default(),
+                known.trouble.clone().unwrap_or_default(),
+            ]);
+        }
+        table.print(printer);
+    })
+}
+
+async fn show(session: &Session) -> Outcome {
     let client = session.client()?;
     let info = client.director_info().await?;
     session.printer.either(&info, |printer| {
@@ -38,4 +118,73 @@ pub async fn run(session: &Session, DirectorCommand::Status: DirectorCommand) ->
             ));
         }
     })
+}
+
+/// The checks of answers to the two questions asked, and the first error among them.
+fn judged(
+    info: Result<DirectorInfo, ClientError>,
+    login: Result<String, ClientError>,
+) -> (Vec<Checked>, Option<CliError>) {
+    let mut checks = Vec::new();
+    let mut error: Option<CliError> = None;
+    let mut note = |check, result: Result<String, ClientError>| match result {
+        Ok(detail) => checks.push(Checked {
+            check,
+            ok: true,
+            detail,
+        }),
+        Err(why) => {
+            checks.push(Checked {
+                check,
+                ok: false,
+                detail: why.to_string(),
+            });
+            error.get_or_insert(why.into());
+        }
+    };
+    let version = info.as_ref().map(|info| info.version.clone()).ok();
+    note(
+        "answers, and is the pinned one",
+        info.map(|info| info.installation),
+    );
+    note("takes the login", login.map(|name| format!("of {name}")));
+    if let Some(version) = version {
+        let same = version == conpaas_model::VERSION;
+        let detail = format!("{version}, this program is {}", conpaas_model::VERSION);
+        checks.push(Checked {
+            check: "version",
+            ok: same,
+            detail,
+        });
+        if !same && error.is_none() {
+            error = Some(
+                CliError::new(
+                    Exit::Failed,
+                    "the Director has another version than this program",
+                )
+                .hint("use the program of its version, or upgrade it: conpaas nutshell up"),
+            );
+        }
+    }
+    (checks, error)
+}
+
+async fn check(session: &Session) -> Outcome {
+    let client = session.client()?;
+    let info = client.director_info().await;
+    let login = client.whoami().await.map(|user| user.name.to_string());
+    let (checks, error) = judged(info, login);
+    session.printer.either(&checks, |printer| {
+        let mut table = Table::new(["", "CHECK", "FOUND"]);
+        for check in &checks {
+            let mark = if check.ok { "ok" } else { "NO" };
+            table.row([
+                mark.to_owned(),
+                check.check.to_owned(),
+                check.detail.clone(),
+            ]);
+        }
+        table.print(printer);
+    })?;
+    error.map_or(Ok(()), Err)
 }

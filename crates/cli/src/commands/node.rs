@@ -23,10 +23,14 @@ pub enum NodeCommand {
     #[command(
         after_help = "Examples:\n  conpaas node show shop/web/web-3\n  conpaas node show shop/web/3"
     )]
-    Show { target: NodeTarget },
+    Show {
+        /// APP/SERVICE/NODE, by name, number or id
+        target: NodeTarget,
+    },
     /// Put a new node in its place, then let it go
     #[command(after_help = "Examples:\n  conpaas node replace shop/web/web-3")]
     Replace {
+        /// APP/SERVICE/NODE, by name, number or id
         target: NodeTarget,
         #[command(flatten)]
         wait: Wait,

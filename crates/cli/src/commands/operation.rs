@@ -30,12 +30,16 @@ pub enum OperationCommand {
     },
     /// Show one with its steps
     #[command(after_help = "Examples:\n  conpaas operation show op-1a2b")]
-    Show { operation: String },
+    Show {
+        /// Its id (see `conpaas operation list`)
+        operation: String,
+    },
     /// Follow one to its end
     #[command(
         after_help = "Examples:\n  conpaas operation watch op-1a2b\n  conpaas operation watch op-1a2b --timeout 5m --json"
     )]
     Watch {
+        /// Its id (see `conpaas operation list`)
         operation: String,
         /// Look on no longer than this (for instance 5m); the work goes on
         #[arg(long, value_name = "DURATION", value_parser = values::duration)]
@@ -44,6 +48,7 @@ pub enum OperationCommand {
     /// Go back to what was wanted before it
     #[command(after_help = "Examples:\n  conpaas operation cancel op-1a2b")]
     Cancel {
+        /// Its id (see `conpaas operation list`)
         operation: String,
         #[command(flatten)]
         wait: Wait,

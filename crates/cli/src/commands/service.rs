@@ -18,7 +18,9 @@ use serde_json::Value;
 #[derive(Subcommand)]
 pub enum ServiceCommand {
     /// List the types a service can have
-    #[command(after_help = "Examples:\n  conpaas service types\n  conpaas service types --json")]
+    #[command(
+        after_help = "Examples:\n  conpaas service types\n  conpaas service types TYPE\n  conpaas service types --json"
+    )]
     Types {
         /// Show one with its roles, settings and commands
         name: Option<String>,
@@ -28,6 +30,7 @@ pub enum ServiceCommand {
         after_help = "Examples:\n  conpaas service add shop TYPE\n  conpaas service add shop TYPE --name web --set KEY=VALUE"
     )]
     Add {
+        /// APP or OWNER:APP, by name or id
         app: AppTarget,
         /// See `conpaas service types`
         #[arg(value_name = "TYPE")]
@@ -35,6 +38,7 @@ pub enum ServiceCommand {
         /// Its name; by default that of its type
         #[arg(long)]
         name: Option<Name>,
+        /// What it is, for people
         #[arg(long, default_value = "")]
         description: String,
         /// A label (may be given several times)
@@ -54,13 +58,20 @@ pub enum ServiceCommand {
     },
     /// List the services of an application
     #[command(after_help = "Examples:\n  conpaas service list shop")]
-    List { app: AppTarget },
+    List {
+        /// APP or OWNER:APP, by name or id
+        app: AppTarget,
+    },
     /// Show a service with its roles, settings and nodes
     #[command(after_help = "Examples:\n  conpaas service show shop/web")]
-    Show { target: ServiceTarget },
+    Show {
+        /// APP/SERVICE, by name or id
+        target: ServiceTarget,
+    },
     /// Start it
     #[command(after_help = "Examples:\n  conpaas service start shop/web")]
     Start {
+        /// APP/SERVICE, by name or id
         target: ServiceTarget,
         #[command(flatten)]
         wait: Wait,
@@ -68,6 +79,7 @@ pub enum ServiceCommand {
     /// Stop it; configuration, code and history stay
     #[command(after_help = "Examples:\n  conpaas service stop shop/web")]
     Stop {
+        /// APP/SERVICE, by name or id
         target: ServiceTarget,
         #[command(flatten)]
         wait: Wait,
@@ -75,8 +87,11 @@ pub enum ServiceCommand {
     /// Give it another name, description or labels
     #[command(after_help = "Examples:\n  conpaas service rename shop/web front")]
     Rename {
+        /// APP/SERVICE, by name or id
         target: ServiceTarget,
+        /// The new name
         new_name: Option<Name>,
+        /// What it is, for people
         #[arg(long)]
         description: Option<String>,
         /// All its labels from now on (may be given several times)
@@ -88,6 +103,7 @@ pub enum ServiceCommand {
         after_help = "Examples:\n  conpaas service delete shop/web\n  conpaas service delete shop/web --yes"
     )]
     Delete {
+        /// APP/SERVICE, by name or id
         target: ServiceTarget,
         /// Do not ask for the name
         #[arg(long, short)]
@@ -100,6 +116,7 @@ pub enum ServiceCommand {
         after_help = "Examples:\n  conpaas service scale shop/web backend=4 web=2\n  conpaas service scale shop/web backend=+1\n  conpaas service scale shop/web backend=-1 --no-wait"
     )]
     Scale {
+        /// APP/SERVICE, by name or id
         target: ServiceTarget,
         /// ROLE=N, ROLE=+N or ROLE=-N
         #[arg(required = true, value_name = "ROLE=N", value_parser = values::pair)]
@@ -115,6 +132,7 @@ pub enum ServiceCommand {
         after_help = "Examples:\n  conpaas service set shop/web KEY=VALUE\n  conpaas service set shop/web --unset KEY"
     )]
     Set {
+        /// APP/SERVICE, by name or id
         target: ServiceTarget,
         /// Settings; values are JSON where the setting's type is not text
         #[arg(required_unless_present = "unset", value_name = "KEY=VALUE", value_parser = values::pair)]
@@ -127,15 +145,24 @@ pub enum ServiceCommand {
     },
     /// Show which releases were active, and why
     #[command(after_help = "Examples:\n  conpaas service history shop/web")]
-    History { target: ServiceTarget },
-    /// List releases with code and settings
-    #[command(after_help = "Examples:\n  conpaas service releases shop/web --json")]
-    Releases { target: ServiceTarget },
+    History {
+        /// APP/SERVICE, by name or id
+        target: ServiceTarget,
+    },
+    /// List releases with their code and what changed from one to the next
+    #[command(
+        after_help = "Examples:\n  conpaas service releases shop/web\n  conpaas service releases shop/web --json    with all settings of each"
+    )]
+    Releases {
+        /// APP/SERVICE, by name or id
+        target: ServiceTarget,
+    },
     /// Take code and settings of an earlier release
     #[command(
         after_help = "Examples:\n  conpaas service rollback shop/web\n  conpaas service rollback shop/web r3"
     )]
     Rollback {
+        /// APP/SERVICE, by name or id
         target: ServiceTarget,
         /// By default the one before the active one
         #[arg(value_parser = release)]
@@ -382,7 +409,8 @@ async fn types(session: &Session, client: &Client, name: Option<String>) -> Outc
         roles.print(printer);
         if let Some(properties) = info.settings_schema["properties"].as_object() {
             printer.line("");
-            let mut settings = Table::new(["SETTING", "TYPE", "RANGE", "DEFAULT", "DESCRIPTION"]);
+            let mut settings =
+                Table::new(["SETTING", "TYPE", "UNIT", "RANGE", "DEFAULT", "DESCRIPTION"]);
             for (key, schema) in properties {
                 let kind = schema["enum"].as_array().map_or_else(
                     || plain(&schema["type"]),
@@ -394,7 +422,8 @@ async fn types(session: &Session, client: &Client, name: Option<String>) -> Outc
                     .or(schema["title"].as_str())
                     .unwrap_or_default();
                 let range = range_of(schema);
-                settings.row([key.clone(), kind, range, default, text.to_owned()]);
+                let unit = schema["unit"].as_str().unwrap_or_default().to_owned();
+                settings.row([key.clone(), kind, unit, range, default, text.to_owned()]);
             }
             settings.print(printer);
         }
@@ -529,6 +558,39 @@ async fn show(session: &Session, client: &Client, target: &ServiceTarget) -> Out
     })
 }
 
+/// The settings that differ from those before; of a first release, all that were set.
+fn changed(
+    before: Option<&conpaas_model::spec::Settings>,
+    now: &conpaas_model::spec::Settings,
+) -> Vec<String> {
+    let Some(before) = before else {
+        return Vec::new();
+    };
+    let new = now
+        .iter()
+        .filter(|(key, value)| before.get(*key) != Some(value))
+        .map(|(key, value)| format!("{key}={}", plain(value)));
+    let gone = before.keys().filter(|key| !now.contains_key(*key));
+    new.chain(gone.map(|key| format!("{key} unset"))).collect()
+}
+
+/// The first few, and how many more there are: a line stays a line.
+fn short(words: &[String]) -> String {
+    const SHOWN: usize = 3;
+    let mut text: Vec<String> = words
+        .iter()
+        .take(SHOWN)
+        .map(|word| match word.char_indices().nth(40) {
+            Some((end, _)) => format!("{}..", &word[..end]),
+            None => word.clone(),
+        })
+        .collect();
+    if words.len() > SHOWN {
+        text.push(format!("and {} more", words.len() - SHOWN));
+    }
+    text.join(" ")
+}
+
 async fn releases(
     session: &Session,
     client: &Client,
@@ -546,14 +608,14 @@ async fn releases(
     })
     .await?;
     session.printer.either(&releases, |printer| {
-        let last = if whole { "SETTINGS" } else { "WHY" };
+        let last = if whole { "CHANGED SETTINGS" } else { "WHY" };
         let mut table = Table::new(["", "RELEASE", "CODE", "MADE", "BY", last]);
         for release in &releases {
-            let settings: Vec<String> = release
-                .settings
+            let before = releases
                 .iter()
-                .map(|(k, v)| format!("{k}={}", plain(v)))
-                .collect();
+                .filter(|other| other.number < release.number)
+                .max_by_key(|other| other.number);
+            let settings = changed(before.map(|other| &other.settings), &release.settings);
             table.row([
                 if release.active { "*" } else { "" }.to_owned(),
                 release.number.to_string(),
@@ -565,7 +627,7 @@ async fn releases(
                 time(&release.created_at),
                 release.actor.clone(),
                 if whole {
-                    settings.join(" ")
+                    short(&settings)
                 } else {
                     release.reason.clone()
                 },

@@ -26,7 +26,10 @@ pub enum TokenCommand {
     List,
     /// Revoke one: it opens nothing any more
     #[command(after_help = "Examples:\n  conpaas token revoke tok-1a2b")]
-    Revoke { token: String },
+    Revoke {
+        /// Its id (see `conpaas token list`)
+        token: String,
+    },
 }
 
 pub async fn run(session: &Session, command: TokenCommand) -> Outcome {

@@ -17,6 +17,7 @@ pub enum UserCommand {
         after_help = "Examples:\n  conpaas user create ada\n  conpaas user create ada --password-file - --quota 10 < secret.txt"
     )]
     Create {
+        /// Its name: small letters, digits and '-'
         name: Name,
         /// Read the password from a file (- for standard input)
         #[arg(long, value_name = "FILE")]
@@ -33,10 +34,14 @@ pub enum UserCommand {
     List,
     /// Show a user
     #[command(after_help = "Examples:\n  conpaas user show ada")]
-    Show { user: String },
+    Show {
+        /// Name or id
+        user: String,
+    },
     /// Delete a user who has no applications (for operators)
     #[command(after_help = "Examples:\n  conpaas user delete ada --yes")]
     Delete {
+        /// Name or id
         user: String,
         /// Do not ask for the name
         #[arg(long, short)]
@@ -59,7 +64,9 @@ pub enum UserCommand {
     /// Set how many nodes a user may have at once (for operators)
     #[command(after_help = "Examples:\n  conpaas user quota ada 20")]
     Quota {
+        /// Name or id
         user: String,
+        /// Most nodes at once
         #[arg(value_name = "NODES")]
         nodes: u32,
     },

@@ -2,6 +2,7 @@
 
 use super::settings::{Place, Settings};
 use super::{CONTEXT, DIRECTOR, EDGE, lock, process};
+use crate::contexts::Context;
 use crate::exit::{CliError, Outcome};
 use crate::session::Session;
 use conpaas_cloud::{Cloud, CloudError, LocalCloud};
@@ -26,6 +27,7 @@ pub async fn down(session: &Session, place: &Place) -> Outcome {
     let _lock = lock(session, place).await?;
     let settings = Settings::load(place)?;
     let ended = end(session, place, &settings).await?;
+    forget_context(session, place, &settings);
     say(session, &ended)
 }
 
@@ -138,7 +140,7 @@ pub async fn destroy(session: &Session, place: &Place, yes: bool) -> Outcome {
         .map_err(|error| {
             CliError::failed("the machines' folder cannot be removed").because(&error)
         })?;
-    forget_context(session, &settings);
+    forget_context(session, place, &settings);
     remove(state)?;
     drop(lock);
     session.printer.either(
@@ -149,15 +151,19 @@ pub async fn destroy(session: &Session, place: &Place, yes: bool) -> Outcome {
     )
 }
 
-fn forget_context(session: &Session, settings: &Settings) {
+/// A nutshell that does not run is no Director to talk to: nothing of it stays in the person's
+/// configuration. Its token stays in the state folder, for the next `up`.
+fn forget_context(session: &Session, place: &Place, settings: &Settings) {
     let Ok(store) = session.store() else { return };
-    let known = store
-        .load()
-        .ok()
-        .and_then(|contexts| contexts.contexts.get(CONTEXT).cloned());
-    if known.is_some_and(|context| context.url == settings.api_url())
-        && let Err(error) = store.forget(CONTEXT)
-    {
+    let Ok(contexts) = store.load() else { return };
+    let known = contexts.with_token_file(&place.token()).map(str::to_owned);
+    let ours = |context: &Context| context.url == settings.api_url();
+    let outcome = match known {
+        Some(name) => store.let_go(&name).map(drop),
+        None if contexts.contexts.get(CONTEXT).is_some_and(ours) => store.forget(CONTEXT).map(drop),
+        None => Ok(()),
+    };
+    if let Err(error) = outcome {
         session.printer.warn(&error.what);
     }
 }

@@ -38,19 +38,29 @@ pub fn find() -> Result<Option<Tarball>, CliError> {
                 path.display()
             )));
         };
-        if !path.is_file() {
-            return Err(CliError::usage(format!(
-                "CONPAAS_IMAGE is {}, which is not there",
-                path.display()
-            ))
-            .hint("make the machine image: make image"));
-        }
+        readable(&path)?;
         return Ok(Some(Tarball { path, name }));
     }
     let cache = variable("CONPAAS_CACHE")
         .or_else(|| variable("XDG_CACHE_HOME").map(|folder| folder.join("conpaas")))
         .or_else(|| variable("HOME").map(|home| home.join(".cache/conpaas")));
     Ok(cache.and_then(|cache| newest(&cache.join("images"))))
+}
+
+/// Whether a tarball that was named can be read, and else why not.
+fn readable(path: &Path) -> Result<(), CliError> {
+    let wrong =
+        |what: &str| CliError::usage(format!("CONPAAS_IMAGE is {}, which {what}", path.display()));
+    match std::fs::File::open(path).and_then(|file| file.metadata()) {
+        Ok(found) if found.is_file() => Ok(()),
+        Ok(_) => Err(wrong("is no file").hint("name a .tar.zst or .tar")),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            Err(wrong("is not there").hint("make the machine image: make image"))
+        }
+        Err(error) => Err(wrong("cannot be read")
+            .because(&error)
+            .hint("let this user read it, or take another one")),
+    }
 }
 
 fn newest(folder: &Path) -> Option<Tarball> {
@@ -99,6 +109,20 @@ pub fn prepare(place: &Place, settings: &Settings) -> Result<PathBuf, CliError> 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn why_an_image_cannot_be_used_is_said() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("a.tar");
+        let why = |path: &Path| readable(path).unwrap_err();
+        assert!(why(&file).what.ends_with("which is not there"));
+        assert!(why(folder.path()).what.ends_with("which is no file"));
+        std::fs::write(&file, "").unwrap();
+        readable(&file).unwrap();
+        let through = file.join("b.tar");
+        assert!(why(&through).what.ends_with("which cannot be read"));
+        assert_eq!(why(&through).causes.len(), 1);
+    }
 
     #[test]
     fn the_newest_tarball_counts() {

@@ -77,6 +77,10 @@ impl Place {
     pub fn installation(&self) -> PathBuf {
         self.run().join("installation")
     }
+    /// The token of whoever started the nutshell; their context points here.
+    pub fn token(&self) -> PathBuf {
+        self.run().join("token")
+    }
     pub fn record(&self, daemon: &str) -> PathBuf {
         self.run().join(format!("{daemon}.json"))
     }
@@ -114,6 +118,8 @@ pub struct Settings {
     /// All the memory that machines may have, in MiB; absent: what the computer has.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory_mib: Option<u64>,
+    /// As root: the first of the 65,536 ids of this computer that stand behind machines' ids.
+    pub id_base: u32,
     pub instance_types: Vec<InstanceType>,
 }
 
@@ -130,6 +136,7 @@ impl Default for Settings {
             drain_seconds: 30,
             cpu_overcommit: 8.0,
             memory_mib: None,
+            id_base: 1_000_000_000,
             instance_types: default_instance_types(),
         }
     }
@@ -155,6 +162,15 @@ impl Settings {
     }
 
     fn check(&self, path: &Path) -> Result<(), CliError> {
+        // Ids of people and of the system's own users must never stand behind a machine's.
+        if self.id_base < 65_536 || self.id_base.checked_add(65_535).is_none() {
+            return Err(CliError::usage(format!(
+                "{}: id_base is {}, where no 65,536 ids are free for machines",
+                path.display(),
+                self.id_base
+            ))
+            .hint("take a number from 65536 to 4294901760; 1000000000 is usual"));
+        }
         if self
             .instance_types
             .iter()
@@ -191,6 +207,7 @@ impl Settings {
         config.instance_types = self.instance_types.clone();
         config.cpu_overcommit = self.cpu_overcommit;
         config.memory_mib = self.memory_mib;
+        config.id_base = self.id_base;
         config
     }
 
@@ -232,11 +249,18 @@ mod tests {
         let settings = Settings {
             base_domain: "apps.example.org".into(),
             memory_mib: Some(2048),
+            id_base: 2_000_000_000,
             ..Settings::default()
         };
         settings.save(&place).unwrap();
         assert_eq!(Settings::load(&place).unwrap(), settings);
-        for bad in ["prot = 1", "api = 'x'", "default_instance_type = 'huge'"] {
+        assert_eq!(settings.local(&place).id_base, 2_000_000_000);
+        for bad in [
+            "prot = 1",
+            "api = 'x'",
+            "default_instance_type = 'huge'",
+            "id_base = 1000",
+        ] {
             std::fs::write(place.settings(), bad).unwrap();
             assert_eq!(
                 Settings::load(&place).unwrap_err().exit,

@@ -1,7 +1,8 @@
 //! `conpaas nutshell status`: what runs here, and where to go.
 
 use super::settings::{Place, Settings};
-use super::{CONTEXT, DIRECTOR, EDGE, process};
+use super::{DIRECTOR, EDGE, process};
+use crate::contexts::Context;
 use crate::exit::{CliError, Outcome};
 use crate::printer::{Table, print_pairs};
 use crate::session::{Session, all};
@@ -31,7 +32,12 @@ pub struct Status {
     pub state_folder: PathBuf,
     pub url: String,
     pub user: &'static str,
-    pub password_file: PathBuf,
+    /// Absent where no Director has made one yet.
+    pub password_file: Option<PathBuf>,
+    /// What people compare when they log in from elsewhere.
+    pub fingerprint: Option<String>,
+    /// What the person who asks calls this nutshell.
+    pub context: Option<String>,
     pub version: Option<String>,
     /// Whether the Director answers.
     pub answers: bool,
@@ -73,13 +79,15 @@ pub async fn collect(
     let (director, edge) = (daemon(DIRECTOR), daemon(EDGE));
     let url = settings.api_url();
     let mut version = None;
+    let mut fingerprint = None;
     let mut clouds = Vec::new();
     let mut applications = Vec::new();
     if director.running {
-        if let Ok((client, _)) = Client::first_contact(&url) {
+        if let Ok((client, seen)) = Client::first_contact(&url) {
             version = client.version().await.ok().map(|info| info.version);
+            fingerprint = seen.get();
         }
-        if let Some(client) = own_client(session, &url) {
+        if let Some(client) = own_client(session, place) {
             // Without a valid login the rest is worth showing all the same.
             clouds = client
                 .list_clouds()
@@ -118,7 +126,9 @@ pub async fn collect(
         state_folder: place.state().to_owned(),
         url,
         user: ADMIN,
-        password_file: place.admin_password(),
+        password_file: Some(place.admin_password()).filter(|file| file.exists()),
+        fingerprint,
+        context: own_context(session, place).map(|(name, _)| name),
         answers: version.is_some(),
         version,
         director,
@@ -139,14 +149,17 @@ fn application(app: App) -> Application {
     }
 }
 
-/// A client by the nutshell's own context, if somebody is logged in there.
-fn own_client(session: &Session, url: &str) -> Option<Client> {
+/// The nutshell's context of the person who asks.
+pub fn own_context(session: &Session, place: &Place) -> Option<(String, Context)> {
     let contexts = session.store().ok()?.load().ok()?;
-    let context = contexts
-        .contexts
-        .get(CONTEXT)
-        .filter(|context| context.url == url)?
-        .clone();
+    let name = contexts.with_token_file(&place.token())?.to_owned();
+    let context = contexts.contexts.get(&name)?.clone();
+    Some((name, context))
+}
+
+/// A client by the nutshell's own context, if somebody is logged in there.
+fn own_client(session: &Session, place: &Place) -> Option<Client> {
+    let (_, context) = own_context(session, place)?;
     let token = context.token().ok().flatten()?;
     Client::new(&Endpoint {
         url: context.url,
@@ -178,12 +191,16 @@ pub fn show(session: &Session, status: &Status) -> Outcome {
             ("api", status.url.clone()),
             (
                 "log in as",
-                format!(
-                    "{}, password in {}",
-                    status.user,
-                    status.password_file.display()
+                status.password_file.as_ref().map_or_else(
+                    || "nobody yet: the Director never ran".to_owned(),
+                    |file| format!("{}, password in {}", status.user, file.display()),
                 ),
             ),
+            (
+                "fingerprint",
+                status.fingerprint.clone().unwrap_or_default(),
+            ),
+            ("context", status.context.clone().unwrap_or_default()),
             (
                 "applications at",
                 format!(

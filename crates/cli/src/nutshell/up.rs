@@ -2,6 +2,7 @@
 
 use super::settings::{Place, Settings};
 use super::{CONTEXT, Change, DIRECTOR, EDGE, checks, image, lock, make_private, process, status};
+use crate::contexts::{Context, ContextStore, Contexts};
 use crate::exit::{CliError, Exit, Outcome};
 use crate::session::Session;
 use conpaas_client::{Client, Endpoint};
@@ -16,6 +17,18 @@ const START_LIMIT: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_millis(50);
 
 pub async fn run(session: &Session, place: &Place, change: Change) -> Outcome {
+    let made = !place.state().exists();
+    let outcome = bring_up(session, place, change).await;
+    if outcome.is_err() && made && !place.settings().exists() {
+        // Nothing was started, so nothing is worth keeping.
+        let config = Settings::default().local(place);
+        let _ = tokio::task::spawn_blocking(move || conpaas_cloud::remove_state(&config)).await;
+        let _ = std::fs::remove_dir_all(place.state());
+    }
+    outcome
+}
+
+async fn bring_up(session: &Session, place: &Place, change: Change) -> Outcome {
     make_state(place)?;
     let _lock = lock(session, place).await?;
     for folder in [place.edge(), place.logs()] {
@@ -204,10 +217,22 @@ async fn log_in(
 ) -> Outcome {
     let url = settings.api_url();
     let store = session.store()?;
-    let known = store.load()?.contexts.get(CONTEXT).cloned();
-    if let Some(known) = known.filter(|known| known.url == url && known.fingerprint == fingerprint)
-        && let Some(token) = known.token()?
-    {
+    let contexts = store.load()?;
+    let name = context_name(&contexts, place, &url);
+    if contexts.with_token_file(&place.token()).is_none() && name != CONTEXT {
+        session.printer.note(&format!(
+            "the context of this nutshell is called '{name}', since another one has the name '{CONTEXT}'"
+        ));
+    }
+    let known = contexts.contexts.get(&name).cloned();
+    let known = known.filter(|known| known.url == url && known.fingerprint == fingerprint);
+    // After `down` the token is here, while no context points to it.
+    let known = known.unwrap_or_else(|| Context {
+        url: url.clone(),
+        fingerprint: fingerprint.to_owned(),
+        token_file: place.token(),
+    });
+    if let Some(token) = known.token()? {
         let endpoint = Endpoint {
             url: url.clone(),
             fingerprint: Some(fingerprint.to_owned()),
@@ -215,7 +240,7 @@ async fn log_in(
         };
         let client = Client::new(&endpoint)?;
         if client.whoami().await.is_ok() {
-            store.remember(CONTEXT, &url, fingerprint, &token)?;
+            remember(&store, &name, place, &url, fingerprint, &token)?;
             return note_installation(place, &client).await;
         }
     }
@@ -230,11 +255,11 @@ async fn log_in(
         fingerprint: Some(fingerprint.to_owned()),
         token: None,
     };
-    let name = status::ADMIN
+    let admin = status::ADMIN
         .parse()
         .map_err(|error: conpaas_model::ids::IdError| CliError::failed(error.to_string()))?;
     let login = Login {
-        name,
+        name: admin,
         password: password.trim().to_owned(),
         label: Some("conpaas nutshell up".to_owned()),
         lifetime_seconds: None,
@@ -248,13 +273,79 @@ async fn log_in(
                 status::ADMIN
             ))
         })?;
-    store.remember(CONTEXT, &url, fingerprint, &token.secret)?;
+    remember(&store, &name, place, &url, fingerprint, &token.secret)?;
     endpoint.token = Some(token.secret);
     note_installation(place, &Client::new(&endpoint)?).await
+}
+
+/// The context of this nutshell: the one that has its token, or one of its own name.
+fn context_name(contexts: &Contexts, place: &Place, url: &str) -> String {
+    if let Some(name) = contexts.with_token_file(&place.token()) {
+        return name.to_owned();
+    }
+    // A nutshell whose folder is gone has left its name behind.
+    let ours = |known: &Context| {
+        known.url == url
+            || known
+                .token_file
+                .parent()
+                .is_some_and(|folder| !folder.exists())
+    };
+    match contexts.contexts.get(CONTEXT) {
+        Some(known) if !ours(known) => contexts.free_name(CONTEXT),
+        _ => CONTEXT.to_owned(),
+    }
+}
+
+/// The token stays in the state folder, so that nothing of the nutshell outlives `down` elsewhere.
+fn remember(
+    store: &ContextStore,
+    name: &str,
+    place: &Place,
+    url: &str,
+    fingerprint: &str,
+    token: &str,
+) -> Outcome {
+    let before = store.load()?.contexts.get(name).cloned();
+    store.remember(name, url, fingerprint, token, Some(place.token()))?;
+    match before.filter(|before| before.token_file != place.token()) {
+        Some(before) => crate::contexts::remove_if_there(&before.token_file),
+        None => Ok(()),
+    }
 }
 
 /// Whose machines are ours has to be known also while the Director is down.
 async fn note_installation(place: &Place, client: &Client) -> Outcome {
     let info = client.director_info().await?;
     crate::contexts::write_private(&place.installation(), info.installation.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_nutshell_takes_no_other_ones_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let place = |name: &str| Place::new(folder.path().join(name));
+        let context = |place: &Place, url: &str| Context {
+            url: url.to_owned(),
+            fingerprint: String::new(),
+            token_file: place.token(),
+        };
+        let (one, two, gone) = (place("one"), place("two"), place("gone"));
+        std::fs::create_dir_all(one.run()).unwrap();
+        let mut contexts = Contexts::default();
+        assert_eq!(context_name(&contexts, &one, "https://a"), "nutshell");
+        let known = context(&one, "https://a");
+        contexts.contexts.insert("nutshell".into(), known);
+        assert_eq!(context_name(&contexts, &two, "https://b"), "nutshell-2");
+        let known = context(&two, "https://b");
+        contexts.contexts.insert("nutshell-2".into(), known);
+        assert_eq!(context_name(&contexts, &two, "https://c"), "nutshell-2");
+        assert_eq!(context_name(&contexts, &one, "https://a"), "nutshell");
+        let known = context(&gone, "https://g");
+        contexts.contexts.insert("nutshell".into(), known);
+        assert_eq!(context_name(&contexts, &one, "https://a"), "nutshell");
+    }
 }

@@ -7,7 +7,7 @@ use super::records;
 use super::shared::{Shared, full};
 use crate::error::DirectorError;
 use crate::store::{self, Millis, events, services};
-use conpaas_cloud::{CloudError, CloudMachineId, MachineState};
+use conpaas_cloud::{Cloud, CloudError, CloudMachineId, MachineState};
 use conpaas_core::broker::{
     Action, BrokerSettings, CallResult, CloudView, Listed, MachineRow, MachineStage, NodeKey,
     NodeRow, View, answered, decide,
@@ -242,7 +242,7 @@ impl Broker {
                     self.due.insert(cloud, Instant::now());
                 }
                 let (settings, id, now) = (self.settings.clone(), machine.clone(), store::now());
-                let deadline = self.boot_deadline(now);
+                let deadlines = self.boot_deadlines(now);
                 let recorded = self
                     .shared
                     .store
@@ -253,6 +253,7 @@ impl Broker {
                         if let Some(action) =
                             answered(&row, result, records::unsigned(now), &settings)
                         {
+                            let deadline = deadlines.of(&row);
                             record(tx, &action, Some(&row), None, now, deadline)?;
                         }
                         Ok(())
@@ -280,10 +281,20 @@ impl Broker {
         }
     }
 
-    fn boot_deadline(&self, now: Millis) -> Millis {
-        now.saturating_add(
-            i64::try_from(self.shared.config.boot_deadline.as_millis()).unwrap_or(i64::MAX),
-        )
+    /// Until when machines that are asked for now must have enrolled, by their clouds.
+    fn boot_deadlines(&self, now: Millis) -> Deadlines {
+        let settled = self.shared.config.boot_deadline;
+        let of = |cloud: &dyn Cloud| {
+            let limit = settled.unwrap_or_else(|| cloud.boot_deadline());
+            now.saturating_add(i64::try_from(limit.as_millis()).unwrap_or(i64::MAX))
+        };
+        let clouds = self.shared.clouds.iter();
+        Deadlines {
+            now,
+            by_cloud: clouds
+                .map(|(name, cloud)| (name.clone(), of(cloud.as_ref())))
+                .collect(),
+        }
     }
 
     /// Decides and records until there is nothing to do; starts the calls.
@@ -306,7 +317,7 @@ impl Broker {
                     return;
                 }
             }
-            let (look, deadline) = (self.snapshot(now), self.boot_deadline(now));
+            let (look, deadlines) = (self.snapshot(now), self.boot_deadlines(now));
             let calls = self
                 .shared
                 .store
@@ -319,6 +330,7 @@ impl Broker {
                         let row =
                             machine_of(action).and_then(|id| machines.iter().find(|m| m.id == *id));
                         let node = row.and_then(|row| nodes.iter().find(|n| n.key == row.node));
+                        let deadline = row.map_or(now, |row| deadlines.of(row));
                         calls.extend(record(tx, action, row, node, now, deadline)?);
                     }
                     Ok(calls)
@@ -447,6 +459,22 @@ impl Snapshot {
             _ => true,
         });
         Ok((actions, machines, nodes))
+    }
+}
+
+/// When machines that are asked for now must have enrolled.
+struct Deadlines {
+    now: Millis,
+    by_cloud: BTreeMap<String, Millis>,
+}
+
+impl Deadlines {
+    fn of(&self, machine: &MachineRow) -> Millis {
+        // A cloud that is configured no more is asked for nothing.
+        self.by_cloud
+            .get(&machine.cloud)
+            .copied()
+            .unwrap_or(self.now)
     }
 }
 

@@ -60,8 +60,8 @@ pub struct MachinesConfig {
     pub edge_folder: PathBuf,
     /// The domain below which applications have their names.
     pub base_domain: String,
-    /// How long a machine may take until its agent has enrolled.
-    pub boot_deadline: Duration,
+    /// How long a machine may take until its agent has enrolled; absent: what its cloud says.
+    pub boot_deadline: Option<Duration>,
     /// Lifetime of agents' and managers' certificates.
     pub certificate_lifetime: Duration,
     /// How often each cloud is asked for its machines.

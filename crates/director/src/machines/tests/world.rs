@@ -122,7 +122,7 @@ impl World {
             blobs: folder.join("blobs"),
             edge_folder: self.edge_folder(),
             base_domain: "localhost".into(),
-            boot_deadline: Duration::from_millis(1500),
+            boot_deadline: Some(Duration::from_millis(1500)),
             certificate_lifetime: Duration::from_secs(3600),
             list_every: Duration::from_millis(50),
             edge_finishing: Duration::from_secs(35),
