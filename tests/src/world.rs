@@ -279,6 +279,24 @@ impl World {
         }
     }
 
+    /// The machine's first process of a node (`APP/SERVICE/NUMBER`), by this computer's number.
+    pub fn first_process(&self, target: &str) -> i32 {
+        let node = self.json(["node", "show", target]);
+        first_process(node["machine"].as_str().expect("a machine"))
+    }
+
+    /// Runs a command inside a machine, as its root: how it ended and what it said.
+    pub fn inside(&self, first_process: i32, command: &[&str]) -> (Option<i32>, String) {
+        let output = Command::new("nsenter")
+            .args(["-t", &first_process.to_string()])
+            .args(["-U", "-m", "-n", "-p", "--"])
+            .args(command)
+            .output()
+            .expect("nsenter runs");
+        let said = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+        (output.status.code(), said)
+    }
+
     /// Machines that the cloud has, by the Director's names for them.
     pub fn machines(&self) -> BTreeSet<String> {
         match &self.memory {

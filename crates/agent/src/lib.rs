@@ -3,6 +3,7 @@
 //! runs, it asks the service type; processes are kept by the machine's init.
 
 mod code;
+mod endpoints;
 mod files;
 mod health;
 mod link;
@@ -15,6 +16,7 @@ mod shell;
 mod unpack;
 
 pub use code::DirectorCode;
+pub use endpoints::{Endpoints, LocalNet};
 pub use files::load_context;
 pub use local::{AgentSocket, LocalError};
 pub use party::{Enrol, EnrolError, Party, Secured};
@@ -125,6 +127,9 @@ pub struct AgentParts {
     pub folders: Folders,
     pub dial: DialTo,
     pub registry: Registry,
+    /// The node's own network; absent where several agents share one, and there are then
+    /// neither endpoints nor names.
+    pub local_net: Option<LocalNet>,
     /// Ends the agent; role processes run on.
     pub shutdown: CancellationToken,
 }
@@ -139,6 +144,7 @@ pub async fn run(config: AgentConfig, registry: Registry) -> Result<(), ShellErr
         folders: config.folders,
         dial: dial_direct(),
         registry,
+        local_net: Some(LocalNet::default()),
         shutdown: cancelled_by_signals()?,
     })
     .await

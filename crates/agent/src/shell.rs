@@ -2,6 +2,7 @@
 //! says. Whatever may take long runs in tasks of its own.
 
 use crate::code::SharedCode;
+use crate::endpoints::{Endpoints, serve_names};
 use crate::link::{Link, director_client};
 use crate::party::{Enrol, EnrolError, Party, chained};
 use crate::processes::Paced;
@@ -9,6 +10,7 @@ use crate::roles::{Job, Order, RoleTask};
 use crate::{AgentParts, DialTo, DirectorCode, ShellError, files, health, local};
 use async_trait::async_trait;
 use conpaas_core::agent::{AgentCore, Effect, Event, unobservable};
+use conpaas_core::endpoint::Loopback;
 use conpaas_core::role_agent::{NodeContext, Processes};
 use conpaas_model::level::Level;
 use conpaas_model::protocol::{
@@ -85,6 +87,7 @@ pub async fn run(parts: AgentParts) -> Result<(), ShellError> {
         folders,
         dial,
         registry,
+        local_net,
         shutdown,
     } = parts;
     // Role processes pass through it to their code; keys and levels in it are files of mode 0600.
@@ -157,6 +160,11 @@ pub async fn run(parts: AgentParts) -> Result<(), ShellError> {
         director_seen,
     ));
 
+    let endpoints = local_net.map(|net| Endpoints::new(net.loopback));
+    if let (Some(net), Some(endpoints)) = (local_net, &endpoints) {
+        tasks.spawn(serve_names(net.resolver, endpoints.names()));
+    }
+
     let (events, events_in) = mpsc::channel(256);
     let mut shell = Shell {
         core: AgentCore::new(
@@ -172,6 +180,8 @@ pub async fn run(parts: AgentParts) -> Result<(), ShellError> {
         run_folder: folders.run.join("roles"),
         log_folder: folders.log.clone(),
         context,
+        loopback: local_net.unwrap_or_default().loopback,
+        endpoints,
         roles: BTreeMap::new(),
         events,
         reports,
@@ -207,6 +217,8 @@ struct Shell {
     level_file: PathBuf,
     run_folder: PathBuf,
     log_folder: PathBuf,
+    loopback: Loopback,
+    endpoints: Option<Endpoints>,
     roles: BTreeMap<String, RoleTask>,
     events: mpsc::Sender<Event>,
     reports: watch::Sender<Option<Arc<AgentReport>>>,
@@ -300,6 +312,11 @@ impl Shell {
                         tracing::error!(error = chained(&error), "the level cannot be kept");
                     }
                 }
+                Effect::Lead(wanted) => {
+                    if let Some(endpoints) = &mut self.endpoints {
+                        endpoints.lead(&wanted);
+                    }
+                }
                 Effect::Run {
                     role,
                     version,
@@ -382,6 +399,7 @@ impl Shell {
             code: self.code.clone(),
             run_folder: self.run_folder.clone(),
             log_folder: self.log_folder.clone(),
+            loopback: self.loopback,
         }
     }
 
@@ -422,7 +440,12 @@ impl Shell {
     }
 
     fn report(&mut self) {
-        let report = self.core.report(self.health.clone());
+        let held = self
+            .endpoints
+            .as_ref()
+            .map(Endpoints::held)
+            .unwrap_or_default();
+        let report = self.core.report(self.health.clone(), &held);
         self.reports.send_replace(Some(Arc::new(report)));
     }
 

@@ -3,9 +3,9 @@
 //! writes files and talks to the manager.
 
 use conpaas_model::ids::{NodeNumber, ServiceId};
-use conpaas_model::level::{Level, LevelVersion, RoleLevel};
+use conpaas_model::level::{EndpointLevel, Instance, Level, LevelVersion, RoleLevel};
 use conpaas_model::spec::RoleName;
-use conpaas_model::status::{AgentReport, NodeHealth, Phase, RoleStatus};
+use conpaas_model::status::{AgentReport, InUse, NodeHealth, Phase, RoleStatus};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -33,6 +33,8 @@ pub enum Effect {
     /// Keep the level on disk before anything is done for it: an agent that restarts must not
     /// fall for an older one.
     Keep(Level),
+    /// Lead the consumers of this node so, before any role is told of it.
+    Lead(BTreeMap<String, EndpointLevel>),
     /// Bring a role to this, until told otherwise.
     Run {
         role: RoleName,
@@ -55,6 +57,9 @@ pub enum Effect {
     Report,
 }
 
+/// By endpoint: to whom how many connections through it are open.
+pub type Held = BTreeMap<String, BTreeMap<Instance, u64>>;
+
 /// The agent of one node.
 #[derive(Debug)]
 pub struct AgentCore {
@@ -69,6 +74,8 @@ pub struct AgentCore {
     stopping: BTreeSet<RoleName>,
     applied: Option<LevelVersion>,
     statuses: BTreeMap<RoleName, RoleStatus>,
+    /// The endpoints that were last asked for.
+    led: Option<BTreeMap<String, EndpointLevel>>,
 }
 
 impl AgentCore {
@@ -86,6 +93,7 @@ impl AgentCore {
             stopping: BTreeSet::new(),
             applied: None,
             statuses: BTreeMap::new(),
+            led: None,
         }
     }
 
@@ -161,9 +169,37 @@ impl AgentCore {
         }
     }
 
-    /// Everything the agent has to say; each has a higher sequence than the one before.
-    pub fn report(&mut self, node: NodeHealth) -> AgentReport {
+    /// Everything the agent has to say; each has a higher sequence than the one before. `held`
+    /// is what the connections through each endpoint hold on to: its users use that, too.
+    pub fn report(&mut self, node: NodeHealth, held: &Held) -> AgentReport {
         self.sequence = self.sequence.saturating_add(1);
+        let mut roles = self.statuses.clone();
+        let endpoints = self.level.iter().flat_map(|level| &level.body.endpoints);
+        for (name, endpoint) in endpoints {
+            // Everyone a connection may be led to is in use, and whoever still has one.
+            let mut used: BTreeMap<Instance, u64> = endpoint
+                .targets
+                .iter()
+                .map(|target| (target.instance(), 0))
+                .collect();
+            used.extend(
+                held.get(name)
+                    .into_iter()
+                    .flatten()
+                    .map(|(i, n)| (i.clone(), *n)),
+            );
+            for (instance, connections) in used {
+                for (_, status) in roles
+                    .iter_mut()
+                    .filter(|(role, _)| endpoint.users.contains(*role))
+                {
+                    status.using.push(InUse {
+                        instance: instance.clone(),
+                        in_flight: connections,
+                    });
+                }
+            }
+        }
         AgentReport {
             boot: self.boot.clone(),
             sequence: self.sequence,
@@ -171,7 +207,7 @@ impl AgentCore {
             level: self.level.clone(),
             applied: self.applied,
             applied_roles: self.applied_roles.clone(),
-            roles: self.statuses.clone(),
+            roles,
             node,
         }
     }
@@ -216,6 +252,10 @@ impl AgentCore {
             .into_keys()
             .filter(|role| !level.body.roles.contains_key(role))
             .collect();
+        let led = self.led.replace(level.body.endpoints.clone());
+        if led.unwrap_or_default() != level.body.endpoints {
+            effects.push(Effect::Lead(level.body.endpoints.clone()));
+        }
         for (role, wanted) in &level.body.roles {
             self.stopping.remove(role);
             self.statuses
@@ -391,6 +431,7 @@ mod tests {
             node: NodeNumber(1),
             node_name: "t-1".into(),
             body: LevelBody {
+                endpoints: BTreeMap::new(),
                 roles: roles
                     .iter()
                     .map(|name| (name.to_string(), role()))
@@ -454,11 +495,11 @@ mod tests {
             version: v,
         };
         assert_eq!(core.handle(applied("a", version(1, 1))), [Effect::Report]);
-        let report = core.report(NodeHealth::default());
+        let report = core.report(NodeHealth::default(), &Held::new());
         assert_eq!((report.applied, report.applied_roles.len()), (None, 1));
         assert_eq!(core.handle(applied("b", version(1, 1))), [Effect::Report]);
         assert_eq!(
-            core.report(NodeHealth::default()).applied,
+            core.report(NodeHealth::default(), &Held::new()).applied,
             Some(version(1, 1))
         );
 
@@ -468,11 +509,11 @@ mod tests {
         core.handle(applied("a", version(1, 1)));
         core.handle(Event::Stopped { role: "b".into() });
         assert_eq!(
-            core.report(NodeHealth::default()).applied,
+            core.report(NodeHealth::default(), &Held::new()).applied,
             Some(version(1, 1))
         );
         core.handle(applied("a", version(1, 2)));
-        let report = core.report(NodeHealth::default());
+        let report = core.report(NodeHealth::default(), &Held::new());
         assert_eq!(report.applied, Some(version(1, 2)));
         assert!(!report.roles.contains_key("b"));
         assert_eq!(report.sequence, 4);
@@ -491,7 +532,7 @@ mod tests {
             version: version(1, 3),
         });
         assert_eq!(
-            core.report(NodeHealth::default()).applied,
+            core.report(NodeHealth::default(), &Held::new()).applied,
             Some(version(1, 3))
         );
     }
@@ -501,7 +542,7 @@ mod tests {
         let mut core = core();
         core.handle(Event::Offered(level(1, 1, &[])));
         assert_eq!(
-            core.report(NodeHealth::default()).applied,
+            core.report(NodeHealth::default(), &Held::new()).applied,
             Some(version(1, 1))
         );
     }

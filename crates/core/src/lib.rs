@@ -4,6 +4,7 @@
 
 pub mod agent;
 pub mod broker;
+pub mod endpoint;
 pub mod lint;
 pub mod manager;
 pub mod operation;

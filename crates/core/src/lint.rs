@@ -44,6 +44,20 @@ pub enum Flaw {
     ExposesNobody { node: NodeNumber },
     #[error("new node {node} has a number that was used before")]
     ReusesNumber { node: NodeNumber },
+    #[error(
+        "endpoint '{endpoint}' of node {node} would lead to {instance}, which none of its users may use"
+    )]
+    EndpointAstray {
+        endpoint: String,
+        node: NodeNumber,
+        instance: Instance,
+    },
+    #[error("endpoint '{endpoint}' of node {node} would be at {at}, which is not its own")]
+    EndpointPlace {
+        endpoint: String,
+        node: NodeNumber,
+        at: std::net::SocketAddrV4,
+    },
     #[error("role '{role}' is not one of the service type's")]
     UnknownRole { role: String },
 }
@@ -58,6 +72,7 @@ pub fn check(input: &Input<'_>, plan: &Plan) -> Vec<Flaw> {
     capacity(input, plan, &planned, &mut flaws);
     exposure(input, plan, &planned, &mut flaws);
     rings(input, plan, &mut flaws);
+    endpoints(plan, &mut flaws);
     flaws
 }
 
@@ -337,6 +352,37 @@ fn rings(input: &Input<'_>, plan: &Plan, flaws: &mut Vec<Flaw>) {
                     flaws.push(Flaw::RingClash {
                         role: role.clone(),
                         node: *number,
+                    });
+                }
+            }
+        }
+    }
+}
+
+/// Nobody is led to one that the users of the endpoint may not use, and no two share a place.
+fn endpoints(plan: &Plan, flaws: &mut Vec<Flaw>) {
+    for (number, level) in &plan.levels {
+        let mut places = BTreeSet::new();
+        for (name, endpoint) in &level.endpoints {
+            if !endpoint.listen.ip().is_loopback() || !places.insert(endpoint.listen) {
+                flaws.push(Flaw::EndpointPlace {
+                    endpoint: name.clone(),
+                    node: *number,
+                    at: endpoint.listen,
+                });
+            }
+            for target in &endpoint.targets {
+                let allowed = endpoint.users.iter().any(|user| {
+                    level
+                        .roles
+                        .get(user)
+                        .is_some_and(|role| role.providers.contains(target))
+                });
+                if !allowed {
+                    flaws.push(Flaw::EndpointAstray {
+                        endpoint: name.clone(),
+                        node: *number,
+                        instance: target.instance(),
                     });
                 }
             }

@@ -2,6 +2,7 @@
 //! level. The agent's shell calls it; processes are children of the machine's init, so they
 //! outlive the agent and are found again by name.
 
+use crate::endpoint::Loopback;
 use async_trait::async_trait;
 use conpaas_model::level::RoleLevel;
 use conpaas_model::spec::CodeRef;
@@ -92,6 +93,8 @@ pub struct NodeContext {
     /// with the machine.
     pub run_folder: PathBuf,
     pub log_folder: PathBuf,
+    /// Where the node's endpoints are.
+    pub loopback: Loopback,
 }
 
 impl NodeContext {

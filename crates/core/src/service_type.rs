@@ -2,6 +2,7 @@
 //! decisions, disruption, settings, commands). The half that runs daemons on a node is
 //! `role_agent`. No type is named here; the registry lists them.
 
+use crate::endpoint::EndpointDeclaration;
 use conpaas_model::ids::{NodeNumber, ReleaseNumber};
 use conpaas_model::instance::InstanceType;
 use conpaas_model::level::Instance;
@@ -117,6 +118,11 @@ pub trait ServiceType: Send + Sync {
     /// JSON Schema of the settings, with defaults, units and ranges.
     fn settings_schema(&self) -> serde_json::Value;
     fn commands(&self) -> &'static [CommandDeclaration] {
+        &[]
+    }
+    /// Fixed addresses at which roles of this type reach others, in an order that never changes
+    /// (new ones are added at the end).
+    fn endpoints(&self) -> &'static [EndpointDeclaration] {
         &[]
     }
     /// Whether people upload code for it.

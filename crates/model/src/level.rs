@@ -5,8 +5,8 @@
 use crate::ids::{Epoch, Generation, NodeNumber, ReleaseNumber, ServiceId};
 use crate::spec::{CodeRef, RoleName};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{Ipv4Addr, SocketAddrV4};
 
 /// Orders levels of one node: the manager's epoch first, then its own generation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -32,6 +32,34 @@ pub struct Level {
 pub struct LevelBody {
     /// Roles that should run here. A role that is absent must be stopped.
     pub roles: BTreeMap<RoleName, RoleLevel>,
+    /// Fixed addresses of this node at which its roles reach others, by name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub endpoints: BTreeMap<String, EndpointLevel>,
+}
+
+/// One endpoint of a node: an address of its loopback network behind which the agent keeps a
+/// proxy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndpointLevel {
+    /// What consumers dial.
+    pub listen: SocketAddrV4,
+    /// Roles of this node that dial it.
+    pub users: BTreeSet<RoleName>,
+    /// Whom new connections may be led to, sorted; with nobody, they are held.
+    pub targets: Vec<Provider>,
+    /// How long a connection is held while nobody can be reached.
+    pub hold_seconds: u32,
+    pub on_change: OnChange,
+}
+
+/// What becomes of an endpoint's connections to somebody who is no target any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnChange {
+    /// They end by themselves.
+    Keep,
+    /// They are cut at once: whoever is no target must not be spoken to.
+    Cut,
 }
 
 /// Whether something should take work or only finish what it has.

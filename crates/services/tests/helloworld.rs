@@ -9,11 +9,13 @@
 mod common;
 
 use common::{Load, World, get};
+use conpaas_agent::Endpoints;
+use conpaas_core::endpoint;
 use conpaas_core::role_agent::RoleAgents;
 use conpaas_core::service_type::{Decision, ServiceType};
 use conpaas_model::ids::{NodeNumber, ReleaseNumber};
 use conpaas_model::instance::default_instance_types;
-use conpaas_model::level::{Duty, Provider, RoleLevel};
+use conpaas_model::level::{Duty, LevelBody, Provider, RoleLevel};
 use conpaas_model::spec::{Release, Settings};
 use conpaas_model::status::Phase;
 use conpaas_services::helloworld::HelloWorld;
@@ -46,6 +48,15 @@ fn level(role: &str, node: u8, settings: &Settings) -> RoleLevel {
     }
 }
 
+/// Leads the front of the first node as its level says.
+fn lead(endpoints: &mut Endpoints, front: &RoleLevel) {
+    let level = LevelBody {
+        roles: BTreeMap::from([("front".to_owned(), front.clone())]),
+        endpoints: BTreeMap::new(),
+    };
+    endpoints.lead(&endpoint::of_level(&HelloWorld, &level));
+}
+
 fn greeting(body: &str) -> Option<u64> {
     body.contains("world").then_some(1)
 }
@@ -76,7 +87,9 @@ async fn a_front_hands_on_greetings_while_greeters_come_and_go() {
     }
     let mut first = level("front", 1, &settings);
     first.providers = vec![provider(2)];
-    front.set(first);
+    let mut endpoints = Endpoints::new(world.loopback());
+    lead(&mut endpoints, &first);
+    front.set(first.clone());
     front
         .until("front ready", |status| {
             status.own == Some(Phase::Ready) && status.serving == Some(ReleaseNumber(1))
@@ -89,13 +102,21 @@ async fn a_front_hands_on_greetings_while_greeters_come_and_go() {
     );
 
     let load = Load::start(at, &["/"], greeting);
-    front.change(|level| level.providers.push(provider(3)));
-    front.until("both", |status| status.using.len() == 2).await;
+    first.providers.push(provider(3));
+    lead(&mut endpoints, &first);
     load.more(50).await;
-    front.change(|level| drop(level.providers.remove(0)));
-    front
-        .until("one let go", |status| status.using.len() == 1)
-        .await;
+    first.providers.remove(0);
+    lead(&mut endpoints, &first);
+    let limit = Instant::now() + Duration::from_secs(20);
+    while endpoints
+        .held()
+        .values()
+        .flatten()
+        .any(|(i, _)| i.node == NodeNumber(2))
+    {
+        assert!(Instant::now() < limit, "it is not let go");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     greeters[0].change(|level| level.duty = Duty::Drain);
     greeters[0]
         .until("drained", |status| status.own == Some(Phase::Drained))

@@ -168,6 +168,7 @@ impl Machine {
             folders: self.folders.clone(),
             dial: self.board.dial_within(&self.context.application),
             registry: self.registry.clone(),
+            local_net: None,
             shutdown: shutdown.clone(),
         };
         let handle = tokio::spawn(async move {

@@ -214,3 +214,66 @@ fn with_all_backends_gone_static_files_still_answer_from_the_web_role() {
             .starts_with("version 1 from ")
     );
 }
+
+/// A machine knows the endpoints of its node by name, and says at once that there is no other
+/// name, even while Director and manager are dead.
+#[test]
+fn names_are_answered_inside_a_machine_with_nobody_else_alive() {
+    let world = World::start();
+    world.ok(["app", "create", "shop"]);
+    world.ok(["service", "add", "shop", "helloworld", "--name", "it"]);
+    world.ok(["app", "start", "shop"]);
+    let node = world.service("shop/it")["nodes"][0]["number"].to_string();
+    let inside = world.first_process(&format!("shop/it/{node}"));
+    let ask = |name: &str| world.inside(inside, &["timeout", "4", "getent", "ahostsv4", name]);
+    let greeting = || {
+        let url = "http://127.77.0.1:9300/";
+        world
+            .inside(inside, &["/bin/busybox", "wget", "-q", "-O", "-", url])
+            .1
+    };
+    let names = || {
+        let (code, said) = ask("greeter.internal");
+        assert!(
+            code == Some(0) && said.starts_with("127.77.0.1 "),
+            "{code:?}: {said}"
+        );
+        // 2 says that there is no such name; one that waits for an answer is ended with 124.
+        for name in ["nobody.internal", "conpaas.example", "www.conpaas.example"] {
+            assert_eq!(ask(name).0, Some(2), "{name}");
+        }
+        assert!(greeting().starts_with("Hello, world!"));
+    };
+    names();
+    // The manager's machine goes, and nobody is there to make another.
+    let managers = world.json(["node", "list", "shop"]);
+    let managers = managers.as_array().unwrap();
+    let of_manager = managers
+        .iter()
+        .find(|node| node["manager"] == true)
+        .unwrap();
+    let of_manager = format!(
+        "shop/{}/{}",
+        of_manager["service"].as_str().unwrap(),
+        of_manager["number"]
+    );
+    let manager = world.first_process(&of_manager);
+    world.stop_director();
+    // SAFETY: a signal to a process of this test's own machines.
+    assert_eq!(unsafe { libc::kill(manager, libc::SIGKILL) }, 0);
+    names();
+    // So does the agent: the next one reads its level from disk.
+    let script = r#"for p in /proc/[0-9]*; do
+        tr '\0' ' ' <"$p/cmdline" | grep -q '^[^ ]*conpaas agent' && kill -9 "${p#/proc/}" && echo killed
+    done; true"#;
+    assert_eq!(world.inside(inside, &["sh", "-c", script]).1, "killed");
+    wait_for(
+        "the next agent",
+        Duration::from_secs(20),
+        || match greeting() {
+            said if said.starts_with("Hello, world!") => Ok(()),
+            said => Err(said),
+        },
+    );
+    names();
+}

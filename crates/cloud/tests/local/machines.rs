@@ -261,7 +261,10 @@ pub async fn machines_are_apart_and_bound(root: bool) {
         world.says(&one, &["read", "/etc/conpaas/context.json"]),
         r#"{"greeting":"hello"}"#
     );
-    assert_eq!(world.says(&one, &["read", "/etc/resolv.conf"]), "");
+    assert_eq!(
+        world.says(&one, &["read", "/etc/resolv.conf"]),
+        "nameserver 127.0.0.53\n"
+    );
     assert_eq!(world.says(&one, &["overlay"]), "true");
     assert_eq!(world.says(&one, &["mode", "/above"]), "644 33:33");
     assert_eq!(world.says(&two, &["read", "/below/file"]), "from the image");

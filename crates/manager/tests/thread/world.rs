@@ -322,6 +322,7 @@ impl World {
             folders: self.folders(number),
             dial: dial_direct(),
             registry: registry(),
+            local_net: None,
             shutdown: shutdown.clone(),
         };
         let task = tokio::spawn(async move { run_agent(parts).await.unwrap() });

@@ -1,13 +1,14 @@
 //! How the two roles run on a node: a small web server each. A greeter's greeting is a file; a
-//! front runs a script for each request that asks one greeter after another from a list.
+//! front runs a script for each request that asks at the endpoint of greeters.
 
-use super::{Config, FRONT, FRONT_PORT, GREETER, GREETER_PORT};
+use super::{Config, FRONT, FRONT_PORT, GREETER, GREETER_PORT, HelloWorld};
 use crate::support::background::{Stops, stop_all};
 use crate::support::{files, http};
 use async_trait::async_trait;
+use conpaas_core::endpoint;
 use conpaas_core::role_agent::{NodeContext, ProcessSpec, RoleAgent, RoleError};
-use conpaas_model::level::{Duty, Provider, RoleLevel};
-use conpaas_model::status::{InUse, Phase, RoleStatus};
+use conpaas_model::level::{Duty, RoleLevel};
+use conpaas_model::status::{Phase, RoleStatus};
 use serde_json::{Value, json};
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::{Path, PathBuf};
@@ -16,19 +17,15 @@ use std::time::Duration;
 const PROGRAM: &str = "/bin/busybox";
 const SIGTERM: i32 = 15;
 const GRACE: Duration = Duration::from_secs(5);
-const LIMIT: Duration = Duration::from_secs(2);
+const LIMIT: Duration = Duration::from_secs(5);
 
-/// Asks the greeters of a list in turn, beginning at one that differs from request to request.
+/// Asks at the endpoint, once more if whoever answered went away amid it.
 const SCRIPT: &str = r#"#!/bin/sh
-n=$(wc -l < greeters)
-i=0
-while [ "$i" -lt "$n" ]; do
-  line=$(( ($$ + i) % n + 1 ))
-  if text=$(timeout 2 /bin/busybox wget -q -O - "http://$(sed -n "${line}p" greeters)/"); then
+for i in 1 2; do
+  if text=$(timeout 2 /bin/busybox wget -q -O - "http://$(cat greeter)/"); then
     printf 'Status: 200 OK\r\nContent-Type: text/plain; charset=utf-8\r\n\r\n%s\n' "$text"
     exit
   fi
-  i=$((i + 1))
 done
 printf 'Status: 503 Service Unavailable\r\nRetry-After: 3\r\nContent-Type: text/plain\r\n\r\nNo greeter is there right now.\n'
 "#;
@@ -43,8 +40,6 @@ pub struct Greeter {
 #[derive(Default)]
 pub struct Front {
     stops: Stops,
-    /// Greeters of the last level, and those it let go that may have requests in flight.
-    known: Vec<Provider>,
 }
 
 fn read(level: &RoleLevel) -> Result<Config, RoleError> {
@@ -252,21 +247,16 @@ impl RoleAgent for Greeter {
 
 #[async_trait]
 impl RoleAgent for Front {
-    async fn apply(&mut self, node: &NodeContext, level: &RoleLevel) -> Result<(), RoleError> {
+    async fn apply(&mut self, node: &NodeContext, _level: &RoleLevel) -> Result<(), RoleError> {
         let folder = node.role_folder(FRONT);
         let scripts = folder.join("cgi-bin");
         files::folder(&folder, 0o755)?;
         files::folder(&scripts, 0o755)?;
-        let greeters: String = level
-            .providers
-            .iter()
-            .filter(|p| p.role == GREETER)
-            .map(|p| format!("{}:{}\n", p.address, p.port))
-            .collect();
-        files::write_if_changed(&scripts.join("greeters"), greeters.as_bytes(), 0o644)?;
+        let greeter = endpoint::address(&HelloWorld, GREETER)
+            .map(|at| node.loopback.place(at).to_string())
+            .unwrap_or_default();
+        files::write_if_changed(&scripts.join("greeter"), greeter.as_bytes(), 0o644)?;
         files::write_if_changed(&scripts.join("index.cgi"), SCRIPT.as_bytes(), 0o755)?;
-        self.known.retain(|old| !level.providers.contains(old));
-        self.known.extend(level.providers.iter().cloned());
         serve(node, FRONT, FRONT_PORT, &folder, &mut self.stops).await
     }
 
@@ -276,43 +266,19 @@ impl RoleAgent for Front {
         level: &RoleLevel,
     ) -> Result<RoleStatus, RoleError> {
         let (mut phase, _) = look(node, FRONT, FRONT_PORT, level).await?;
-        let open = connections();
-        let in_flight = |provider: &Provider| {
-            let end = SocketAddrV4::new(provider.address, provider.port);
-            open.iter().filter(|(_, remote)| *remote == end).count() as u64
-        };
-        let using: Vec<InUse> = self
-            .known
-            .iter()
-            .map(|provider| InUse {
-                instance: provider.instance(),
-                in_flight: in_flight(provider),
-            })
-            .collect();
         if level.duty == Duty::Drain {
             phase = draining(phase, incoming(node, FRONT_PORT));
         }
-        self.known
-            .retain(|provider| level.providers.contains(provider) || in_flight(provider) > 0);
-        let using = using
-            .into_iter()
-            .filter(|used| {
-                self.known
-                    .iter()
-                    .any(|provider| provider.instance() == used.instance)
-            })
-            .collect();
         let serving = phase.is_ready().then_some(level.serve).flatten();
         Ok(RoleStatus {
             own: Some(phase),
             serving,
-            using,
+            // Greeters in use are known to the endpoint.
             ..RoleStatus::default()
         })
     }
 
     async fn stop(&mut self, node: &NodeContext) -> Result<bool, RoleError> {
-        self.known.clear();
         stop_all(
             &node.processes,
             &mut self.stops,

@@ -4,11 +4,12 @@
 
 mod agent;
 
+use conpaas_core::endpoint::EndpointDeclaration;
 use conpaas_core::role_agent::{RoleAgent, RoleAgents};
 use conpaas_core::service_type::{
     CommandDeclaration, CommandKind, Decision, Disruption, Fencing, RoleDeclaration, ServiceType,
 };
-use conpaas_model::level::Instance;
+use conpaas_model::level::{Instance, OnChange};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -50,6 +51,17 @@ static ROLES: [RoleDeclaration; 2] = [
         memory_weight: 1,
     },
 ];
+
+/// A front asks at one address of its own node; its agent leads it to some greeter. A request
+/// is short, so what is open to a greeter that goes ends by itself.
+static ENDPOINTS: [EndpointDeclaration; 1] = [EndpointDeclaration {
+    name: GREETER,
+    port: GREETER_PORT,
+    provider: GREETER,
+    users: &[FRONT],
+    hold_seconds: 1,
+    on_change: OnChange::Keep,
+}];
 
 static COMMANDS: [CommandDeclaration; 1] = [CommandDeclaration {
     name: "greet",
@@ -107,6 +119,9 @@ impl ServiceType for HelloWorld {
     }
     fn commands(&self) -> &'static [CommandDeclaration] {
         &COMMANDS
+    }
+    fn endpoints(&self) -> &'static [EndpointDeclaration] {
+        &ENDPOINTS
     }
     fn takes_code(&self) -> bool {
         false

@@ -3,6 +3,7 @@
 //! would drive it, only more often.
 #![allow(dead_code, reason = "each test uses its part")]
 
+use conpaas_core::endpoint::Loopback;
 use conpaas_core::role_agent::{
     CodeStore, NodeContext, ProcessSpec, ProcessStatus, Processes, RoleAgent, RoleAgents, RoleError,
 };
@@ -256,6 +257,10 @@ impl World {
     pub fn address(&self, node: u8) -> Ipv4Addr {
         Ipv4Addr::new(127, self.net.0, self.net.1, node)
     }
+    /// Where endpoints of this world are.
+    pub fn loopback(&self) -> Loopback {
+        Loopback([127, self.net.0])
+    }
     pub fn at(&self, node: u8, port: u16) -> SocketAddrV4 {
         SocketAddrV4::new(self.address(node), port)
     }
@@ -293,6 +298,7 @@ impl World {
             code: Arc::clone(&self.code) as Arc<dyn CodeStore>,
             run_folder: folder.join("run"),
             log_folder: folder.join("log"),
+            loopback: self.loopback(),
         };
         let driven = Driven {
             node: context.clone(),

@@ -376,7 +376,8 @@ fn files(spec: &Spec, context: &[u8]) -> Result<(), StepError> {
         &format!("127.0.0.1 localhost\n{} {name}\n", spec.address),
         0o644,
     )?;
-    put("/etc/resolv.conf", "", 0o644)?;
+    // The agent answers for names; while it is not there, the kernel refuses at once.
+    put("/etc/resolv.conf", "nameserver 127.0.0.53\n", 0o644)?;
     let folder = Path::new("/etc/conpaas");
     if !folder.is_dir() {
         fs::DirBuilder::new()

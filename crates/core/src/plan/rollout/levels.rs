@@ -39,6 +39,7 @@ impl<'a> Rollout<'a> {
             for (instance, duty) in by_node.get(&number).into_iter().flatten() {
                 self.add_to_level(&mut level, node, instance, *duty, serving, &offers);
             }
+            level.endpoints = crate::endpoint::of_level(self.input.service_type, &level);
             self.plan.levels.insert(number, level);
         }
     }
