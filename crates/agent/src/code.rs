@@ -1,7 +1,7 @@
 //! Code on the node: fetched from the Director by hash, checked, unpacked once, kept while a
 //! level names it and a little longer.
 
-use crate::unpack::unpack;
+use crate::unpacker::Unpacker;
 use async_trait::async_trait;
 use conpaas_core::role_agent::{CodeStore, RoleError};
 use conpaas_model::protocol::PATH_BLOBS;
@@ -28,15 +28,21 @@ pub struct DirectorCode {
     folder: PathBuf,
     director: watch::Receiver<Option<Client>>,
     fetching: Mutex<HashMap<String, Fetching>>,
+    unpacker: Unpacker,
 }
 
 impl DirectorCode {
     /// `director` becomes a client once the agent has a certificate.
-    pub fn new(folder: PathBuf, director: watch::Receiver<Option<Client>>) -> Self {
+    pub fn new(
+        folder: PathBuf,
+        director: watch::Receiver<Option<Client>>,
+        unpacker: Unpacker,
+    ) -> Self {
         Self {
             folder,
             director,
             fetching: Mutex::default(),
+            unpacker,
         }
     }
 
@@ -68,8 +74,9 @@ impl DirectorCode {
         let (sender, receiver) = watch::channel(None);
         fetching.insert(code.sha256.clone(), receiver.clone());
         let (folder, director, code) = (self.folder.clone(), self.director.clone(), code.clone());
+        let unpacker = self.unpacker;
         tokio::spawn(async move {
-            let result = fetch(&folder, director, &code).await;
+            let result = fetch(&folder, director, &code, unpacker).await;
             sender.send_replace(Some(result));
         });
         receiver
@@ -134,6 +141,7 @@ async fn fetch(
     folder: &Path,
     mut director: watch::Receiver<Option<Client>>,
     code: &CodeRef,
+    unpacker: Unpacker,
 ) -> Result<(), String> {
     let words = |what: &'static str| move |error: std::io::Error| format!("{what}: {error}");
     let client = director
@@ -166,13 +174,13 @@ async fn fetch(
     }
     drop(file);
     let (folder, hash) = (folder.to_owned(), code.sha256.clone());
-    tokio::task::spawn_blocking(move || install(&folder, &partial, &hash))
+    tokio::task::spawn_blocking(move || install(&folder, &partial, &hash, unpacker))
         .await
         .map_err(|error| error.to_string())?
 }
 
 /// Checks a fetched archive and puts its unpacked folder in place, whole.
-fn install(folder: &Path, partial: &Path, hash: &str) -> Result<(), String> {
+fn install(folder: &Path, partial: &Path, hash: &str, unpacker: Unpacker) -> Result<(), String> {
     let remove = || {
         let _ = std::fs::remove_file(partial);
     };
@@ -187,11 +195,11 @@ fn install(folder: &Path, partial: &Path, hash: &str) -> Result<(), String> {
         _ => {}
     }
     let unpacked = std::fs::File::open(partial)
-        .map_err(Into::into)
-        .and_then(|file| unpack(std::io::BufReader::new(file), &draft));
+        .map_err(|error| format!("it cannot be read back: {error}"))
+        .and_then(|file| unpacker.unpack(file, &draft));
     if let Err(error) = unpacked {
         let _ = std::fs::remove_dir_all(&draft);
-        return Err(crate::party::chained(&error));
+        return Err(error);
     }
     let target = folder.join(hash);
     if let Err(error) = std::fs::rename(&draft, &target) {
@@ -240,11 +248,11 @@ mod tests {
         let partial = folder.path().join("p");
 
         std::fs::write(&partial, &bytes[..100]).unwrap();
-        assert!(install(folder.path(), &partial, &hash).is_err());
+        assert!(install(folder.path(), &partial, &hash, Unpacker::Here).is_err());
         assert!(!partial.exists() && !folder.path().join(&hash).exists());
 
         std::fs::write(&partial, &bytes).unwrap();
-        install(folder.path(), &partial, &hash).unwrap();
+        install(folder.path(), &partial, &hash, Unpacker::Here).unwrap();
         assert_eq!(
             std::fs::read(folder.path().join(&hash).join("index")).unwrap(),
             b"hi"
@@ -259,7 +267,11 @@ mod tests {
         for name in &names {
             std::fs::create_dir(folder.path().join(name)).unwrap();
         }
-        let store = DirectorCode::new(folder.path().to_owned(), watch::channel(None).1);
+        let store = DirectorCode::new(
+            folder.path().to_owned(),
+            watch::channel(None).1,
+            Unpacker::Here,
+        );
         store.prune(&[names[0].clone()].into()).unwrap();
         let left = std::fs::read_dir(folder.path()).unwrap().count();
         assert_eq!(left, 3);

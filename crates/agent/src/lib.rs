@@ -14,6 +14,7 @@ mod processes;
 mod roles;
 mod shell;
 mod unpack;
+mod unpacker;
 
 pub use code::DirectorCode;
 pub use endpoints::{Endpoints, LocalNet};
@@ -22,6 +23,7 @@ pub use local::{AgentSocket, LocalError};
 pub use party::{Enrol, EnrolError, Party, Secured};
 pub use processes::InitProcesses;
 pub use unpack::{UnpackError, unpack};
+pub use unpacker::{Unpacker, unpack_main};
 
 use conpaas_core::role_agent::Processes;
 use conpaas_model::protocol::Context;
@@ -130,6 +132,7 @@ pub struct AgentParts {
     /// The node's own network; absent where several agents share one, and there are then
     /// neither endpoints nor names.
     pub local_net: Option<LocalNet>,
+    pub unpacker: Unpacker,
     /// Ends the agent; role processes run on.
     pub shutdown: CancellationToken,
 }
@@ -145,6 +148,7 @@ pub async fn run(config: AgentConfig, registry: Registry) -> Result<(), ShellErr
         dial: dial_direct(),
         registry,
         local_net: Some(LocalNet::default()),
+        unpacker: Unpacker::Child,
         shutdown: cancelled_by_signals()?,
     })
     .await

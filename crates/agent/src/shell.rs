@@ -88,6 +88,7 @@ pub async fn run(parts: AgentParts) -> Result<(), ShellError> {
         dial,
         registry,
         local_net,
+        unpacker,
         shutdown,
     } = parts;
     // Role processes pass through it to their code; keys and levels in it are files of mode 0600.
@@ -114,7 +115,11 @@ pub async fn run(parts: AgentParts) -> Result<(), ShellError> {
         SystemTime::now(),
     )?;
     let (director, director_seen) = watch::channel(None);
-    let code = Arc::new(DirectorCode::new(code_folder, director_seen.clone()));
+    let code = Arc::new(DirectorCode::new(
+        code_folder,
+        director_seen.clone(),
+        unpacker,
+    ));
 
     let (down, from_manager) = mpsc::channel(16);
     let (reports, reports_seen) = watch::channel(None);

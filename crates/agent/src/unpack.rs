@@ -1,5 +1,5 @@
 //! Unpacking normalised code archives. The Director checks what people upload; the agent checks
-//! again, since it unpacks as root.
+//! again. Who does it, with which rights, is `unpacker`'s business.
 
 use std::collections::BTreeSet;
 use std::fs::{DirBuilder, OpenOptions};

@@ -27,6 +27,7 @@ pub fn dispatch(arguments: &[OsString]) -> Option<ExitCode> {
         "init" => Some(code(conpaas_init::main())),
         "machine-supervisor" => Some(code(conpaas_cloud::supervisor_main(rest()))),
         "machine-helper" => Some(code(conpaas_cloud::helper_main(rest()))),
+        "unpack-code" => Some(code(conpaas_agent::unpack_main(&rest()))),
         "agent" => Some(daemon(
             Workers::One,
             conpaas_agent::run(conpaas_agent::AgentConfig::default(), Registry::standard()),

@@ -763,3 +763,59 @@ fn a_download_lands_whole_and_never_over_another_file() {
     assert_eq!(again.code, 2);
     assert!(again.err.contains("--force"), "{}", again.err);
 }
+
+/// As root, code is unpacked by nobody; else by whoever runs this, which is then what is shown.
+#[test]
+fn code_is_never_unpacked_as_root() {
+    use std::os::unix::fs::MetadataExt;
+    let folder = tempfile::tempdir().unwrap();
+    let me = folder.path().metadata().unwrap().uid();
+    let expected = if me == 0 { 65_534 } else { me };
+    let draft = folder.path().join("draft");
+    std::fs::create_dir(&draft).unwrap();
+    std::os::unix::fs::chown(&draft, Some(expected), None).unwrap();
+    let mut builder = tar::Builder::new(Vec::new());
+    let mut header = tar::Header::new_ustar();
+    header.set_size(2);
+    header.set_mode(0o4777);
+    builder
+        .append_data(&mut header, "a/index", &b"hi"[..])
+        .unwrap();
+    let archive = folder.path().join("archive");
+    std::fs::write(&archive, builder.into_inner().unwrap()).unwrap();
+
+    let unpack = || {
+        Person::new()
+            .command("unpack-code")
+            .current_dir(&draft)
+            .stdin(std::fs::File::open(&archive).unwrap())
+            .output()
+            .unwrap()
+    };
+    let output = unpack();
+    let said = String::from_utf8(output.stdout).unwrap();
+    println!("run by uid {me}, unpacked by {said}");
+    assert!(output.status.success());
+    assert!(said.contains(&format!("{{\"uid\":{expected},")), "{said}");
+    if me == 0 {
+        assert!(said.contains("\"groups\":0"), "{said}");
+    } else {
+        println!("not run as root: that root is given up is not shown here");
+    }
+    for path in ["a", "a/index"] {
+        let found = draft.join(path).metadata().unwrap();
+        assert_eq!(
+            (found.uid(), found.mode() & 0o6022),
+            (expected, 0),
+            "{path}"
+        );
+    }
+    // What it may not write, it does not write: the folder is root's now.
+    if me == 0 {
+        std::fs::remove_dir_all(draft.join("a")).unwrap();
+        std::os::unix::fs::chown(&draft, Some(0), Some(0)).unwrap();
+        let output = unpack();
+        assert!(!output.status.success() && !draft.join("a").exists());
+        assert!(String::from_utf8_lossy(&output.stderr).contains("ermission denied"));
+    }
+}

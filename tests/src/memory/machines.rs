@@ -169,6 +169,7 @@ impl Machine {
             dial: self.board.dial_within(&self.context.application),
             registry: self.registry.clone(),
             local_net: None,
+            unpacker: conpaas_agent::Unpacker::Here,
             shutdown: shutdown.clone(),
         };
         let handle = tokio::spawn(async move {

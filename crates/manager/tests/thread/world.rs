@@ -323,6 +323,7 @@ impl World {
             dial: dial_direct(),
             registry: registry(),
             local_net: None,
+            unpacker: conpaas_agent::Unpacker::Here,
             shutdown: shutdown.clone(),
         };
         let task = tokio::spawn(async move { run_agent(parts).await.unwrap() });
