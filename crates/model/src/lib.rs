@@ -2,6 +2,7 @@
 //! levels, wire messages and API types. No I/O, no clock, no randomness lives here.
 
 pub mod api;
+pub mod block;
 pub mod edge;
 pub mod ids;
 pub mod instance;

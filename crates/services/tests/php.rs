@@ -159,6 +159,21 @@ async fn gone(driven: &Driven) {
     assert!(driven.children.pids().is_empty());
 }
 
+/// Whether a pool says anything to a request from an address.
+async fn pool_answers(from: &str, to: std::net::SocketAddrV4) -> bool {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind(format!("{from}:0").parse().unwrap()).unwrap();
+    let mut stream = socket.connect(to.into()).await.unwrap();
+    // A request without parameters and body.
+    let mut records = vec![1, 1, 0, 1, 0, 8, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+    records.extend([1, 4, 0, 1, 0, 0, 0, 0, 1, 5, 0, 1, 0, 0, 0, 0]);
+    let _ = stream.write_all(&records).await;
+    let mut answer = [0; 8];
+    let read = tokio::time::timeout(Duration::from_secs(20), stream.read(&mut answer));
+    matches!(read.await.unwrap(), Ok(length) if length > 0)
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_service_lives_through_every_change_without_a_failed_request() {
     let world = World::new(1);
@@ -190,6 +205,14 @@ async fn a_service_lives_through_every_change_without_a_failed_request() {
     level.serve = Some(R1);
     proxy.set(level);
     proxy.until("proxy serves", serves(R1)).await;
+
+    // Who may speak to a pool, at either of its ports.
+    for (from, answers) in [("127.0.0.1", true), ("127.9.9.9", false)] {
+        for port in [9001, 9101] {
+            let to = world.at(3, port);
+            assert_eq!(pool_answers(from, to).await, answers, "{from} to {to}");
+        }
+    }
 
     // What answers which path.
     let root = world.dir.path().join("srv/r1").display().to_string();

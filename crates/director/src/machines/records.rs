@@ -307,24 +307,25 @@ pub fn node(tx: &Connection, key: &NodeKey) -> Result<Option<Node>, DirectorErro
         .optional()?)
 }
 
-/// The lowest address of the application that no node of it has.
+/// An address of the application that no node of it has, in a block of the service's own.
 pub fn free_address(
     tx: &Connection,
     application: &ApplicationId,
+    service: &ServiceId,
 ) -> Result<Option<Ipv4Addr>, DirectorError> {
-    let taken: std::collections::BTreeSet<Ipv4Addr> = rows(
+    let taken: Vec<(Ipv4Addr, ServiceId)> = rows(
         tx,
-        "SELECT n.address FROM nodes n JOIN services s ON s.id = n.service_id
+        "SELECT n.address, n.service_id FROM nodes n JOIN services s ON s.id = n.service_id
          WHERE s.app_id = ?1 AND n.gone_at IS NULL",
         [application.as_str()],
-        |row| parse(row, "address"),
-    )?
-    .into_iter()
-    .collect();
-    let (first, last) = (u32::from(FIRST_NODE_ADDRESS), u32::from(LAST_NODE_ADDRESS));
-    Ok((first..=last)
-        .map(Ipv4Addr::from)
-        .find(|address| !taken.contains(address)))
+        |row| Ok((parse(row, "address")?, parse(row, "service_id")?)),
+    )?;
+    Ok(conpaas_model::block::free_address(
+        service,
+        &taken,
+        FIRST_NODE_ADDRESS,
+        LAST_NODE_ADDRESS,
+    ))
 }
 
 /// Records a node that its manager wishes.

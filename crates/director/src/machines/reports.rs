@@ -138,7 +138,7 @@ fn take_one(
                 if *number < next || number.0 > next.0.saturating_add(NUMBERS_AHEAD) {
                     continue;
                 }
-                let Some(address) = records::free_address(tx, &row.app)? else {
+                let Some(address) = records::free_address(tx, &row.app, &row.id)? else {
                     tracing::error!(application = %row.app, "the application has no address left for another node");
                     continue;
                 };

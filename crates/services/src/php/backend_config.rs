@@ -2,10 +2,11 @@
 
 use super::manager::BackendConfig;
 use super::{ACCOUNT, PING, STATUS, site};
+use conpaas_model::block;
 use conpaas_model::ids::ReleaseNumber;
 use serde_json::Value;
 use std::fmt::Write;
-use std::net::SocketAddrV4;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::Path;
 
 /// Where one pool's files are.
@@ -46,6 +47,15 @@ pub fn pool_file(place: &Place<'_>, config: &BackendConfig, release: ReleaseNumb
         line(format_args!("group = {ACCOUNT}"));
     }
     line(format_args!("listen = {}", place.listen));
+    // Whoever may speak to a pool may run code of its own in it: only this service's nodes.
+    let allowed: Vec<String> = std::iter::once(Ipv4Addr::LOCALHOST)
+        .chain(block::around(*place.listen.ip()))
+        .map(|address| address.to_string())
+        .collect();
+    line(format_args!(
+        "listen.allowed_clients = {}",
+        allowed.join(",")
+    ));
     line(format_args!("listen.backlog = 511"));
     line(format_args!("pm = static"));
     line(format_args!("pm.max_children = {}", config.children));

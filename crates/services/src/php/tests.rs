@@ -165,6 +165,19 @@ fn the_pool_holds_what_was_decided() {
     ] {
         assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
     }
+    let allowed = text
+        .lines()
+        .find_map(|l| l.strip_prefix("listen.allowed_clients = "))
+        .unwrap();
+    let allowed: Vec<&str> = allowed.split(',').collect();
+    assert_eq!(allowed.len(), 513);
+    for (address, may) in [
+        ("127.0.0.1", true),
+        ("100.64.1.255", true),
+        ("100.64.2.0", false),
+    ] {
+        assert_eq!(allowed.contains(&address), may, "{address}");
+    }
     let ini = backend_config::ini_file(&config);
     for line in [
         "date.timezone = \"Europe/Paris\"",
