@@ -14,4 +14,4 @@ pub mod load;
 pub mod memory;
 pub mod world;
 
-pub use world::{Finished, Person, Platform, World, wait_for};
+pub use world::{Finished, Person, Platform, World, program, signal, wait_for};

@@ -228,17 +228,15 @@ impl World {
         match &self.memory {
             Some(memory) => memory.stop_director(),
             None => {
-                let line = self
-                    .processes()
-                    .into_iter()
-                    .find(|line| line.contains("conpaas director"));
-                let line = line.expect("a director process");
-                kill(line.split(' ').next().unwrap().parse().unwrap());
+                // Its keeper would start it again.
+                signal(self.daemon("nutshell-keeper"), libc::SIGSTOP);
+                let director = self.daemon("director");
+                kill(director);
                 wait_for("the Director to be gone", Duration::from_secs(10), || {
-                    if self.processes().contains(&line) {
-                        Err(&line)
-                    } else {
-                        Ok(())
+                    let stat = std::fs::read_to_string(format!("/proc/{director}/stat"));
+                    match stat {
+                        Ok(stat) if !stat.contains(") Z ") => Err(stat),
+                        _ => Ok(()),
                     }
                 });
             }
@@ -250,10 +248,22 @@ impl World {
         match &self.memory {
             Some(memory) => memory.start_director(),
             None => {
+                signal(self.daemon("nutshell-keeper"), libc::SIGCONT);
                 let up = self.up();
                 assert_eq!(up.code, 0, "{up:#?}");
             }
         }
+    }
+
+    /// The process id of a running daemon of the nutshell: `director`, `edge`, `nutshell-keeper`.
+    pub fn daemon(&self, name: &str) -> i32 {
+        let marker = format!("conpaas {name} --state");
+        let found = self
+            .processes()
+            .into_iter()
+            .find(|line| line.contains(&marker));
+        let line = found.unwrap_or_else(|| panic!("no process {marker}: {:#?}", self.processes()));
+        line.split(' ').next().unwrap().parse().unwrap()
     }
 
     /// Lets the machine of a node (`APP/SERVICE/NUMBER`) die, as a crash would.
@@ -359,8 +369,27 @@ impl World {
     }
 
     pub fn up(&self) -> Finished {
+        self.up_with(&program())
+    }
+
+    /// `nutshell up` by another build of the program.
+    pub fn up_with(&self, program: &Path) -> Finished {
         let (api, edge) = (self.api_port.to_string(), self.edge_port.to_string());
-        self.run(["nutshell", "up", "--api-port", &api, "--edge-port", &edge])
+        let arguments = ["nutshell", "up", "--api-port", &api, "--edge-port", &edge];
+        self.command_of(program, arguments).output().unwrap().into()
+    }
+
+    /// An application `shop` with a started PHP service `web` that runs version 1 of a small site.
+    pub fn with_shop() -> Self {
+        let world = Self::start();
+        world.ok(["app", "create", "shop"]);
+        world.ok(["service", "add", "shop", "php", "--name", "web"]);
+        let archive = world.path().join("v1.tar.gz");
+        crate::archive::site(&archive, 1);
+        let archive = archive.to_str().unwrap();
+        world.ok(["code", "upload", "shop/web", archive, "--activate"]);
+        world.ok(["app", "start", "shop"]);
+        world
     }
 
     pub fn state(&self) -> PathBuf {
@@ -373,7 +402,16 @@ impl World {
 
     /// The program with this world's environment.
     pub fn command<I: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = I>) -> Command {
-        let mut command = Command::new(program());
+        self.command_of(&program(), arguments)
+    }
+
+    /// Another build of the program with this world's environment.
+    pub fn command_of<I: AsRef<OsStr>>(
+        &self,
+        program: &Path,
+        arguments: impl IntoIterator<Item = I>,
+    ) -> Command {
+        let mut command = Command::new(program);
         command
             .args(arguments)
             .env("CONPAAS_STATE", self.state())
@@ -574,8 +612,13 @@ impl Drop for World {
 }
 
 fn kill(pid: i32) {
-    // SAFETY: a signal to a process of this test's own installation.
-    assert_eq!(unsafe { libc::kill(pid, libc::SIGKILL) }, 0);
+    signal(pid, libc::SIGKILL);
+}
+
+/// Sends a signal to a process of a test's own installation.
+pub fn signal(pid: i32, signal: i32) {
+    // SAFETY: a signal to a process that belongs to this test.
+    assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
 }
 
 /// PID 1 of a machine, as this computer numbers it.

@@ -10,6 +10,8 @@ use std::collections::BTreeMap;
 use std::error::Error;
 use std::ffi::OsString;
 use std::future::Future;
+use std::net::TcpListener;
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -43,7 +45,11 @@ pub fn dispatch(arguments: &[OsString]) -> Option<ExitCode> {
         "director" if option == Some("--state") => {
             Some(daemon(Workers::Some, director(state(arguments))))
         }
-        "edge" if option == Some("--state") => Some(daemon(Workers::Some, edge(state(arguments)))),
+        "nutshell-keeper" if option == Some("--state") => Some(keeper(arguments)),
+        "edge" if option == Some("--state") => Some(daemon(
+            Workers::Some,
+            edge(state(arguments), listener(arguments)),
+        )),
         _ => None,
     }
 }
@@ -58,6 +64,23 @@ fn state(arguments: &[OsString]) -> Option<PathBuf> {
         let _ = nix::unistd::setsid();
     }
     arguments.get(3).map(PathBuf::from)
+}
+
+/// A socket that whoever started this process left open for it.
+fn listener(arguments: &[OsString]) -> Option<RawFd> {
+    let at = arguments.iter().position(|word| word == "--listener")?;
+    arguments.get(at + 1)?.to_str()?.parse().ok()
+}
+
+/// Director and edge are started by it, and started again when they end.
+fn keeper(arguments: &[OsString]) -> ExitCode {
+    let state = state(arguments);
+    start_logging();
+    let work = match state {
+        Some(state) => crate::nutshell::keeper::run(Place::new(state), listener(arguments)),
+        None => Err("say where the state is: --state FOLDER".into()),
+    };
+    ended(work)
 }
 
 /// How many threads run a daemon's tasks.
@@ -97,6 +120,10 @@ where
         Ok(runtime) => runtime.block_on(work).map_err(Into::into),
         Err(error) => Err(error.into()),
     };
+    ended(outcome)
+}
+
+fn ended(outcome: Result<(), AnyError>) -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -135,6 +162,11 @@ fn settings(state: Option<PathBuf>) -> Result<(Place, Settings), AnyError> {
 async fn director(state: Option<PathBuf>) -> Result<(), AnyError> {
     let (place, settings) = settings(state)?;
     tokio::spawn(keep_log_bounded(place.log("director")));
+    for (daemon, seen) in crate::nutshell::keeper::seen(&place) {
+        if let Some(how) = seen.last_end {
+            tracing::warn!(daemon, times = seen.restarts, "restarted after {how}");
+        }
+    }
     let local = LocalCloud::open(settings.local(&place))?;
     let cloud: Arc<dyn Cloud> = Arc::new(local);
     let clouds = BTreeMap::from([(cloud.name().to_owned(), cloud)]);
@@ -160,9 +192,19 @@ async fn director(state: Option<PathBuf>) -> Result<(), AnyError> {
     Ok(())
 }
 
-async fn edge(state: Option<PathBuf>) -> Result<(), AnyError> {
+async fn edge(state: Option<PathBuf>, listener: Option<RawFd>) -> Result<(), AnyError> {
     let (place, settings) = settings(state)?;
     tokio::spawn(keep_log_bounded(place.log("edge")));
-    conpaas_edge::run(settings.edge(&place)).await?;
+    let listener = listener.map(|descriptor| {
+        // SAFETY: the keeper left it open for this process, and nobody else here has it.
+        TcpListener::from(unsafe { OwnedFd::from_raw_fd(descriptor) })
+    });
+    let ready = || {
+        let pid = std::process::id().to_string();
+        if let Err(error) = crate::contexts::write_private(&place.edge_ready(), pid.as_bytes()) {
+            tracing::error!(error = error.what, "cannot say that this edge serves");
+        }
+    };
+    conpaas_edge::run(settings.edge(&place), listener, ready).await?;
     Ok(())
 }

@@ -11,6 +11,7 @@ use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 const IN_FORCE_FILE: &str = "in-force.json";
@@ -29,6 +30,7 @@ pub struct Feed {
     dial: Arc<dyn Dial>,
     listening: SocketAddr,
     seen: Option<Stamp>,
+    answering: Arc<AtomicBool>,
 }
 
 impl Feed {
@@ -48,6 +50,7 @@ impl Feed {
             dial,
             listening,
             seen: None,
+            answering: Arc::new(AtomicBool::new(true)),
         };
         let copy = feed.folder.join(IN_FORCE_FILE);
         match std::fs::read(&copy) {
@@ -63,6 +66,11 @@ impl Feed {
         feed.look();
         feed.answer()?;
         Ok(feed)
+    }
+
+    /// Whether the Director is answered; another edge may have taken that over.
+    pub fn answering(&self) -> Arc<AtomicBool> {
+        self.answering.clone()
     }
 
     /// Follows the Director's file and the draining for ever.
@@ -121,7 +129,9 @@ impl Feed {
             Offer::Applied => {
                 tracing::info!(generation = %offered, "routes taken");
                 self.dial.forget_others(&self.table.networks());
-                if let Err(error) = replace(&self.folder, IN_FORCE_FILE, &text) {
+                if self.answering.load(Ordering::Relaxed)
+                    && let Err(error) = replace(&self.folder, IN_FORCE_FILE, &text)
+                {
                     tracing::warn!(%error, "cannot keep a copy of the routes in force");
                 }
             }
@@ -133,6 +143,9 @@ impl Feed {
     }
 
     fn answer(&self) -> io::Result<()> {
+        if !self.answering.load(Ordering::Relaxed) {
+            return Ok(());
+        }
         let (generation, draining) = self.table.status();
         let applied = Applied {
             generation,

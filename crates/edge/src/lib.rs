@@ -17,24 +17,39 @@ mod upstream;
 
 pub use config::{EdgeConfig, EdgeError};
 pub use dial::{CloudDial, Dial};
-pub use server::Edge;
+pub use server::{Edge, Ending};
 
 use std::sync::Arc;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Runs the edge until SIGTERM or SIGINT: then it stops listening, finishes what is in flight
-/// (at most `shutdown_seconds`) and returns.
+/// (at most `shutdown_seconds`) and returns. SIGUSR1 says that another edge listens on the same
+/// socket: then idle connections may still ask once more before they are let go.
+///
+/// It listens on `listener` if one was handed over, else on its own; `ready` is called once
+/// connections are taken.
 ///
 /// # Errors
 /// [`EdgeError`] when it cannot start: port taken, folder missing.
-pub async fn run(config: EdgeConfig) -> Result<(), EdgeError> {
+pub async fn run(
+    config: EdgeConfig,
+    listener: Option<std::net::TcpListener>,
+    ready: impl FnOnce(),
+) -> Result<(), EdgeError> {
+    let mut handed_over = signal(SignalKind::user_defined1()).map_err(EdgeError::Signals)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(EdgeError::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(EdgeError::Signals)?;
-    let edge = Edge::bind(config, Arc::new(CloudDial::default())).await?;
-    edge.serve(async move {
+    let dial = Arc::new(CloudDial::default());
+    let edge = match listener {
+        Some(listener) => Edge::with_listener(config, dial, listener)?,
+        None => Edge::bind(config, dial).await?,
+    };
+    ready();
+    edge.serve_until(async move {
         tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
+            _ = terminate.recv() => Ending::Stop,
+            _ = interrupt.recv() => Ending::Stop,
+            _ = handed_over.recv() => Ending::HandedOver,
         }
     })
     .await;

@@ -6,6 +6,8 @@ use crate::dial::Dial;
 use crate::feed::Feed;
 use crate::proxy::Proxy;
 use crate::table::Table;
+use http::StatusCode;
+use http::header::{CONNECTION, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -16,6 +18,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
@@ -31,17 +34,21 @@ pub struct Edge {
     log_writer: Writer,
 }
 
+/// Why an edge ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// Nobody listens from now on.
+    Stop,
+    /// Another edge listens on the same socket and answers the Director.
+    HandedOver,
+}
+
 impl Edge {
     /// Takes the port, loads the routes, answers them, and serves nobody yet.
     ///
     /// # Errors
     /// [`EdgeError`] when the port or the folder cannot be used.
     pub async fn bind(config: EdgeConfig, dial: Arc<dyn Dial>) -> Result<Self, EdgeError> {
-        let folder_error = |source| EdgeError::Folder {
-            path: config.folder.clone(),
-            source,
-        };
-        std::fs::create_dir_all(&config.folder).map_err(folder_error)?;
         let address = config.bind;
         let listener = TcpListener::bind(address)
             .await
@@ -50,6 +57,37 @@ impl Edge {
                 io::ErrorKind::PermissionDenied => EdgeError::PortForbidden { address, source },
                 _ => EdgeError::Listen { address, source },
             })?;
+        Self::on(config, dial, listener)
+    }
+
+    /// The same on a socket that listens already.
+    ///
+    /// # Errors
+    /// [`EdgeError`] when it is none, or the folder cannot be used.
+    pub fn with_listener(
+        config: EdgeConfig,
+        dial: Arc<dyn Dial>,
+        listener: std::net::TcpListener,
+    ) -> Result<Self, EdgeError> {
+        let address = config.bind;
+        let listener = listener
+            .set_nonblocking(true)
+            .and_then(|()| TcpListener::from_std(listener))
+            .map_err(|source| EdgeError::Listen { address, source })?;
+        Self::on(config, dial, listener)
+    }
+
+    fn on(
+        config: EdgeConfig,
+        dial: Arc<dyn Dial>,
+        listener: TcpListener,
+    ) -> Result<Self, EdgeError> {
+        let address = config.bind;
+        let folder_error = |source| EdgeError::Folder {
+            path: config.folder.clone(),
+            source,
+        };
+        std::fs::create_dir_all(&config.folder).map_err(folder_error)?;
         let address = listener
             .local_addr()
             .map_err(|source| EdgeError::Listen { address, source })?;
@@ -81,6 +119,17 @@ impl Edge {
     /// Serves until `end`; then stops listening, lets requests in flight finish for at most
     /// `shutdown_seconds`, and returns with the access log written.
     pub async fn serve(self, end: impl Future<Output = ()>) {
+        self.serve_until(async {
+            end.await;
+            Ending::Stop
+        })
+        .await;
+    }
+
+    /// The same, with a reason to end. When it was handed over, connections that are open are
+    /// told to come back with their next answer, and only those that stay silent for
+    /// `shutdown_seconds` are let go.
+    pub async fn serve_until(self, end: impl Future<Output = Ending>) {
         let Self {
             listener,
             address,
@@ -90,25 +139,27 @@ impl Edge {
             log_writer,
         } = self;
         tracing::info!(%address, "the edge serves");
+        let answering = feed.answering();
         let feed = tokio::spawn(feed.follow());
+        let (leaving, left) = watch::channel(false);
         let (ending, ended) = watch::channel(false);
         let slots = Arc::new(Semaphore::new(config.max_connections.max(1)));
         let mut connections = JoinSet::new();
         let mut end = pin!(end);
-        loop {
+        let why = loop {
             let slot = tokio::select! {
-                () = &mut end => break,
+                why = &mut end => break why,
                 slot = slots.clone().acquire_owned() => slot,
             };
-            let Ok(slot) = slot else { break };
+            let Ok(slot) = slot else { break Ending::Stop };
             let accepted = tokio::select! {
-                () = &mut end => break,
+                why = &mut end => break why,
                 accepted = listener.accept() => accepted,
             };
             match accepted {
                 Ok((stream, client)) => {
                     let proxy = proxy.clone();
-                    let mut ended = ended.clone();
+                    let (left, mut ended) = (left.clone(), ended.clone());
                     let mut builder = http1::Builder::new();
                     builder
                         .timer(TokioTimer::new())
@@ -119,8 +170,18 @@ impl Edge {
                         let _slot = slot;
                         prepare(&stream);
                         let service = service_fn(move |request| {
-                            let proxy = proxy.clone();
-                            async move { Ok::<_, Infallible>(proxy.handle(client.ip(), request).await) }
+                            let (proxy, left) = (proxy.clone(), left.clone());
+                            async move {
+                                let mut answer = proxy.handle(client.ip(), request).await;
+                                if *left.borrow()
+                                    && answer.status() != StatusCode::SWITCHING_PROTOCOLS
+                                {
+                                    // The next request goes to whoever listens now.
+                                    let close = HeaderValue::from_static("close");
+                                    answer.headers_mut().insert(CONNECTION, close);
+                                }
+                                Ok::<_, Infallible>(answer)
+                            }
                         });
                         let serving = builder
                             .serve_connection(TokioIo::new(stream), service)
@@ -153,18 +214,23 @@ impl Edge {
                     tokio::time::sleep(Duration::from_millis(50)).await;
                 }
             }
-        }
+        };
         drop(listener);
-        tracing::info!("the edge stops; requests in flight may finish");
+        tracing::info!(?why, "the edge stops; requests in flight may finish");
+        let limit = Duration::from_secs(config.shutdown_seconds);
+        if why == Ending::HandedOver {
+            answering.store(false, Ordering::Relaxed);
+            let _ = leaving.send(true);
+            let all = async { while connections.join_next().await.is_some() {} };
+            // Who is silent for so long is let go below.
+            let _ = tokio::time::timeout(limit, all).await;
+        }
         let _ = ending.send(true);
         let all = async {
             while connections.join_next().await.is_some() {}
             proxy.tunnels_ended().await;
         };
-        if tokio::time::timeout(Duration::from_secs(config.shutdown_seconds), all)
-            .await
-            .is_err()
-        {
+        if tokio::time::timeout(limit, all).await.is_err() {
             tracing::warn!("some requests did not finish in time and were broken off");
         }
         connections.shutdown().await;

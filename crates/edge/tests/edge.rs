@@ -310,6 +310,57 @@ async fn a_request_in_flight_survives_the_end_of_the_edge() {
 }
 
 #[tokio::test]
+async fn a_socket_is_handed_to_another_edge_without_losing_a_connection() {
+    let web = Server::start(Answer::Text("hello")).await;
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let start = |end: tokio::sync::oneshot::Receiver<conpaas_edge::Ending>| {
+        let config = conpaas_edge::EdgeConfig::new(folder.path().to_owned());
+        let own = listener.try_clone().unwrap();
+        let dial = std::sync::Arc::new(support::Loopback);
+        let edge = conpaas_edge::Edge::with_listener(config, dial, own).unwrap();
+        tokio::spawn(edge.serve_until(async move { end.await.unwrap() }))
+    };
+    let routes = conpaas_model::edge::Routes {
+        generation: conpaas_model::ids::Generation(1),
+        routes: vec![shop(RouteState::Serving, &[&web])],
+    };
+    let text = serde_json::to_vec(&routes).unwrap();
+    std::fs::write(folder.path().join(conpaas_model::edge::ROUTES_FILE), text).unwrap();
+    let (end_old, ended) = tokio::sync::oneshot::channel();
+    let old = start(ended);
+    let get = b"GET / HTTP/1.1\r\nHost: shop-ann.localhost\r\n\r\n";
+    let mut kept = TcpStream::connect(address).await.unwrap();
+    kept.write_all(get).await.unwrap();
+    assert!(read_head(&mut kept).await.starts_with("HTTP/1.1 200"));
+    let mut body = [0; 5];
+    kept.read_exact(&mut body).await.unwrap();
+
+    let _ = end_old.send(conpaas_edge::Ending::HandedOver);
+    // Nobody takes it yet: it waits in the socket's queue instead of being refused.
+    let early = tokio::spawn(exchange(
+        address,
+        "GET / HTTP/1.1\r\nHost: shop-ann.localhost\r\nConnection: close\r\n\r\n",
+    ));
+    tokio::task::yield_now().await;
+    let (end_new, ended) = tokio::sync::oneshot::channel();
+    let new = start(ended);
+    assert!(early.await.unwrap().starts_with("HTTP/1.1 200"));
+    // The connection that was open is answered once more, and told to come back anew.
+    kept.write_all(get).await.unwrap();
+    let text = read_to_end(&mut kept).await.to_ascii_lowercase();
+    assert!(text.starts_with("http/1.1 200"), "{text}");
+    assert!(
+        text.contains("connection: close") && text.ends_with("hello"),
+        "{text}"
+    );
+    old.await.unwrap();
+    let _ = end_new.send(conpaas_edge::Ending::Stop);
+    new.await.unwrap();
+}
+
+#[tokio::test]
 async fn a_port_that_is_taken_is_said_with_the_cure() {
     let edge = TestEdge::start().await;
     let folder = tempfile::tempdir().unwrap();

@@ -6,27 +6,9 @@ use std::time::Duration;
 
 const HOST: &str = "shop-admin.localhost";
 
-/// An application `shop` with a started PHP service `web` that runs version 1 of a small site.
-fn shop() -> World {
-    let world = World::start();
-    world.ok(["app", "create", "shop"]);
-    world.ok(["service", "add", "shop", "php", "--name", "web"]);
-    let archive = world.path().join("v1.tar.gz");
-    archive::site(&archive, 1);
-    world.ok([
-        "code",
-        "upload",
-        "shop/web",
-        archive.to_str().unwrap(),
-        "--activate",
-    ]);
-    world.ok(["app", "start", "shop"]);
-    world
-}
-
 #[test]
 fn a_site_starts_on_one_machine_scales_and_packs_again_without_a_failed_request() {
-    let world = shop();
+    let world = World::with_shop();
     assert!(
         world
             .wait_status(HOST, "/", 200)
@@ -80,7 +62,7 @@ fn a_site_starts_on_one_machine_scales_and_packs_again_without_a_failed_request(
 
 #[test]
 fn every_role_scales_and_a_new_version_switches_at_one_instant_and_back() {
-    let world = shop();
+    let world = World::with_shop();
     world.wait_status(HOST, "/", 200);
     world.ok([
         "service",
@@ -134,7 +116,7 @@ fn every_role_scales_and_a_new_version_switches_at_one_instant_and_back() {
 
 #[test]
 fn stop_keeps_everything_and_delete_leaves_nothing() {
-    let world = shop();
+    let world = World::with_shop();
     world.wait_status(HOST, "/", 200);
     world.ok(["app", "stop", "shop"]);
     assert_eq!(world.json(["app", "show", "shop"])["state"], "STOPPED");
@@ -173,7 +155,7 @@ fn stop_keeps_everything_and_delete_leaves_nothing() {
 
 #[test]
 fn with_all_backends_gone_static_files_still_answer_from_the_web_role() {
-    let world = shop();
+    let world = World::with_shop();
     world.wait_status(HOST, "/", 200);
     // Two backends on machines of their own; the first machine keeps proxy and web.
     world.ok(["service", "scale", "shop/web", "backend=2"]);

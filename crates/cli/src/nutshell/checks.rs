@@ -2,7 +2,7 @@
 //! what to do about it.
 
 use super::settings::{Place, Settings};
-use super::{DIRECTOR, EDGE, image, process};
+use super::{DIRECTOR, EDGE, KEEPER, image, process};
 use crate::exit::{CliError, Exit, Outcome};
 use crate::printer::Table;
 use crate::session::Session;
@@ -146,7 +146,8 @@ fn ports(place: &Place, settings: &Settings) -> Vec<Check> {
         (DIRECTOR, settings.api, "--api-port"),
         (EDGE, settings.edge, "--edge-port"),
     ] {
-        if process::running(place, daemon).is_some() {
+        // The keeper holds the edge's port also while the edge is started again.
+        if process::running(place, daemon).is_some() || process::running(place, KEEPER).is_some() {
             continue;
         }
         let name = format!("port {}", address.port());

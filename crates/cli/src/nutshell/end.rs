@@ -1,7 +1,7 @@
 //! `conpaas nutshell down` and `destroy`: nothing runs any more, and then nothing is left.
 
 use super::settings::{Place, Settings};
-use super::{CONTEXT, DIRECTOR, EDGE, lock, process};
+use super::{CONTEXT, DIRECTOR, EDGE, KEEPER, lock, process};
 use crate::contexts::Context;
 use crate::exit::{CliError, Outcome};
 use crate::session::Session;
@@ -12,6 +12,9 @@ use std::time::Duration;
 
 /// How long daemons may take to finish what is in flight.
 const GRACE: Duration = Duration::from_secs(40);
+
+/// How long the keeper may take, which gives daemons their time.
+const KEEPER_GRACE: Duration = Duration::from_secs(45);
 
 /// What was ended.
 #[derive(Debug, Default, serde::Serialize)]
@@ -53,7 +56,18 @@ fn say(session: &Session, ended: &Ended) -> Outcome {
 async fn end(session: &Session, place: &Place, settings: &Settings) -> Result<Ended, CliError> {
     let bar = session.printer.spinner();
     bar.set_message("ending Director and edge");
-    let daemons = process::stop(place, &[DIRECTOR, EDGE], GRACE).await;
+    let running: Vec<String> = [DIRECTOR, EDGE]
+        .iter()
+        .filter(|daemon| process::running(place, daemon).is_some())
+        .map(|daemon| (*daemon).to_owned())
+        .collect();
+    // The keeper first, since it would start the others again; it ends them itself, unless it was
+    // killed before.
+    let daemons = match process::stop(place, &[KEEPER], KEEPER_GRACE).await {
+        Ok(_) => process::stop(place, &[DIRECTOR, EDGE], GRACE).await,
+        Err(error) => Err(error),
+    }
+    .map(|_| running);
     let machines = match daemons {
         Ok(_) => {
             bar.set_message("ending machines");

@@ -4,6 +4,7 @@
 mod checks;
 mod end;
 mod image;
+pub mod keeper;
 pub mod process;
 pub mod settings;
 mod status;
@@ -23,6 +24,8 @@ use std::time::{Duration, Instant};
 const CONTEXT: &str = "nutshell";
 const DIRECTOR: &str = "director";
 const EDGE: &str = "edge";
+/// Starts the other two, and starts them again.
+const KEEPER: &str = "nutshell-keeper";
 /// How long another `conpaas nutshell` on the same state folder is waited for.
 const LOCK_PATIENCE: Duration = Duration::from_secs(60);
 

@@ -8,6 +8,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions};
+use std::io::Read;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::os::unix::process::CommandExt;
@@ -53,7 +54,7 @@ impl Identity {
         Self::of(self.pid).as_ref() == Some(self)
     }
 
-    fn signal(&self, signal: Signal) {
+    pub fn signal(&self, signal: Signal) {
         if self.is_alive() {
             // It may end right now, which is what was wanted.
             let _ = kill(Pid::from_raw(self.pid), signal);
@@ -70,25 +71,69 @@ pub fn running(place: &Place, daemon: &str) -> Option<Identity> {
 }
 
 /// This very program, also when the file it was started from has been replaced.
-fn program() -> PathBuf {
-    std::env::current_exe()
-        .ok()
-        .filter(|path| path.exists())
-        .unwrap_or_else(|| "/proc/self/exe".into())
+const PROGRAM: &str = "/proc/self/exe";
+
+/// Whether a process runs this very program: the same file, or another one with the same bytes.
+pub fn same_program(pid: i32) -> bool {
+    let (own, other) = (PathBuf::from(PROGRAM), format!("/proc/{pid}/exe").into());
+    same_content(&own, &other).unwrap_or(false)
 }
 
-/// Starts a daemon of this program apart from the terminal, and records it.
-pub fn start(place: &Place, daemon: &str) -> Result<(Child, Identity), CliError> {
+fn same_content(one: &PathBuf, other: &PathBuf) -> std::io::Result<bool> {
+    let (mut one, mut other) = (File::open(one)?, File::open(other)?);
+    let (a, b) = (one.metadata()?, other.metadata()?);
+    if (a.dev(), a.ino()) == (b.dev(), b.ino()) {
+        return Ok(true);
+    }
+    if a.len() != b.len() {
+        return Ok(false);
+    }
+    let (mut left, mut right) = (vec![0; 1 << 20], vec![0; 1 << 20]);
+    loop {
+        let read = one.read(&mut left)?;
+        if read == 0 {
+            return Ok(true);
+        }
+        other.read_exact(&mut right[..read])?;
+        if left[..read] != right[..read] {
+            return Ok(false);
+        }
+    }
+}
+
+/// Starts a daemon of this program apart from the terminal, and records it. It keeps one
+/// descriptor of this process if there is one to inherit.
+pub fn start(
+    place: &Place,
+    daemon: &str,
+    arguments: &[String],
+    inherited: Option<RawFd>,
+) -> Result<(Child, Identity), CliError> {
     let log = open_log(&place.log(daemon))?;
     let failed = |error: std::io::Error| {
         CliError::failed(format!("the {daemon} cannot be started")).because(&error)
     };
     let errors = log.try_clone().map_err(failed)?;
-    let child = Command::new(program())
+    let mut command = Command::new(PROGRAM);
+    // SAFETY: runs in the child alone, calls only what may be called after a fork, and touches no
+    // memory of others.
+    unsafe {
+        command.pre_exec(move || {
+            // What the keeper blocks for itself is not meant for daemons.
+            let none = nix::sys::signal::SigSet::empty();
+            let how = nix::sys::signal::SigmaskHow::SIG_SETMASK;
+            nix::sys::signal::sigprocmask(how, Some(&none), None)?;
+            inherited.map_or(Ok(()), |descriptor| {
+                super::keeper::inheritable(descriptor, true)
+            })
+        });
+    }
+    let child = command
         .arg0("conpaas")
         .args([daemon, "--state"])
         .arg(place.state())
         .arg("--detach")
+        .args(arguments)
         .current_dir("/")
         // What is meant for this client alone stays with it.
         .env_remove("CONPAAS_TOKEN")
@@ -101,11 +146,16 @@ pub fn start(place: &Place, daemon: &str) -> Result<(Child, Identity), CliError>
     let Some(identity) = Identity::of(pid) else {
         return Err(ended_early(place, daemon));
     };
-    let text = serde_json::to_vec(&identity).map_err(|error| {
+    record(place, daemon, &identity)?;
+    Ok((child, identity))
+}
+
+/// Writes down who a daemon is.
+pub fn record(place: &Place, daemon: &str, identity: &Identity) -> Result<(), CliError> {
+    let text = serde_json::to_vec(identity).map_err(|error| {
         CliError::failed(format!("the {daemon} cannot be recorded")).because(&error)
     })?;
-    write_private(&place.record(daemon), &text)?;
-    Ok((child, identity))
+    write_private(&place.record(daemon), &text)
 }
 
 /// The error of a daemon that ended while it should have started, with the end of its log.
@@ -223,9 +273,11 @@ pub async fn stop(
             running(place, daemon).map(|identity| ((*daemon).to_owned(), identity))
         })
         .collect();
-    found
-        .iter()
-        .for_each(|(_, identity)| identity.signal(Signal::SIGTERM));
+    found.iter().for_each(|(_, identity)| {
+        identity.signal(Signal::SIGTERM);
+        // One that was halted hears nothing else.
+        identity.signal(Signal::SIGCONT);
+    });
     let began = Instant::now();
     let mut killed = false;
     while found.iter().any(|(_, identity)| identity.is_alive()) {
@@ -276,6 +328,27 @@ mod tests {
             }
             .is_alive()
         );
+    }
+
+    #[test]
+    fn programs_are_told_apart_by_their_bytes() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name: &str, text: &str| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            path
+        };
+        let (a, b, c, d) = (
+            file("a", "xy"),
+            file("b", "xy"),
+            file("c", "xz"),
+            file("d", "x"),
+        );
+        let same = |one, other| same_content(one, other).unwrap();
+        assert!(same(&a, &a) && same(&a, &b));
+        assert!(!same(&a, &c) && !same(&a, &d));
+        assert!(same_program(i32::try_from(std::process::id()).unwrap()));
+        assert!(!same_program(1));
     }
 
     #[test]

@@ -84,6 +84,18 @@ impl Place {
     pub fn record(&self, daemon: &str) -> PathBuf {
         self.run().join(format!("{daemon}.json"))
     }
+    /// What the keeper has seen of daemons.
+    pub fn kept(&self) -> PathBuf {
+        self.run().join("kept.json")
+    }
+    /// The program that a keeper is to become.
+    pub fn program(&self) -> PathBuf {
+        self.run().join("program")
+    }
+    /// The process id of the newest edge that serves.
+    pub fn edge_ready(&self) -> PathBuf {
+        self.run().join("edge.ready")
+    }
     pub fn logs(&self) -> PathBuf {
         self.state.join("log")
     }

@@ -1,7 +1,7 @@
 //! `conpaas nutshell status`: what runs here, and where to go.
 
 use super::settings::{Place, Settings};
-use super::{DIRECTOR, EDGE, process};
+use super::{DIRECTOR, EDGE, KEEPER, keeper, process};
 use crate::contexts::Context;
 use crate::exit::{CliError, Outcome};
 use crate::printer::{Table, print_pairs};
@@ -19,6 +19,10 @@ pub const ADMIN: &str = "admin";
 pub struct Daemon {
     pub running: bool,
     pub pid: Option<i32>,
+    /// How often it ended by itself and was started again.
+    pub restarts: u32,
+    /// How it ended the last time, for instance `signal 9`.
+    pub last_end: Option<String>,
     pub log: PathBuf,
 }
 
@@ -43,6 +47,8 @@ pub struct Status {
     pub answers: bool,
     pub director: Daemon,
     pub edge: Daemon,
+    /// Starts Director and edge, and starts them again when they end.
+    pub keeper: Daemon,
     pub edge_address: String,
     pub base_domain: String,
     pub clouds: Vec<CloudInfo>,
@@ -68,15 +74,18 @@ pub async fn collect(
     place: &Place,
     settings: &Settings,
 ) -> Result<Status, CliError> {
+    let seen = keeper::seen(place);
     let daemon = |name: &str| {
         let found = process::running(place, name);
         Daemon {
             running: found.is_some(),
             pid: found.map(|identity| identity.pid),
+            restarts: seen.get(name).map_or(0, |seen| seen.restarts),
+            last_end: seen.get(name).and_then(|seen| seen.last_end.clone()),
             log: place.log(name),
         }
     };
-    let (director, edge) = (daemon(DIRECTOR), daemon(EDGE));
+    let (director, edge, keeper) = (daemon(DIRECTOR), daemon(EDGE), daemon(KEEPER));
     let url = settings.api_url();
     let mut version = None;
     let mut fingerprint = None;
@@ -111,10 +120,13 @@ pub async fn collect(
                 .collect();
         }
     }
-    let state = match (director.running && version.is_some(), edge.running) {
-        (true, true) => "up",
-        (false, false) if !director.running => "down",
-        _ => "partly",
+    let answers = director.running && version.is_some();
+    let state = if answers && edge.running && keeper.running {
+        "up"
+    } else if director.running || edge.running || keeper.running {
+        "partly"
+    } else {
+        "down"
     };
     Ok(Status {
         state,
@@ -133,6 +145,7 @@ pub async fn collect(
         version,
         director,
         edge,
+        keeper,
         edge_address: settings.edge.to_string(),
         base_domain: settings.base_domain.clone(),
         clouds,
@@ -169,10 +182,21 @@ fn own_client(session: &Session, place: &Place) -> Option<Client> {
     .ok()
 }
 
+fn restarts(daemon: &Daemon) -> String {
+    match &daemon.last_end {
+        Some(how) => format!(
+            ", restarted {} time{}, last after {how}",
+            daemon.restarts,
+            if daemon.restarts == 1 { "" } else { "s" }
+        ),
+        None => String::new(),
+    }
+}
+
 pub fn show(session: &Session, status: &Status) -> Outcome {
     session.printer.either(status, |printer| {
         let daemon = |daemon: &Daemon| match daemon.pid {
-            Some(pid) => format!("runs (process {pid})"),
+            Some(pid) => format!("runs (process {pid}){}", restarts(daemon)),
             None => "does not run".to_owned(),
         };
         let director = if status.director.running && !status.answers {
@@ -188,6 +212,7 @@ pub fn show(session: &Session, status: &Status) -> Outcome {
             ("nutshell", status.state.to_owned()),
             ("director", director),
             ("edge", daemon(&status.edge)),
+            ("keeper", daemon(&status.keeper)),
             ("api", status.url.clone()),
             (
                 "log in as",

@@ -1,12 +1,17 @@
 //! `conpaas nutshell up`: from nothing, or from whatever runs already, to everything running.
 
+use super::process::Identity;
 use super::settings::{Place, Settings};
-use super::{CONTEXT, Change, DIRECTOR, EDGE, checks, image, lock, make_private, process, status};
+use super::{
+    CONTEXT, Change, DIRECTOR, EDGE, KEEPER, checks, image, keeper, lock, make_private, process,
+    status,
+};
 use crate::contexts::{Context, ContextStore, Contexts};
 use crate::exit::{CliError, Exit, Outcome};
 use crate::session::Session;
 use conpaas_client::{Client, Endpoint};
 use conpaas_model::api::Login;
+use nix::sys::signal::Signal;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::fs::DirBuilderExt;
 use std::process::Child;
@@ -38,23 +43,23 @@ async fn bring_up(session: &Session, place: &Place, change: Change) -> Outcome {
     }
     let before = Settings::load(place)?;
     let mut settings = changed(before.clone(), &change);
-    let director_runs = process::running(place, DIRECTOR).is_some();
-    let edge_runs = process::running(place, EDGE).is_some();
-    if (director_runs || edge_runs) && settings != before {
+    let runs = |daemon| process::running(place, daemon).is_some();
+    let (director_runs, edge_runs) = (runs(DIRECTOR), runs(EDGE));
+    if (director_runs || edge_runs || runs(KEEPER)) && settings != before {
         return Err(CliError::new(
             Exit::Conflict,
             "the nutshell runs with other settings already",
         )
         .hint("end it first, nothing is lost: conpaas nutshell down"));
     }
-    if !(director_runs && edge_runs) {
+    if !(director_runs && edge_runs || runs(KEEPER)) {
         settings.api = some_port(settings.api)?;
         settings.edge = some_port(settings.edge)?;
         if let Some(error) = checks::refuse(&checks::all(place, &settings)?) {
             return Err(error);
         }
     }
-    if !director_runs {
+    if !director_runs && !runs(KEEPER) {
         let bar = session.printer.spinner();
         bar.set_message("preparing the machine image");
         let (of, with) = (place.clone(), settings.clone());
@@ -67,6 +72,15 @@ async fn bring_up(session: &Session, place: &Place, change: Change) -> Outcome {
     settings.save(place)?;
 
     let bar = session.printer.spinner();
+    let older = [KEEPER, DIRECTOR, EDGE]
+        .iter()
+        .filter_map(|daemon| process::running(place, daemon))
+        .any(|found| !process::same_program(found.pid));
+    if older {
+        session
+            .printer
+            .note("another version runs; this one takes its place, machines go on");
+    }
     bar.set_message("starting");
     let started = start(place, &settings).await;
     bar.finish_and_clear();
@@ -133,20 +147,47 @@ fn some_port(address: SocketAddr) -> Result<SocketAddr, CliError> {
 
 /// Starts what does not run, and waits until it answers. Gives the Director's fingerprint.
 async fn start(place: &Place, settings: &Settings) -> Result<String, CliError> {
-    let mut director = match process::running(place, DIRECTOR) {
-        Some(_) => None,
-        None => Some(process::start(place, DIRECTOR)?.0),
-    };
-    let mut edge = match process::running(place, EDGE) {
-        Some(_) => None,
-        None => Some(process::start(place, EDGE)?.0),
-    };
-    let fingerprint = wait(place, DIRECTOR, &mut director, async || {
+    let mut keeper = None;
+    match process::running(place, KEEPER) {
+        Some(running) if !process::same_program(running.pid) => {
+            let own = format!("/proc/{}/exe", std::process::id());
+            crate::contexts::write_private(&place.program(), own.as_bytes())?;
+            running.signal(Signal::SIGHUP);
+            // This program is what it becomes, so that has to happen while this program runs.
+            wait(place, KEEPER, &mut keeper, async || {
+                this_program(place, KEEPER).map(drop)
+            })
+            .await?;
+        }
+        Some(_) => {}
+        None => keeper = Some(process::start(place, KEEPER, &[], None)?.0),
+    }
+    let outcome = answers(place, settings, &mut keeper).await;
+    if outcome.is_err() && keeper.is_some() {
+        // What did not come up is not to be tried for ever behind people's backs.
+        process::stop(place, &[KEEPER], START_LIMIT).await?;
+    }
+    outcome
+}
+
+/// Waits until Director and edge run this very program and answer.
+async fn answers(
+    place: &Place,
+    settings: &Settings,
+    keeper: &mut Option<Child>,
+) -> Result<String, CliError> {
+    let fingerprint = wait(place, DIRECTOR, keeper, async || {
+        this_program(place, DIRECTOR)?;
         director_answers(settings).await
     })
     .await?;
     let address = reachable(settings.edge);
-    wait(place, EDGE, &mut edge, async || {
+    wait(place, EDGE, keeper, async || {
+        let running = this_program(place, EDGE)?;
+        let ready = std::fs::read_to_string(place.edge_ready()).unwrap_or_default();
+        if ready.trim() != running.pid.to_string() {
+            return Err("it does not serve yet".to_owned());
+        }
         tokio::net::TcpStream::connect(address)
             .await
             .map(drop)
@@ -154,6 +195,15 @@ async fn start(place: &Place, settings: &Settings) -> Result<String, CliError> {
     })
     .await?;
     Ok(fingerprint)
+}
+
+/// The daemon, if it runs and is no other version.
+fn this_program(place: &Place, daemon: &str) -> Result<Identity, String> {
+    match process::running(place, daemon) {
+        Some(running) if process::same_program(running.pid) => Ok(running),
+        Some(_) => Err("another version still runs".to_owned()),
+        None => Err("it does not run".to_owned()),
+    }
 }
 
 fn reachable(mut address: SocketAddr) -> SocketAddr {
@@ -179,12 +229,21 @@ async fn wait<T>(
     mut ask: impl AsyncFnMut() -> Result<T, String>,
 ) -> Result<T, CliError> {
     let began = Instant::now();
+    let ends = |place: &Place| {
+        keeper::seen(place)
+            .get(daemon)
+            .map_or(0, |seen| seen.restarts)
+    };
+    let before = ends(place);
     loop {
+        if ends(place) > before {
+            return Err(process::ended_early(place, daemon));
+        }
         if let Some(child) = child
             && matches!(child.try_wait(), Ok(Some(_)))
         {
-            crate::contexts::remove_if_there(&place.record(daemon))?;
-            return Err(process::ended_early(place, daemon));
+            crate::contexts::remove_if_there(&place.record(KEEPER))?;
+            return Err(process::ended_early(place, KEEPER));
         }
         let why = match tokio::time::timeout(Duration::from_secs(5), ask()).await {
             Ok(Ok(answer)) => return Ok(answer),
