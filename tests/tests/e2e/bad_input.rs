@@ -1,6 +1,8 @@
 //! Wrong input: a clear error, and nothing lost.
 
-use conpaas_tests::{Finished, World, archive};
+use conpaas_tests::{Finished, World, archive, program};
+use std::path::Path;
+use std::process::Command;
 
 #[track_caller]
 fn refused(finished: Finished, code: i32, words: &[&str]) {
@@ -124,4 +126,112 @@ fn a_second_nutshell_a_taken_port_and_a_director_that_is_down() {
         other_ports.code, 0,
         "a second nutshell on the same state folder: {other_ports:?}"
     );
+}
+
+/// `conpaas nutshell up` behind some other program, in a state folder of its own.
+fn up_behind(folder: &Path, wrapper: &[&str], state: &Path) -> Finished {
+    // Where anybody may run it.
+    let own = folder.join("conpaas");
+    if !own.exists() {
+        std::fs::copy(program(), &own).unwrap();
+    }
+    Command::new(wrapper[0])
+        .args(&wrapper[1..])
+        .arg(&own)
+        .args([
+            "nutshell",
+            "up",
+            "--api-port",
+            "0",
+            "--edge-port",
+            "0",
+            "--state",
+        ])
+        .arg(state)
+        .env("HOME", folder)
+        .env_remove("CONPAAS_IMAGE")
+        .env_remove("XDG_CONFIG_HOME")
+        .env("NO_COLOR", "1")
+        .output()
+        .unwrap()
+        .into()
+}
+
+#[test]
+fn what_this_computer_does_not_allow_is_said_with_the_cure() {
+    let folder = tempfile::Builder::new()
+        .prefix("cps-bad-")
+        .tempdir()
+        .unwrap();
+    open(folder.path());
+
+    // No privilege: a user for whom no ids are set aside.
+    let state = folder.path().join("nobody");
+    let user = [
+        "setpriv",
+        "--reuid=65534",
+        "--regid=65534",
+        "--clear-groups",
+    ];
+    let refusal = up_behind(folder.path(), &user, &state);
+    refused_because(
+        &refusal,
+        &["cannot run ConPaaS yet", "/etc/subuid", "hint:"],
+    );
+    assert!(!state.exists(), "no half state folder");
+
+    // No namespaces at all.
+    let state = folder.path().join("none");
+    let forbid = "echo 0 > /proc/sys/user/max_user_namespaces; exec \"$0\" \"$@\"";
+    let refusal = up_behind(
+        folder.path(),
+        &["unshare", "-Ur", "bash", "-c", forbid],
+        &state,
+    );
+    refused_because(&refusal, &["max_user_namespaces", "hint:", "sysctl"]);
+    assert!(!state.exists(), "no half state folder");
+
+    // A state folder on a file system that carries no overlays: an overlay itself.
+    for name in ["lower", "upper", "work", "on"] {
+        std::fs::create_dir(folder.path().join(name)).unwrap();
+    }
+    let on = folder.path().join("on");
+    let mount = format!(
+        "cd {} && mount -t overlay overlay -o lowerdir=lower,upperdir=upper,workdir=work on && exec \"$0\" \"$@\"",
+        folder.path().display()
+    );
+    let refusal = up_behind(
+        folder.path(),
+        &["unshare", "-m", "bash", "-c", &mount],
+        &on.join("state"),
+    );
+    refused_because(
+        &refusal,
+        &[
+            "could not mount an overlay",
+            "hint:",
+            "Put the state folder on",
+        ],
+    );
+    assert!(
+        !folder.path().join("upper/state").exists(),
+        "no half state folder"
+    );
+}
+
+#[track_caller]
+fn refused_because(finished: &Finished, words: &[&str]) {
+    println!("{}", finished.stderr);
+    assert_eq!(finished.code, 1, "{finished:?}");
+    for word in words {
+        assert!(
+            finished.stderr.contains(word),
+            "no '{word}' in {finished:?}"
+        );
+    }
+}
+
+fn open(folder: &Path) {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o777)).unwrap();
 }

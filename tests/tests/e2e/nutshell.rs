@@ -260,3 +260,191 @@ fn a_managers_process_sits_in_its_own_machine_and_the_director_in_none() {
     let pid = director.split(' ').next().unwrap();
     assert_eq!(namespaces(pid), host, "the Director is in no machine");
 }
+
+#[test]
+fn a_support_bundle_holds_what_helps_and_no_secret() {
+    let world = World::start();
+    world.ok(["app", "create", "shop"]);
+    world.ok(["service", "add", "shop", "helloworld", "--name", "hello"]);
+    world.ok(["app", "start", "shop"]);
+    let read = |path: &str| {
+        let text = std::fs::read_to_string(world.state().join(path)).unwrap();
+        text.trim().to_owned()
+    };
+    let token = world.ok(["token", "create", "ci"]).trim().to_owned();
+    let secrets = [read("run/token"), read("director/admin-password"), token];
+    // Also when something of ours ever wrote one into a log.
+    let log = world.state().join("log/director.log");
+    let mut file = std::fs::File::options().append(true).open(log).unwrap();
+    for secret in &secrets {
+        std::io::Write::write_all(
+            &mut file,
+            format!("{{\"token\":\"{secret}\"}}\n").as_bytes(),
+        )
+        .unwrap();
+    }
+    let bundle = world.path().join("bundle.tar.gz");
+    let path = bundle.to_str().unwrap();
+    world.ok(["nutshell", "support-bundle", "--output", path]);
+    let text = std::process::Command::new("tar")
+        .args(["xzOf", path])
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&text.stdout).into_owned();
+    for secret in &secrets {
+        assert!(secret.len() > 10, "a secret to look for");
+        assert!(!text.contains(secret.as_str()), "a secret is in the bundle");
+    }
+    assert!(!text.contains("PRIVATE KEY-----"));
+    let list = std::process::Command::new("tar")
+        .args(["tzf", path])
+        .output()
+        .unwrap();
+    let list = String::from_utf8_lossy(&list.stdout).into_owned();
+    for member in [
+        "status.json",
+        "checks.json",
+        "nutshell.toml",
+        "log/director.log",
+        "machines/",
+    ] {
+        assert!(list.contains(member), "no {member} in {list}");
+    }
+    let again = world.run(["nutshell", "support-bundle", "--output", path]);
+    assert_eq!(again.code, 1, "nothing is written over: {again:?}");
+    assert!(again.stderr.contains("hint:"), "{again:?}");
+}
+
+/// A user of this computer who is gone with the test.
+struct Account(String);
+
+impl Account {
+    fn make() -> Self {
+        let name = format!("cps{}", std::process::id());
+        let home = format!("/tmp/{name}");
+        run(
+            "useradd",
+            &[
+                "--create-home",
+                "--home-dir",
+                &home,
+                "--shell",
+                "/bin/bash",
+                &name,
+            ],
+        );
+        for file in ["/etc/subuid", "/etc/subgid"] {
+            let text = std::fs::read_to_string(file).unwrap();
+            assert!(
+                text.contains(&format!("{name}:")),
+                "{file} has ids for {name}: {text}"
+            );
+        }
+        Self(name)
+    }
+
+    fn home(&self) -> std::path::PathBuf {
+        format!("/tmp/{}", self.0).into()
+    }
+
+    fn conpaas(&self, arguments: &[&str]) -> conpaas_tests::Finished {
+        std::process::Command::new("runuser")
+            .args(["-u", &self.0, "--"])
+            .arg("env")
+            .args(["-i", "PATH=/usr/bin:/bin:/usr/sbin:/sbin", "NO_COLOR=1"])
+            .arg(format!("HOME={}", self.home().display()))
+            .arg(format!(
+                "CONPAAS_IMAGE={}/image.tar.zst",
+                self.home().display()
+            ))
+            .arg(self.home().join("conpaas"))
+            .args(arguments)
+            .current_dir("/")
+            .output()
+            .unwrap()
+            .into()
+    }
+
+    fn ok(&self, arguments: &[&str]) -> String {
+        let finished = self.conpaas(arguments);
+        assert_eq!(finished.code, 0, "{arguments:?}: {finished:#?}");
+        finished.stdout
+    }
+}
+
+impl Drop for Account {
+    fn drop(&mut self) {
+        let destroyed = self.conpaas(&["nutshell", "destroy", "--yes"]);
+        if destroyed.code != 0 {
+            eprintln!("{destroyed:#?}");
+        }
+        run("userdel", &["--remove", &self.0]);
+    }
+}
+
+fn run(program: &str, arguments: &[&str]) {
+    let output = std::process::Command::new(program).args(arguments).output();
+    let output = output.unwrap_or_else(|error| panic!("{program}: {error}"));
+    if !output.status.success() {
+        eprintln!(
+            "{program} {arguments:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+}
+
+#[test]
+fn an_ordinary_user_has_a_nutshell_of_their_own() {
+    // SAFETY: no arguments, no effects.
+    if unsafe { libc::geteuid() } != 0 {
+        panic!("making a user needs root");
+    }
+    let user = Account::make();
+    let image = std::env::var("CONPAAS_IMAGE").expect("CONPAAS_IMAGE names the machine image");
+    for (from, to) in [(image.into(), "image.tar.zst"), (program(), "conpaas")] {
+        let to = user.home().join(to);
+        std::fs::copy::<std::path::PathBuf, _>(from, &to).unwrap();
+        run("chmod", &["755", to.to_str().unwrap()]);
+    }
+    user.ok(&["nutshell", "up", "--api-port", "0", "--edge-port", "0"]);
+    let status: serde_json::Value =
+        serde_json::from_str(&user.ok(&["nutshell", "status", "--json"])).unwrap();
+    assert_eq!(status["state"], "up", "{status}");
+    assert_eq!(status["mode"], "user", "{status}");
+    assert!(
+        status["state_folder"]
+            .as_str()
+            .unwrap()
+            .starts_with(user.home().to_str().unwrap())
+    );
+    let limits = status["clouds"][0]["limits"].as_str().unwrap();
+    println!(
+        "as an ordinary user: limits {limits}; missing {}",
+        status["missing"]
+    );
+    let missing = status["missing"].to_string();
+    assert!(
+        !limits.starts_with("none") || missing.contains("limits"),
+        "what is missing is said: {status}"
+    );
+    user.ok(&["app", "create", "shop"]);
+    user.ok(&["service", "add", "shop", "helloworld", "--name", "hello"]);
+    user.ok(&["app", "start", "shop", "--timeout", "3m"]);
+    let service: serde_json::Value =
+        serde_json::from_str(&user.ok(&["service", "show", "shop/hello", "--json"])).unwrap();
+    assert_eq!(service["state"], "RUNNING", "{service}");
+    user.ok(&["nutshell", "down"]);
+    wait_for("no process of that user", Duration::from_secs(20), || {
+        let left = std::process::Command::new("pgrep")
+            .args(["-u", &user.0, "-a"])
+            .output()
+            .unwrap();
+        let left = String::from_utf8_lossy(&left.stdout).into_owned();
+        // Those that ended and wait to be collected run no more.
+        let left: String = left
+            .lines()
+            .filter(|line| !line.contains("<defunct>"))
+            .collect();
+        if left.is_empty() { Ok(()) } else { Err(left) }
+    });
+}

@@ -1,11 +1,13 @@
 //! The nutshell: ConPaaS on this very computer. Starts and ends the Director, the edge and the
 //! `local` cloud's machines; what they do is theirs.
 
+mod bundle;
 mod checks;
 mod end;
 mod image;
 pub mod keeper;
 pub mod process;
+mod redact;
 pub mod settings;
 mod status;
 mod up;
@@ -96,6 +98,17 @@ pub enum NutshellCommand {
         #[arg(long, short)]
         yes: bool,
     },
+    /// Write status, settings, checks and logs into one archive, without anything secret
+    #[command(
+        after_help = "Examples:\n  conpaas nutshell support-bundle\n  conpaas nutshell support-bundle --output /tmp/support.tar.gz"
+    )]
+    SupportBundle {
+        #[command(flatten)]
+        place: Where,
+        /// The archive to write (by default conpaas-support.tar.gz in this folder)
+        #[arg(long, short, value_name = "FILE")]
+        output: Option<PathBuf>,
+    },
     /// Look whether this computer can run it, and say what to do where it cannot
     #[command(
         after_help = "Examples:\n  conpaas nutshell doctor\n  conpaas nutshell doctor --json"
@@ -115,6 +128,9 @@ pub async fn run(session: &Session, command: NutshellCommand) -> Outcome {
         NutshellCommand::Down { place } => end::down(session, &Place::find(place.state)?).await,
         NutshellCommand::Destroy { place, yes } => {
             end::destroy(session, &Place::find(place.state)?, yes).await
+        }
+        NutshellCommand::SupportBundle { place, output } => {
+            bundle::run(session, &Place::find(place.state)?, output).await
         }
         NutshellCommand::Doctor { place } => checks::doctor(session, &Place::find(place.state)?),
     }

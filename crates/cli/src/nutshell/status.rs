@@ -52,6 +52,8 @@ pub struct Status {
     pub edge_address: String,
     pub base_domain: String,
     pub clouds: Vec<CloudInfo>,
+    /// What machines of this computer cannot do, and why.
+    pub missing: Vec<String>,
     pub applications: Vec<Application>,
 }
 
@@ -148,9 +150,28 @@ pub async fn collect(
         keeper,
         edge_address: settings.edge.to_string(),
         base_domain: settings.base_domain.clone(),
+        missing: missing(place, settings),
         clouds,
         applications,
     })
+}
+
+/// What the cloud's driver cannot do here, in its own words; it is asked on this side, so that the
+/// answer is there while the Director is down, too.
+fn missing(place: &Place, settings: &Settings) -> Vec<String> {
+    conpaas_cloud::doctor(&settings.local(place))
+        .into_iter()
+        .filter(|check| check.name != "machine image")
+        .filter(|check| !check.ok || check.name == "limits" && check.detail.starts_with("none"))
+        .map(|check| {
+            let cure = if check.cure.is_empty() {
+                String::new()
+            } else {
+                format!("; {}", check.cure)
+            };
+            format!("{}: {}{cure}", check.name, check.detail)
+        })
+        .collect()
 }
 
 fn application(app: App) -> Application {
@@ -249,6 +270,9 @@ pub fn show(session: &Session, status: &Status) -> Outcome {
                     cloud.name, cloud.machines, cloud.limits
                 ),
             ));
+        }
+        for missing in &status.missing {
+            pairs.push(("missing", missing.clone()));
         }
         print_pairs(printer, &pairs);
         if !status.applications.is_empty() {
