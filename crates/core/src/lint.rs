@@ -296,7 +296,14 @@ fn capacity(
             .filter(counted)
             .map(|i| i.node)
             .collect();
-        let need = input.spec.wanted(role.name) as usize;
+        let need = match input.service_type.auxiliary_role(role.name) {
+            // Its copies follow the nodes that are there; the last one stays.
+            Some(auxiliary) => {
+                let active = input.spec.release(input.spec.active);
+                usize::from(active.is_some_and(auxiliary.wanted))
+            }
+            None => input.spec.wanted(role.name) as usize,
+        };
         if then.len() < now.len().min(need) {
             flaws.push(Flaw::LosesCapacity {
                 role: role.name.to_owned(),

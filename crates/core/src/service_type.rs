@@ -46,6 +46,22 @@ pub struct RoleDeclaration {
     pub memory_weight: u32,
 }
 
+/// A role without nodes of its own, beside its declaration among the roles (with bounds of 0):
+/// the core places it on machines that are there, free of charge. It carries no releases.
+#[derive(Clone, Copy, Debug)]
+pub struct AuxiliaryDeclaration {
+    pub role: &'static str,
+    /// On how many nodes it runs, if there are so many.
+    pub copies: u32,
+    /// On nodes of which roles it may run.
+    pub beside: &'static [&'static str],
+    /// Its part of a node's memory for role processes. It is kept free on every node that may
+    /// have to take it, so that nothing else changes when it comes.
+    pub memory_percent: u64,
+    /// Whether a release needs it.
+    pub wanted: fn(&Release) -> bool,
+}
+
 /// How many releases of a role can be side by side on a node.
 pub const RELEASE_RING: u64 = 8;
 
@@ -125,6 +141,10 @@ pub trait ServiceType: Send + Sync {
     fn endpoints(&self) -> &'static [EndpointDeclaration] {
         &[]
     }
+    /// Roles without nodes of their own.
+    fn auxiliary(&self) -> &'static [AuxiliaryDeclaration] {
+        &[]
+    }
     /// Whether people upload code for it.
     fn takes_code(&self) -> bool;
     /// The configuration of a role (its own schema). For a role that carries releases it is
@@ -144,6 +164,17 @@ pub trait ServiceType: Send + Sync {
         Ok(())
     }
 
+    /// What a role that is auxiliary is beside being a role.
+    fn auxiliary_role(&self, name: &str) -> Option<&'static AuxiliaryDeclaration> {
+        self.auxiliary().iter().find(|a| a.role == name)
+    }
+    /// Whether a role sends work to others that people are led to through it: to any that is
+    /// not auxiliary.
+    fn leads(&self, role: &RoleDeclaration) -> bool {
+        role.uses
+            .iter()
+            .any(|used| self.auxiliary_role(used).is_none())
+    }
     /// A role's declaration by name.
     fn role(&self, name: &str) -> Option<&'static RoleDeclaration> {
         self.roles().iter().find(|role| role.name == name)

@@ -12,7 +12,7 @@ use proptest::strategy::ValueTree;
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 use world::World;
-use world::types::{Chain, Site};
+use world::types::{Chain, Kept, Site};
 
 fn site() -> World {
     let mut world = World::new(&Site);
@@ -150,6 +150,65 @@ fn a_second_type_of_another_shape_walks_the_same_way() {
     assert!(world.records.is_empty());
 }
 
+/// Nodes with an auxiliary role.
+fn keepers(world: &World) -> Vec<NodeNumber> {
+    let keeps = |agent: &world::Agent| agent.running.keys().any(|i| i.role == "keeper");
+    let all = world.agents.iter().filter(|(_, agent)| keeps(agent));
+    all.map(|(number, _)| *number).collect()
+}
+
+#[test]
+fn an_auxiliary_role_lives_on_nodes_that_are_there_and_moves_only_when_they_go() {
+    let mut world = World::new(&Kept);
+    world.settle();
+    assert_eq!(roles(&world), ["front+keeper+page"]);
+    world.scale("page", 3);
+    world.settle();
+    assert_eq!(
+        roles(&world),
+        ["front", "keeper+page", "keeper+page", "page"]
+    );
+    let before = keepers(&world);
+    world.scale("page", 4);
+    world.settle();
+    assert_eq!(keepers(&world), before);
+    world.scale("page", 2);
+    world.settle();
+    assert_eq!(keepers(&world), before, "the others go first");
+    world.kill(before[0].0 as usize);
+    world.scale("page", 3);
+    world.settle();
+    assert_eq!(keepers(&world).len(), 2);
+    world.scale("page", 1);
+    world.settle();
+    assert_eq!(roles(&world), ["front+keeper+page"]);
+    world.assert_fixed_point();
+    world.change(|s| s.run = RunWish::Stopped);
+    world.settle();
+    assert!(world.records.is_empty(), "it has no node of its own");
+}
+
+#[test]
+fn a_release_that_needs_no_auxiliary_role_lets_it_go_after_the_switch() {
+    let mut world = World::new(&Kept);
+    world.settle();
+    for (off, there) in [(true, 0), (false, 1)] {
+        world.change(|spec| {
+            let mut next = spec.releases.last().unwrap().clone();
+            next.number = next.number.next();
+            next.settings.clear();
+            if off {
+                next.settings.insert("off".into(), true.into());
+            }
+            spec.active = next.number;
+            spec.releases.push(next);
+        });
+        world.settle();
+        assert_eq!(keepers(&world).len(), there);
+        world.assert_fixed_point();
+    }
+}
+
 static MET: Mutex<BTreeMap<&'static str, usize>> = Mutex::new(BTreeMap::new());
 
 #[derive(Clone, Debug)]
@@ -188,7 +247,7 @@ fn action() -> impl Strategy<Value = Action> {
 }
 
 fn walk(mut world: World, actions: Vec<Action>) {
-    let roles: Vec<&str> = world.service_type.roles().iter().map(|r| r.name).collect();
+    let roles: Vec<String> = world.spec.roles.keys().cloned().collect();
     for action in actions {
         match action {
             Action::Director => world.director(),
@@ -201,7 +260,7 @@ fn walk(mut world: World, actions: Vec<Action>) {
                 world.feed(conpaas_core::manager::Event::Tick);
             }
             Action::Kill(pick) => world.kill(pick),
-            Action::Scale(role, count) => world.scale(roles[role % roles.len()], count),
+            Action::Scale(role, count) => world.scale(&roles[role % roles.len()], count),
             Action::Activate => world.activate(),
             Action::Stop => world.change(|s| s.run = RunWish::Stopped),
             Action::Start => world.change(|s| s.run = RunWish::Running),
@@ -222,6 +281,10 @@ fn walk(mut world: World, actions: Vec<Action>) {
     world.quota = 1000;
     world.settle();
     world.assert_fixed_point();
+    let beside = |agent: &world::Agent| agent.running.keys().any(|i| i.role == "page");
+    for number in keepers(&world) {
+        assert!(beside(&world.agents[&number]), "a node of its own");
+    }
     let mut met = MET.lock().unwrap();
     for (what, count) in world.met {
         *met.entry(what).or_default() += count;
@@ -234,6 +297,7 @@ proptest! {
     #[test]
     fn whatever_happens_no_request_of_ours_fails_and_it_ends(actions in prop::collection::vec(action(), 1..150)) {
         walk(World::new(&Site), actions.clone());
+        walk(World::new(&Kept), actions.clone());
         walk(World::new(&Chain), actions);
     }
 }
@@ -262,4 +326,29 @@ fn zz_the_generators_met_what_they_should() {
     ] {
         assert!(met.get(what).copied().unwrap_or(0) > 0, "never met: {what}");
     }
+}
+
+#[test]
+fn a_dead_node_amid_a_scale_keeps_nobody_waiting() {
+    walk(
+        World::new(&Kept),
+        vec![
+            Action::Scale(0, 2),
+            Action::Director,
+            Action::Director,
+            Action::Boot(0),
+            Action::Director,
+            Action::Director,
+            Action::Boot(0),
+            Action::Boot(0),
+            Action::Director,
+            Action::Boot(0),
+            Action::Scale(187, 1),
+            Action::Boot(0),
+            Action::Boot(0),
+            Action::Scale(254, 3),
+            Action::Director,
+            Action::Kill(27),
+        ],
+    );
 }

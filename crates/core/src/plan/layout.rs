@@ -33,7 +33,11 @@ pub fn shapes(
     };
     let mut packed: Option<Shape> = None;
     let mut single = Vec::new();
-    for role in service_type.roles() {
+    let with_nodes = |role: &&_| {
+        let role: &crate::service_type::RoleDeclaration = role;
+        service_type.auxiliary_role(role.name).is_none()
+    };
+    for role in service_type.roles().iter().filter(with_nodes) {
         let Some(wish) = roles.get(role.name) else {
             continue;
         };
@@ -93,7 +97,11 @@ pub(super) fn target(input: &Input<'_>) -> BTreeMap<NodeNumber, Shape> {
     for shape in missing.keys() {
         for key in groups.keys() {
             if key.cloud == shape.cloud && key.instance_type == shape.instance_type {
-                pairs.push((Score::of(shape, key), shape.clone(), key.clone()));
+                pairs.push((
+                    Score::of(input.service_type, shape, key),
+                    shape.clone(),
+                    key.clone(),
+                ));
             }
         }
     }
@@ -134,11 +142,15 @@ struct GroupKey {
     instance_type: String,
     /// 3 all roles ready, 2 agent there, 1 booting, 0 only requested.
     readiness: u8,
+    /// It has auxiliary roles, too.
+    auxiliary: bool,
 }
 
 impl GroupKey {
     fn of(service_type: &dyn ServiceType, node: &Node) -> Self {
-        let roles: BTreeSet<RoleName> = node.level.roles.keys().cloned().collect();
+        let own = |role: &&RoleName| service_type.auxiliary_role(role).is_none();
+        let roles: BTreeSet<RoleName> = node.level.roles.keys().filter(own).cloned().collect();
+        let auxiliary = roles.len() < node.level.roles.len();
         let readiness = match node.record.state {
             NodeState::Up if !node.live() => 0,
             NodeState::Up if !roles.is_empty() && node.all_ready(service_type) => 3,
@@ -151,26 +163,35 @@ impl GroupKey {
             cloud: node.record.cloud.clone(),
             instance_type: node.record.instance_type.clone(),
             readiness,
+            auxiliary,
         }
     }
 }
 
-/// Better matches are greater: most roles already there, then healthier, then least to remove.
+/// Better matches are greater: most roles already there, then healthier, then least to remove,
+/// then those that auxiliary roles would otherwise have to leave.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 struct Score {
     overlap: usize,
     readiness: u8,
     kept: i64,
+    auxiliary: bool,
     shape_size: usize,
 }
 
 impl Score {
-    fn of(shape: &Shape, key: &GroupKey) -> Self {
+    fn of(service_type: &dyn ServiceType, shape: &Shape, key: &GroupKey) -> Self {
         let overlap = shape.roles.intersection(&key.roles).count();
         Self {
             overlap,
             readiness: key.readiness,
             kept: overlap as i64 - key.roles.len() as i64,
+            // A shape that cannot take them leaves such a node to one that can.
+            auxiliary: key.auxiliary
+                == service_type
+                    .auxiliary()
+                    .iter()
+                    .any(|a| a.beside.iter().any(|b| shape.roles.contains(*b))),
             shape_size: shape.roles.len(),
         }
     }

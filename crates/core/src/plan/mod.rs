@@ -7,6 +7,7 @@
 //! remove, users let go first, drain, then providers stop; to change, the new beside the old,
 //! then the users switch at one instant, then the old drains.
 
+mod auxiliary;
 pub mod layout;
 mod rollout;
 mod summary;
@@ -142,7 +143,8 @@ pub const RESERVED_MEMORY_MIB: u64 = 56;
 
 /// Makes the plan.
 pub fn plan(input: &Input<'_>) -> Plan {
-    let target = layout::target(input);
+    let mut target = layout::target(input);
+    auxiliary::place(input, &mut target);
     let mut plan = rollout::Rollout::new(input, &target).run();
     summary::summarise(input, &target, &mut plan);
     plan
@@ -160,16 +162,31 @@ pub fn memory_of_role(
         .memory_mib
         .saturating_sub(RESERVED_MEMORY_MIB)
         .max(16);
+    let kept: u64 = service_type
+        .auxiliary()
+        .iter()
+        .filter(|a| {
+            a.beside
+                .iter()
+                .any(|b| *b == role || roles_on_node.contains(*b))
+        })
+        .map(|a| a.memory_percent)
+        .sum();
+    if let Some(auxiliary) = service_type.auxiliary_role(role) {
+        return (available * auxiliary.memory_percent / 100).max(16);
+    }
+    let available = available * (100 - kept.min(90)) / 100;
     let Some(declaration) = service_type.role(role) else {
         return available;
     };
-    if roles_on_node.len() <= 1 {
+    let own = |name: &str| service_type.auxiliary_role(name).is_none();
+    if roles_on_node.iter().filter(|name| own(name)).count() <= 1 {
         return available;
     }
     let sum: u64 = service_type
         .roles()
         .iter()
-        .filter(|r| r.packable || roles_on_node.contains(r.name))
+        .filter(|r| own(r.name) && (r.packable || roles_on_node.contains(r.name)))
         .map(|r| u64::from(r.memory_weight))
         .sum();
     available * u64::from(declaration.memory_weight) / sum.max(1)

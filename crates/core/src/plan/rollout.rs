@@ -119,6 +119,22 @@ impl<'a> Rollout<'a> {
         found
     }
 
+    /// How many nodes a role should be on.
+    fn need(&self, role: &RoleDeclaration) -> usize {
+        match self.input.service_type.auxiliary_role(role.name) {
+            Some(auxiliary) => self.hosts(auxiliary.role),
+            None => self.input.spec.wanted(role.name) as usize,
+        }
+    }
+
+    /// How many nodes should hold a role.
+    fn hosts(&self, role: &str) -> usize {
+        self.target
+            .values()
+            .filter(|shape| shape.roles.contains(role))
+            .count()
+    }
+
     fn has_users(&self, role: &str) -> bool {
         self.users_of(role).next().is_some()
     }
@@ -214,7 +230,7 @@ impl<'a> Rollout<'a> {
                     ready_now += usize::from(shown && self.ready.contains(instance));
                 }
             }
-            let need = self.input.spec.wanted(role.name) as usize;
+            let need = self.need(role);
             let users = self.user_levels(role.name);
             // The newest go first: those are the ones with the least in their caches.
             for instance in spare.into_iter().rev() {
@@ -357,7 +373,9 @@ impl<'a> Rollout<'a> {
             }
         }
         for provider in role.map_or(&[][..], |r| r.uses) {
-            if !usable.contains(*provider) {
+            let unwanted = self.input.service_type.auxiliary_role(provider).is_some()
+                && self.hosts(provider) == 0;
+            if !usable.contains(*provider) && !unwanted {
                 return Err(format!("no {provider} is ready yet"));
             }
         }

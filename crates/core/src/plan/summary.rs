@@ -124,7 +124,7 @@ impl Summary<'_> {
             .service_type
             .roles()
             .iter()
-            .filter(|r| !r.uses.is_empty())
+            .filter(|r| self.input.service_type.leads(r))
         {
             let users: Vec<&Node> = self
                 .input

@@ -51,6 +51,7 @@ impl World {
         let roles = service_type
             .roles()
             .iter()
+            .filter(|r| service_type.auxiliary_role(r.name).is_none())
             .map(|r| {
                 let pool = Pool {
                     cloud: "memory".into(),

@@ -113,3 +113,53 @@ impl ServiceType for Chain {
         }
     }
 }
+
+/// A site whose pages keep things with an auxiliary role, unless a release does without.
+pub struct Kept;
+
+static KEPT: [RoleDeclaration; 3] = [
+    role("front", &["page"], false, true, 8080),
+    role("page", &["keeper"], true, false, 9000),
+    RoleDeclaration {
+        min: 0,
+        max: 0,
+        default_count: 0,
+        packable: false,
+        ..role("keeper", &[], false, false, 6300)
+    },
+];
+
+static KEEPER: [AuxiliaryDeclaration; 1] = [AuxiliaryDeclaration {
+    role: "keeper",
+    copies: 2,
+    beside: &["page"],
+    memory_percent: 10,
+    wanted: |release| !release.settings.contains_key("off"),
+}];
+
+impl ServiceType for Kept {
+    fn name(&self) -> &'static str {
+        "kept"
+    }
+    fn title(&self) -> &'static str {
+        "a site that keeps things"
+    }
+    fn roles(&self) -> &'static [RoleDeclaration] {
+        &KEPT
+    }
+    fn auxiliary(&self) -> &'static [AuxiliaryDeclaration] {
+        &KEEPER
+    }
+    fn packages(&self) -> &'static [&'static str] {
+        &[]
+    }
+    fn settings_schema(&self) -> Value {
+        json!({})
+    }
+    fn takes_code(&self) -> bool {
+        true
+    }
+    fn decide(&self, decision: &Decision<'_>) -> Value {
+        json!({ "memory": decision.memory_mib })
+    }
+}

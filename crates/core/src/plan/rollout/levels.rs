@@ -127,7 +127,9 @@ impl<'a> Rollout<'a> {
                 .flat_map(|b| &b.providers)
                 .map(|p| (p.role.as_str(), p.node, p.release))
                 .collect();
-            entry.serve = serving;
+            // Whoever uses auxiliary roles only leads nobody anywhere.
+            let leads = self.input.service_type.leads(role);
+            entry.serve = serving.filter(|_| leads);
             entry.providers = role
                 .uses
                 .iter()
@@ -144,7 +146,7 @@ impl<'a> Rollout<'a> {
                 .map(|offer| offer.provider.clone())
                 .collect();
             entry.providers.sort();
-            if !role.carries_releases {
+            if leads && !role.carries_releases {
                 self.add_release_facts(entry, node, role, duty, serving);
             }
         }
