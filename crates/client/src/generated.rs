@@ -511,7 +511,7 @@ impl Client {
         self.call(Method::PATCH, &format!("/v1/apps/{}/services/{}", segment(app), segment(service))).json(body).answer().await
     }
 
-    /// Upload an archive (tar, tar.gz, tar.bz2 or zip).
+    /// Upload an archive (tar, tar.gz, tar.bz2, tar.xz, tar.zst or zip).
     ///
     /// `POST /v1/apps/{app}/services/{service}/code`
     pub async fn upload_code(&self, app: &str, service: &str, query: &UploadCodeQuery, upload: Upload) -> Result<Code, ClientError> {

@@ -3,11 +3,19 @@
 
 use bzip2::read::MultiBzDecoder;
 use flate2::read::MultiGzDecoder;
+use liblzma::read::XzDecoder;
+use liblzma::stream::{CONCATENATED, Stream};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::Path;
+
+/// Memory that unpacking xz may take, in bytes: enough for its strongest setting (`xz -9` needs 65
+/// MiB by its manual), and a bound for archives that ask for gigabytes.
+const XZ_MEMORY: u64 = 80 << 20;
+/// The binary logarithm of the window that zstd may ask for: 64 MiB, that of `zstd --ultra -20`.
+const ZSTD_WINDOW_LOG: u32 = 26;
 
 /// What an archive may hold at most.
 #[derive(Clone, Copy, Debug)]
@@ -29,7 +37,7 @@ pub struct Normalised {
 /// Why an archive is not taken.
 #[derive(Debug, thiserror::Error)]
 pub enum ArchiveError {
-    #[error("this is no archive that can be read: tar, tar.gz, tar.bz2 and zip are taken{}", seen(.0))]
+    #[error("this is no archive that can be read: tar, tar.gz, tar.bz2, tar.xz, tar.zst and zip are taken{}", seen(.0))]
     Unknown(&'static str),
     #[error("the archive is cut short or damaged")]
     Damaged(#[source] io::Error),
@@ -58,6 +66,8 @@ enum Format {
     Tar,
     TarGz,
     TarBz2,
+    TarXz,
+    TarZst,
     Zip,
 }
 
@@ -69,24 +79,22 @@ fn sniff(head: &[u8]) -> Result<Format, ArchiveError> {
         Ok(Format::TarGz)
     } else if is(b"BZh") {
         Ok(Format::TarBz2)
+    } else if is(&[0xfd, b'7', b'z', b'X', b'Z', 0]) {
+        Ok(Format::TarXz)
+    } else if is(&[0x28, 0xb5, 0x2f, 0xfd]) {
+        Ok(Format::TarZst)
     } else if head.len() >= 512 && tar_header(head) {
         Ok(Format::Tar)
     } else {
-        Err(ArchiveError::Unknown(
-            if is(&[0xfd, b'7', b'z', b'X', b'Z', 0]) {
-                "xz"
-            } else if is(&[0x28, 0xb5, 0x2f, 0xfd]) {
-                "zstd"
-            } else if is(b"Rar!") {
-                "rar"
-            } else if is(b"7z\xbc\xaf") {
-                "7z"
-            } else if head.is_empty() {
-                "an empty file"
-            } else {
-                ""
-            },
-        ))
+        Err(ArchiveError::Unknown(if is(b"Rar!") {
+            "rar"
+        } else if is(b"7z\xbc\xaf") {
+            "7z"
+        } else if head.is_empty() {
+            "an empty file"
+        } else {
+            ""
+        }))
     }
 }
 
@@ -362,6 +370,23 @@ fn walk(
         Format::Tar => walk_tar(BufReader::new(file), bounds, take),
         Format::TarGz => walk_tar(MultiGzDecoder::new(BufReader::new(file)), bounds, take),
         Format::TarBz2 => walk_tar(MultiBzDecoder::new(BufReader::new(file)), bounds, take),
+        Format::TarXz => {
+            let stream = Stream::new_stream_decoder(XZ_MEMORY, CONCATENATED)
+                .map_err(|error| ArchiveError::Damaged(error.into()))?;
+            walk_tar(
+                XzDecoder::new_stream(BufReader::new(file), stream),
+                bounds,
+                take,
+            )
+        }
+        Format::TarZst => {
+            let mut decoder =
+                zstd::stream::read::Decoder::new(file).map_err(ArchiveError::Damaged)?;
+            decoder
+                .window_log_max(ZSTD_WINDOW_LOG)
+                .map_err(ArchiveError::Damaged)?;
+            walk_tar(decoder, bounds, take)
+        }
         Format::Zip => walk_zip(file, bounds, take),
     }
 }

@@ -105,6 +105,31 @@ fn compressed_and_plain_are_the_same() {
     let wanted = take(&plain).unwrap().0;
     assert_eq!(take(&gz.finish().unwrap()).unwrap().0, wanted);
     assert_eq!(take(&bz.finish().unwrap()).unwrap().0, wanted);
+    // The strongest setting that people use asks for the most memory of whoever unpacks.
+    let mut xz = liblzma::write::XzEncoder::new(Vec::new(), 9);
+    xz.write_all(&plain).unwrap();
+    assert_eq!(take(&xz.finish().unwrap()).unwrap().0, wanted);
+    let zst = zstd::stream::encode_all(&plain[..], 19).unwrap();
+    assert_eq!(take(&zst).unwrap().0, wanted);
+    // Two frames one after another are one stream, as they are for `zstd -d`.
+    let (one, two) = plain.split_at(plain.len() / 2);
+    let mut frames = zstd::stream::encode_all(one, 3).unwrap();
+    frames.extend(zstd::stream::encode_all(two, 3).unwrap());
+    assert_eq!(take(&frames).unwrap().0, wanted);
+    // One that asks for half a gigabyte of memory is refused, not obeyed.
+    let mut greedy = liblzma::stream::LzmaOptions::new_preset(6).unwrap();
+    greedy.dict_size(512 << 20);
+    let mut filters = liblzma::stream::Filters::new();
+    filters.lzma2(&greedy);
+    let check = liblzma::stream::Check::Crc64;
+    let stream = Stream::new_stream_encoder(&filters, check).unwrap();
+    let mut xz = liblzma::write::XzEncoder::new_stream(Vec::new(), stream);
+    xz.write_all(&plain).unwrap();
+    let refused = take(&xz.finish().unwrap());
+    assert!(
+        matches!(refused, Err(ArchiveError::Damaged(_))),
+        "{refused:?}"
+    );
 }
 
 fn zip_of(names: &[&str]) -> Vec<u8> {

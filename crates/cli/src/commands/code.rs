@@ -29,7 +29,7 @@ pub enum CodeCommand {
     Upload {
         /// APP/SERVICE, by name or id
         target: ServiceTarget,
-        /// A tar (plain, gz, bz2), a zip, or a folder
+        /// A tar (plain, gz, bz2, xz, zst), a zip, or a folder
         #[arg(value_name = "FILE|FOLDER")]
         source: PathBuf,
         /// What it is, for people

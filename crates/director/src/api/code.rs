@@ -79,7 +79,7 @@ fn tame(filename: &str) -> String {
     }
 }
 
-/// Upload an archive (tar, tar.gz, tar.bz2 or zip).
+/// Upload an archive (tar, tar.gz, tar.bz2, tar.xz, tar.zst or zip).
 #[utoipa::path(post, path = "/v1/apps/{app}/services/{service}/code", operation_id = "upload_code",
     params(UploadQuery, ("app" = String, Path, description = "NAME, OWNER:NAME or id."),
         ("service" = String, Path, description = "NAME or id."),

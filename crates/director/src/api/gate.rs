@@ -17,9 +17,12 @@ use axum::body::{Body, to_bytes};
 use axum::extract::{FromRequestParts, MatchedPath, RawPathParams, Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use conpaas_model::api::Code;
 use conpaas_model::ids::PrincipalId;
-use http::{HeaderValue, Method, StatusCode, header};
+use futures::StreamExt;
+use http::{Method, StatusCode, header};
 use rusqlite::Connection;
+use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -252,6 +255,29 @@ fn key_of(parts: &http::request::Parts, id: &str) -> Result<Option<String>, Dire
     })
 }
 
+fn key_reused() -> DirectorError {
+    DirectorError::conflict(
+        "key_reused",
+        "this idempotency key was used for another request",
+    )
+    .hint("choose a new key for each new request")
+}
+
+/// Whether the content is what an upload's answer says was uploaded.
+async fn uploaded(answer: &str, body: Body) -> Result<bool, DirectorError> {
+    let code: Code = serde_json::from_str(answer)
+        .map_err(|error| DirectorError::internal("a kept answer cannot be read", error))?;
+    let mut hash = Sha256::new();
+    let mut content = body.into_data_stream();
+    while let Some(chunk) = content.next().await {
+        hash.update(chunk.map_err(|error| {
+            DirectorError::invalid("upload_cut_off", format!("the upload broke off: {error}"))
+                .hint("send it again")
+        })?);
+    }
+    Ok(hex::encode(hash.finalize()) == code.sha256)
+}
+
 enum Key {
     Taken,
     Answered(u16, String),
@@ -267,13 +293,10 @@ async fn keyed(
     next: Next,
 ) -> Result<Response, DirectorError> {
     let (parts, body) = request.into_parts();
-    let length = parts.headers.get(header::CONTENT_LENGTH).cloned();
-    let (body, content) = if id == "upload_code" {
-        // Streamed: known by its length, name and description.
-        (
-            body,
-            sha256_hex(length.as_ref().map_or(&b""[..], HeaderValue::as_bytes)),
-        )
+    let streamed = id == "upload_code";
+    let (body, content) = if streamed {
+        // Too large to be held: what was uploaded is compared once the key is found answered.
+        (body, String::new())
     } else {
         let bytes = to_bytes(body, super::MAX_JSON)
             .await
@@ -289,10 +312,7 @@ async fn keyed(
         .quiet(move |tx| {
             let at = now();
             match keep::find_key(tx, &asking, &named, at - KEY_LIFETIME_MS)? {
-                Some(row) if row.request_hash != hash => Err(DirectorError::conflict(
-                    "key_reused",
-                    "this idempotency key was used for another request",
-                )),
+                Some(row) if row.request_hash != hash => Err(key_reused()),
                 Some(row) if row.answer.is_none() && row.run_id == run_id => {
                     Err(DirectorError::conflict(
                         "in_progress",
@@ -309,7 +329,11 @@ async fn keyed(
             }
         })
         .await?;
-    if let Key::Answered(status, body) = found {
+    if let Key::Answered(status, answer) = found {
+        if streamed && !uploaded(&answer, body).await? {
+            return Err(key_reused());
+        }
+        let body = answer;
         let status = StatusCode::from_u16(status).unwrap_or(StatusCode::OK);
         let kind = [
             (header::CONTENT_TYPE.as_str(), "application/json"),
