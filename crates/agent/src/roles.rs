@@ -1,6 +1,7 @@
 //! One task per role: brings it to its level, looks at it every second, stops it in the end.
 //! A role that hangs holds up only itself.
 
+use crate::logs::Flusher;
 use conpaas_core::agent::{Event, RestartPacer, taint, unobservable};
 use conpaas_core::role_agent::{NodeContext, RoleAgent, RoleError};
 use conpaas_model::level::{LevelVersion, RoleLevel};
@@ -55,6 +56,7 @@ impl RoleTask {
         node: NodeContext,
         order: Order,
         events: mpsc::Sender<Event>,
+        flusher: Flusher,
     ) -> Self {
         let (orders, orders_in) = watch::channel(order);
         let (jobs, jobs_in) = mpsc::channel(16);
@@ -63,6 +65,7 @@ impl RoleTask {
             agent,
             node,
             events,
+            flusher,
             pacer: pacer(),
         };
         Self {
@@ -104,6 +107,7 @@ struct Worker {
     agent: Box<dyn RoleAgent>,
     node: NodeContext,
     events: mpsc::Sender<Event>,
+    flusher: Flusher,
     /// Paces `apply` while it fails.
     pacer: RestartPacer,
 }
@@ -125,6 +129,8 @@ impl Worker {
                 }
                 Order::Stop => {
                     if self.stop().await {
+                        // The machine may go as soon as the role has.
+                        self.flusher.flush().await;
                         let role = self.role.clone();
                         // The shell starts a new task if the role is wanted again by now.
                         let _ = self.events.send(Event::Stopped { role }).await;

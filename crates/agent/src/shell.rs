@@ -7,15 +7,13 @@ use crate::link::{Link, director_client};
 use crate::party::{Enrol, EnrolError, Party, chained};
 use crate::processes::Paced;
 use crate::roles::{Job, Order, RoleTask};
-use crate::{AgentParts, DialTo, DirectorCode, ShellError, files, health, local};
+use crate::{AgentParts, DialTo, DirectorCode, ShellError, files, health, local, logs};
 use async_trait::async_trait;
 use conpaas_core::agent::{AgentCore, Effect, Event, unobservable};
 use conpaas_core::endpoint::Loopback;
 use conpaas_core::role_agent::{NodeContext, Processes};
 use conpaas_model::level::Level;
-use conpaas_model::protocol::{
-    COMMAND_LOGS, Context, EnrolAnswer, EnrolRequest, FromAgent, PATH_ENROL, ToAgent,
-};
+use conpaas_model::protocol::{Context, EnrolAnswer, EnrolRequest, FromAgent, PATH_ENROL, ToAgent};
 use conpaas_model::status::{AgentReport, NodeHealth};
 use conpaas_pki::{Identity, PartyKind, Roots, client_config};
 use conpaas_wire::{Client, ClientSettings, fixed_client_tls};
@@ -153,6 +151,8 @@ pub async fn run(parts: AgentParts) -> Result<(), ShellError> {
             link.run().await;
         }
     });
+    let (flusher, sending) = logs::start(folders.log.clone(), director_seen.clone());
+    tasks.spawn(sending);
     let socket = folders.agent_socket();
     let listener = local::listen(&socket).map_err(|source| ShellError::File {
         action: "listen at",
@@ -184,6 +184,7 @@ pub async fn run(parts: AgentParts) -> Result<(), ShellError> {
         level_file: folders.state.join("level.json"),
         run_folder: folders.run.join("roles"),
         log_folder: folders.log.clone(),
+        flusher,
         context,
         loopback: local_net.unwrap_or_default().loopback,
         endpoints,
@@ -224,6 +225,7 @@ struct Shell {
     log_folder: PathBuf,
     loopback: Loopback,
     endpoints: Option<Endpoints>,
+    flusher: logs::Flusher,
     roles: BTreeMap<String, RoleTask>,
     events: mpsc::Sender<Event>,
     reports: watch::Sender<Option<Arc<AgentReport>>>,
@@ -354,7 +356,14 @@ impl Shell {
         match (agent, order) {
             (Some(agent), order) => {
                 let node = self.node_context();
-                let task = RoleTask::start(role.clone(), agent, node, order, self.events.clone());
+                let task = RoleTask::start(
+                    role.clone(),
+                    agent,
+                    node,
+                    order,
+                    self.events.clone(),
+                    self.flusher.clone(),
+                );
                 self.roles.insert(role, task);
             }
             (None, Order::Run { level, .. }) => {
@@ -411,15 +420,6 @@ impl Shell {
     fn command(&self, id: u64, role: &str, name: String, arguments: serde_json::Value) {
         let (answer, answered) = oneshot::channel();
         let replies = self.replies.clone();
-        if role.is_empty() && name == COMMAND_LOGS {
-            let folder = self.log_folder.clone();
-            tokio::task::spawn_blocking(move || {
-                let result = Ok(crate::logs::tail(&folder, &arguments));
-                // The stream may have gone meanwhile.
-                let _ = replies.blocking_send(FromAgent::CommandResult { id, result });
-            });
-            return;
-        }
         let refusal = match self.roles.get(role) {
             None => Some(format!("role '{role}' does not run on this node")),
             Some(task) => task

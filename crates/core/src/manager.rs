@@ -158,15 +158,6 @@ impl ManagerCore {
             .collect()
     }
 
-    /// Nodes whose agent is connected.
-    pub fn connected_nodes(&self) -> Vec<NodeNumber> {
-        self.nodes
-            .iter()
-            .filter(|(_, memory)| memory.connected)
-            .map(|(number, _)| *number)
-            .collect()
-    }
-
     /// Takes an event in and says what follows from it.
     pub fn handle(&mut self, now: Duration, event: Event) -> Vec<Effect> {
         match event {

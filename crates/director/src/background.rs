@@ -7,6 +7,7 @@ use crate::error::DirectorError;
 use crate::shared::Shared;
 use crate::store::{apps, codes, events, housekeeping, now, operations, users};
 use crate::{blobs, life};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -100,7 +101,19 @@ pub async fn clean(shared: &Arc<Shared>) -> Result<(), DirectorError> {
             codes::forget_deleted(tx, at - CODE_KEPT_MS)
         })
         .await?;
-    blobs::collect(shared).await
+    blobs::collect(shared).await?;
+    clean_logs(shared).await
+}
+
+async fn clean_logs(shared: &Arc<Shared>) -> Result<(), DirectorError> {
+    let apps = shared.store.read(|tx| apps::every(tx)).await?;
+    let known: BTreeSet<String> = apps.iter().map(|app| app.id.to_string()).collect();
+    let (logs, most) = (shared.logs.clone(), shared.config.logs_per_application);
+    tokio::task::spawn_blocking(move || logs.clean(&|app| known.contains(app), most))
+        .await
+        .map_err(std::io::Error::other)
+        .and_then(|done| done)
+        .map_err(|error| DirectorError::internal("logs could not be cleaned", error))
 }
 
 /// Cleans at start and now and then, and keeps the API's certificate fresh.

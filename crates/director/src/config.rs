@@ -50,6 +50,8 @@ pub struct DirectorConfig {
     pub max_members: u64,
     /// Bytes of the state folder's disk that no upload may take, so that the store can go on.
     pub disk_reserve: u64,
+    /// Bytes of daemons' logs that are kept of an application; the oldest go first.
+    pub logs_per_application: u64,
 }
 
 impl DirectorConfig {
@@ -78,6 +80,7 @@ impl DirectorConfig {
             max_unpacked: 4 << 30,
             max_members: 200_000,
             disk_reserve: 1 << 30,
+            logs_per_application: 256 << 20,
         }
     }
 
@@ -88,6 +91,10 @@ impl DirectorConfig {
 
     pub(crate) fn blobs(&self) -> PathBuf {
         self.state.join("blobs")
+    }
+
+    pub(crate) fn logs(&self) -> PathBuf {
+        self.state.join("logs")
     }
 
     pub(crate) fn uploads(&self) -> PathBuf {

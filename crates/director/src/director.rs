@@ -5,6 +5,7 @@ use crate::auth::{LoginBrake, random_secret};
 use crate::background;
 use crate::config::DirectorConfig;
 use crate::error::StartError;
+use crate::logs::LogStore;
 use crate::machine_side::MachineSide;
 use crate::machines::{Machines, MachinesConfig};
 use crate::passwords::Passwords;
@@ -159,6 +160,7 @@ impl Director {
             let Prepared {
                 config,
                 store,
+                logs,
                 installation,
                 registry,
                 shutdown,
@@ -170,7 +172,7 @@ impl Director {
                 SystemTime::now(),
             )
             .map_err(|error| StartError::Pki(error.into()))?;
-            let settings = MachinesConfig::new(&config);
+            let settings = MachinesConfig::new(&config, logs);
             let machines =
                 Machines::start(store, settings, clouds, authority, registry, shutdown).await;
             let machines = machines.map_err(|error| StartError::Machines(error.into()))?;
@@ -213,9 +215,11 @@ impl Director {
         let passwords = Passwords::default();
         first_operator(&store, &passwords, &config).await?;
         let shutdown = CancellationToken::new();
+        let logs = Arc::new(LogStore::new(config.logs()));
         let machines = machine_side(Prepared {
             config: config.clone(),
             store: store.clone(),
+            logs: logs.clone(),
             installation: installation.clone(),
             registry: registry.clone(),
             shutdown: shutdown.clone(),
@@ -223,6 +227,7 @@ impl Director {
         .await?;
         let shared = Arc::new(Shared {
             store,
+            logs,
             config,
             registry,
             machines,
@@ -316,6 +321,7 @@ pub async fn run(
 pub struct Prepared {
     pub config: DirectorConfig,
     pub store: Store,
+    pub logs: Arc<LogStore>,
     pub installation: InstallationId,
     pub registry: Arc<Registry>,
     pub shutdown: CancellationToken,

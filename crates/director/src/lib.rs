@@ -12,6 +12,7 @@ mod director;
 pub mod error;
 pub mod hosts;
 pub mod life;
+pub mod logs;
 pub mod machine_side;
 pub mod machines;
 pub mod operations;

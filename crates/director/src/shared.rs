@@ -3,6 +3,7 @@
 use crate::auth::LoginBrake;
 use crate::config::DirectorConfig;
 use crate::error::DirectorError;
+use crate::logs::LogStore;
 use crate::machine_side::MachineSide;
 use crate::passwords::Passwords;
 use crate::store::{Millis, Store};
@@ -15,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 /// The Director's inside; passed around as `Arc<Shared>`.
 pub struct Shared {
     pub store: Store,
+    pub logs: Arc<LogStore>,
     pub config: DirectorConfig,
     pub registry: Arc<Registry>,
     pub machines: Arc<dyn MachineSide>,

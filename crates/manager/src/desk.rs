@@ -7,8 +7,7 @@ use conpaas_core::manager::{Effect, Event, ManagerCore};
 use conpaas_core::node_name;
 use conpaas_model::ids::{ApplicationId, Epoch, MachineId, NodeNumber, ServiceId};
 use conpaas_model::protocol::{
-    COMMAND_LOGS, Exposure, FromAgent, ManagerLevel, ManagerReport, ServiceLevel, ServiceReport,
-    ToAgent,
+    Exposure, FromAgent, ManagerLevel, ManagerReport, ServiceLevel, ServiceReport, ToAgent,
 };
 use conpaas_model::status::ServiceStatus;
 use conpaas_services::registry::Registry;
@@ -338,7 +337,7 @@ impl Desk {
             .iter()
             .find(|command| command.name == name)
             .map(|c| c.role);
-        let Some(role) = role.or((name == COMMAND_LOGS).then_some("")) else {
+        let Some(role) = role else {
             return Err(CommandError::UnknownCommand {
                 service_type: core.service_type().name().to_owned(),
                 name: name.to_owned(),
@@ -348,11 +347,7 @@ impl Desk {
                     .collect(),
             });
         };
-        let ready = if role.is_empty() {
-            core.connected_nodes()
-        } else {
-            core.ready_nodes(role)
-        };
+        let ready = core.ready_nodes(role);
         let mut answers = Answers::new();
         for (machine, node) in &held.level.machines {
             let Some(seat) = self.seats.get_mut(machine).filter(|_| ready.contains(node)) else {

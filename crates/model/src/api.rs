@@ -318,6 +318,8 @@ pub struct CommandAnswer {
 
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct LogLine {
+    /// When it arrived at the Director.
+    pub at: String,
     pub node: String,
     /// Role and kind of log, for instance `web-access`.
     pub source: String,

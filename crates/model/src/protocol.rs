@@ -25,6 +25,11 @@ pub const PATH_ENROL_MANAGER: &str = "/v1/enrol-manager";
 pub const PATH_LOCATE: &str = "/v1/locate";
 /// Blobs by hash: `GET /v1/blobs/SHA256`, with `Range`, by agents and managers.
 pub const PATH_BLOBS: &str = "/v1/blobs";
+/// A piece of a daemon's log: `POST /v1/logs/ROLE-NAME?file=F&offset=N` by an agent, its bytes the
+/// body; answered by [`LogPosition`]. An empty body only asks.
+pub const PATH_LOGS: &str = "/v1/logs";
+/// Most bytes of a piece of a log.
+pub const MAX_LOG_PIECE: usize = 256 * 1024;
 /// Agent's stream, at a manager (or at the Director for nodes of the system service):
 /// up [`FromAgent`], down [`ToAgent`].
 pub const PATH_AGENT_STREAM: &str = "/v1/agent-stream";
@@ -70,6 +75,14 @@ pub struct EnrolAnswer {
     pub lifetime_seconds: u64,
 }
 
+/// How far the Director has a log of a machine.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogPosition {
+    /// Names the file on the machine (its inode); empty when nothing came from this machine yet.
+    pub file: String,
+    pub offset: u64,
+}
+
 /// Where an agent's manager is now.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Located {
@@ -89,10 +102,6 @@ pub enum ManagerAddress {
     /// None at the moment; ask again.
     Nowhere,
 }
-
-/// A command that every agent answers itself, for role "": the last lines of its node's logs.
-/// Arguments `{"role": ROLE or null, "lines": N}`, answer `{SOURCE: [LINE, ..]}`.
-pub const COMMAND_LOGS: &str = "logs";
 
 /// From a manager (or the Director) to an agent.
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -163,15 +163,13 @@ where
     }
 }
 
-/// Reads a request's body as JSON, up to `max_bytes`. The error is what to answer. An empty body
-/// reads as `null`.
-pub async fn read_json<T, B>(request: Request<B>, max_bytes: usize) -> Result<T, Problem>
+/// Reads a request's body whole, up to `max_bytes`. The error is what to answer.
+pub async fn read_bytes<B>(request: Request<B>, max_bytes: usize) -> Result<Bytes, Problem>
 where
-    T: DeserializeOwned,
     B: hyper::body::Body<Data = Bytes>,
     B::Error: Into<BoxError>,
 {
-    let bytes = collect(request.into_body(), max_bytes, PAUSE)
+    collect(request.into_body(), max_bytes, PAUSE)
         .await
         .map_err(|failed| match failed {
             Collect::TooLarge => Problem::new(
@@ -189,7 +187,18 @@ where
                 "body_broken",
                 format!("the request's body broke off: {error}"),
             ),
-        })?;
+        })
+}
+
+/// Reads a request's body as JSON, up to `max_bytes`. The error is what to answer. An empty body
+/// reads as `null`.
+pub async fn read_json<T, B>(request: Request<B>, max_bytes: usize) -> Result<T, Problem>
+where
+    T: DeserializeOwned,
+    B: hyper::body::Body<Data = Bytes>,
+    B::Error: Into<BoxError>,
+{
+    let bytes = read_bytes(request, max_bytes).await?;
     from_json(&bytes).map_err(|error| {
         Problem::new(
             StatusCode::BAD_REQUEST,

@@ -16,7 +16,7 @@ mod version;
 pub use backoff::Backoff;
 pub use body::{
     Body, BoxError, Problem, boxed, empty, error_response, file_response, full, json_response,
-    read_json, reader_body,
+    read_bytes, read_json, reader_body,
 };
 pub use client::{Client, ClientSettings, ClientTls, Dial, dial_address, fixed_client_tls};
 pub use error::{ErrorBody, WireError};

@@ -3,21 +3,22 @@
 use crate::exit::Outcome;
 use crate::session::Session;
 use crate::target::Target;
+use crate::values;
 use clap::Args;
 use conpaas_client::{Client, ClientError, ReadLogsQuery};
 use conpaas_model::api::LogLine;
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 /// How often to look for new lines.
 const LOOK: Duration = Duration::from_secs(1);
-/// Lines of each log that are looked at; more within one look are not seen.
-const WINDOW: u32 = 1000;
+/// Lines of each log in one look while following.
+const WINDOW: u32 = 10_000;
 
 /// Show the logs of an application, a service or a node
 #[derive(Args)]
 #[command(
-    after_help = "Examples:\n  conpaas logs shop/web\n  conpaas logs shop/web --role backend -n 100\n  conpaas logs shop/web/web-3 --follow"
+    after_help = "Examples:\n  conpaas logs shop/web\n  conpaas logs shop/web --role backend -n 100\n  conpaas logs shop/web/web-3 --follow\n  conpaas logs shop/web --since 1h --grep ' 5[0-9][0-9] '\n\nLogs stay readable when their node has gone or the service is stopped."
 )]
 pub struct LogsArgs {
     /// APP, APP/SERVICE or APP/SERVICE/NODE
@@ -28,14 +29,24 @@ pub struct LogsArgs {
     /// How many of the newest lines of each log
     #[arg(long, short = 'n', value_name = "N", default_value_t = 20)]
     lines: u32,
+    /// Only lines of so long ago at most, for instance 1h
+    #[arg(long, value_name = "DURATION", value_parser = values::duration)]
+    since: Option<Duration>,
+    /// Only lines that match this regular expression
+    #[arg(long, value_name = "REGEX")]
+    grep: Option<String>,
     /// Only of one role
     #[arg(long)]
     role: Option<String>,
 }
 
+/// Where to go on reading, by service.
+type Cursors = BTreeMap<String, String>;
+
 pub async fn run(session: &Session, args: LogsArgs) -> Outcome {
     let client = session.client()?;
-    let first = read(&client, &args, args.lines).await?;
+    let mut cursors = Cursors::new();
+    let first = read(&client, &args, args.lines, &mut cursors).await?;
     if !args.follow {
         let values: Vec<serde_json::Value> = first
             .iter()
@@ -55,42 +66,28 @@ pub async fn run(session: &Session, args: LogsArgs) -> Outcome {
     for (service, line) in &first {
         print(service, line)?;
     }
-    let mut seen = by_log(read(&client, &args, WINDOW).await?);
     loop {
         tokio::select! {
             () = tokio::time::sleep(LOOK) => {}
             _ = tokio::signal::ctrl_c() => return Ok(()),
         }
-        let now = match read(&client, &args, WINDOW).await {
-            Ok(lines) => by_log(lines),
+        let lines = match read(&client, &args, WINDOW, &mut cursors).await {
+            Ok(lines) => lines,
             Err(error) if error.is_transient() => continue,
             Err(error) => return Err(error.into()),
         };
-        for (log, lines) in &now {
-            let old = seen.get(log).map(Vec::as_slice).unwrap_or_default();
-            for line in fresh(old, lines) {
-                let (service, node, source) = log.clone();
-                print(
-                    &service,
-                    &LogLine {
-                        node,
-                        source,
-                        line: line.clone(),
-                    },
-                )?;
-            }
+        for (service, line) in &lines {
+            print(service, line)?;
         }
-        // A node that does not answer once has not lost its lines.
-        seen.extend(now);
     }
 }
 
-type Log = (String, String, String);
-
+/// Lines after the cursors, in the order of their arrival.
 async fn read(
     client: &Client,
     args: &LogsArgs,
     lines: u32,
+    cursors: &mut Cursors,
 ) -> Result<Vec<(String, LogLine)>, ClientError> {
     let services = match &args.target.service {
         Some(service) => vec![service.clone()],
@@ -102,46 +99,33 @@ async fn read(
                 .collect()
         }
     };
+    let since = args
+        .since
+        .and_then(|ago| SystemTime::now().checked_sub(ago))
+        .and_then(|at| jiff::Timestamp::try_from(at).ok())
+        .map(|at| at.to_string());
     let mut found = Vec::new();
     for service in services {
         let query = ReadLogsQuery {
             node: args.target.node.clone(),
             role: args.role.clone(),
             lines: Some(lines),
+            since: since.clone(),
+            grep: args.grep.clone(),
+            cursor: cursors.get(&service).cloned(),
         };
-        let lines = client
-            .read_logs(&args.target.app, &service, &query)
-            .await?
-            .items;
-        found.extend(lines.into_iter().map(|line| (service.clone(), line)));
+        let page = client.read_logs(&args.target.app, &service, &query).await?;
+        found.extend(page.items.into_iter().map(|line| (service.clone(), line)));
+        if let Some(next) = page.next {
+            cursors.insert(service, next);
+        }
     }
+    found.sort_by(|(_, one), (_, two)| one.at.cmp(&two.at));
     Ok(found)
 }
 
 fn value(service: &str, line: &LogLine) -> serde_json::Value {
-    serde_json::json!({"service": service, "node": line.node, "source": line.source, "line": line.line})
-}
-
-fn by_log(lines: Vec<(String, LogLine)>) -> BTreeMap<Log, Vec<String>> {
-    let mut logs: BTreeMap<Log, Vec<String>> = BTreeMap::new();
-    for (service, line) in lines {
-        logs.entry((service, line.node, line.source))
-            .or_default()
-            .push(line.line);
-    }
-    logs
-}
-
-/// The lines at the end of `new` that were written after those of `old`: `new` goes on where the
-/// longest end of `old` that it starts with stops.
-fn fresh<'a>(old: &[String], new: &'a [String]) -> &'a [String] {
-    let longest = old.len().min(new.len());
-    for overlap in (1..=longest).rev() {
-        if old[old.len() - overlap..] == new[..overlap] {
-            return &new[overlap..];
-        }
-    }
-    new
+    serde_json::json!({"at": line.at, "service": service, "node": line.node, "source": line.source, "line": line.line})
 }
 
 fn show(session: &Session, args: &LogsArgs, service: &str, line: &LogLine) {
@@ -165,19 +149,4 @@ fn show(session: &Session, args: &LogsArgs, service: &str, line: &LogLine) {
     session
         .printer
         .line(&format!("{service}{} {}: {text}", line.node, line.source));
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_new_lines_are_shown() {
-        let lines = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
-        assert_eq!(fresh(&lines("a b c"), &lines("b c d e")), lines("d e"));
-        assert_eq!(fresh(&lines("a b c"), &lines("a b c d")), lines("d"));
-        assert!(fresh(&lines("a a"), &lines("a a")).is_empty());
-        assert_eq!(fresh(&lines("a b"), &lines("x y")), lines("x y"));
-        assert_eq!(fresh(&[], &lines("x")), lines("x"));
-    }
 }

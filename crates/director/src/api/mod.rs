@@ -6,6 +6,7 @@ mod apps;
 mod code;
 mod gate;
 mod info;
+mod logs;
 mod nodes;
 mod operations;
 mod people;
@@ -74,7 +75,7 @@ fn routes() -> OpenApiRouter<Arc<Shared>> {
         .routes(routes!(services::list_releases))
         .routes(routes!(services::rollback_service))
         .routes(routes!(services::call_command))
-        .routes(routes!(services::read_logs))
+        .routes(routes!(logs::read_logs))
         .routes(routes!(code::list_code, code::upload_code))
         .routes(routes!(code::download_code))
         .routes(routes!(code::delete_code))

@@ -1,4 +1,4 @@
-//! Services: life cycle, counts, settings, releases, commands, logs.
+//! Services: life cycle, counts, settings, releases, commands.
 
 use super::apps::{Here, accept, change, fresh_app};
 use super::take::{IfMatch, PageQuery, Params, Payload, Segments, page, whole};
@@ -12,18 +12,16 @@ use crate::store::services::{self, ServiceRow};
 use axum::extract::State;
 use axum::{Extension, Json};
 use conpaas_model::api::{
-    Accepted, CommandAnswer, CommandCall, LogLine, Page, ReleaseInfo, Rename, Rollback, Scale,
-    Service, ServiceCreate, SettingsChange,
+    Accepted, CommandAnswer, CommandCall, Page, ReleaseInfo, Rename, Rollback, Scale, Service,
+    ServiceCreate, SettingsChange,
 };
 use conpaas_model::spec::RunWish;
 use http::{HeaderName, StatusCode, header};
-use serde::Deserialize;
 use serde_json::{Value, json};
-use utoipa::IntoParams;
 
 type Changed = Result<(StatusCode, Json<Accepted>), DirectorError>;
-type App = Extension<AppRow>;
-type Row = Extension<ServiceRow>;
+pub(super) type App = Extension<AppRow>;
+pub(super) type Row = Extension<ServiceRow>;
 type Who = Extension<Principal>;
 
 fn etag(row: &ServiceRow) -> Result<String, DirectorError> {
@@ -333,104 +331,4 @@ pub(super) async fn call_command(
         .command(&row.id, command.name, arguments)
         .await?;
     Ok(Json(CommandAnswer { result }))
-}
-
-#[derive(Debug, Deserialize, IntoParams)]
-#[into_params(parameter_in = Query)]
-pub(super) struct LogsQuery {
-    /// Only of this node (its number or name).
-    node: Option<String>,
-    /// Only of this role.
-    role: Option<String>,
-    /// Most lines of each log (default 100, at most 10000).
-    lines: Option<u32>,
-}
-
-/// Lines out of an agent's answer to the built-in command `logs`.
-fn log_lines(node: &str, answer: &Value, lines: &mut Vec<LogLine>) {
-    let source_of = |entry: &Value| {
-        let text = |key: &str| entry.get(key).and_then(Value::as_str);
-        text("source")
-            .or(text("role"))
-            .unwrap_or_default()
-            .to_owned()
-    };
-    let mut push = |source: &str, line: &str| {
-        lines.push(LogLine {
-            node: node.to_owned(),
-            source: source.to_owned(),
-            line: line.to_owned(),
-        });
-    };
-    match answer {
-        Value::Array(entries) => {
-            for entry in entries {
-                match entry {
-                    Value::String(line) => push("", line),
-                    entry => {
-                        let line = entry
-                            .get("line")
-                            .and_then(Value::as_str)
-                            .unwrap_or_default();
-                        push(&source_of(entry), line);
-                    }
-                }
-            }
-        }
-        Value::Object(sources) => {
-            for (source, found) in sources {
-                match found {
-                    Value::String(text) => text.lines().for_each(|line| push(source, line)),
-                    Value::Array(found) => {
-                        found
-                            .iter()
-                            .filter_map(Value::as_str)
-                            .for_each(|line| push(source, line));
-                    }
-                    _ => {}
-                }
-            }
-        }
-        Value::String(text) => text.lines().for_each(|line| push("", line)),
-        _ => {}
-    }
-}
-
-/// The newest lines of the daemons' logs.
-#[utoipa::path(get, path = "/v1/apps/{app}/services/{service}/logs", operation_id = "read_logs",
-    params(LogsQuery, ("app" = String, Path, description = "NAME, OWNER:NAME or id."),
-        ("service" = String, Path, description = "NAME or id.")),
-    responses((status = 200, description = "Lines, node by node.", body = Page<LogLine>)))]
-pub(super) async fn read_logs(
-    State(shared): Here,
-    Extension(app): App,
-    Extension(row): Row,
-    Params(query): Params<LogsQuery>,
-) -> Result<Json<Page<LogLine>>, DirectorError> {
-    must_run(&app, &row)?;
-    if let Some(role) = &query.role {
-        let service_type = shared.service_type(&row.service_type)?;
-        if service_type.role(role).is_none() {
-            let names: Vec<&str> = service_type.roles().iter().map(|role| role.name).collect();
-            return Err(DirectorError::invalid(
-                "unknown_role",
-                format!("there is no role '{role}'; there are: {}", names.join(", ")),
-            ));
-        }
-    }
-    let lines = query.lines.unwrap_or(100).clamp(1, 10_000);
-    let arguments = json!({"role": query.role, "lines": lines});
-    let answer = shared.machines.command(&row.id, "logs", arguments).await?;
-    let mut found = Vec::new();
-    for (node, answer) in answer.as_object().into_iter().flatten() {
-        let number = node.rsplit('-').next().unwrap_or(node);
-        if query
-            .node
-            .as_ref()
-            .is_none_or(|wanted| wanted == node || wanted == number)
-        {
-            log_lines(node, answer, &mut found);
-        }
-    }
-    Ok(Json(whole(found)))
 }

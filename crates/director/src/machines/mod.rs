@@ -7,6 +7,7 @@ mod broker;
 mod edge;
 mod enrol;
 mod hub;
+mod intake;
 mod levels;
 mod listener;
 mod listeners;
@@ -23,6 +24,7 @@ mod tests;
 
 use crate::config::DirectorConfig;
 use crate::error::DirectorError;
+use crate::logs::LogStore;
 use crate::machine_side::MachineSide;
 use crate::store::Store;
 use conpaas_cloud::{Capacity, Cloud, Features, LimitsSupport, Support};
@@ -56,6 +58,8 @@ pub struct MachinesConfig {
     pub host_listener: Option<SocketAddr>,
     /// Folder with blobs, one file each, named by SHA-256 in hex.
     pub blobs: PathBuf,
+    /// Where lines of nodes' logs are kept.
+    pub logs: Arc<LogStore>,
     /// The edge's folder (`routes.json`, `applied.json`).
     pub edge_folder: PathBuf,
     /// The domain below which applications have their names.
@@ -74,10 +78,11 @@ pub struct MachinesConfig {
 
 impl MachinesConfig {
     /// The machine side's part of a Director's settings.
-    pub fn new(config: &DirectorConfig) -> Self {
+    pub fn new(config: &DirectorConfig, logs: Arc<LogStore>) -> Self {
         Self {
             host_listener: config.host_listener,
             blobs: config.blobs(),
+            logs,
             edge_folder: config
                 .edge_folder
                 .clone()

@@ -120,6 +120,7 @@ impl World {
         let config = MachinesConfig {
             host_listener: Some(SocketAddr::from(([127, 0, 0, 1], 0))),
             blobs: folder.join("blobs"),
+            logs: Arc::new(crate::logs::LogStore::new(folder.join("logs"))),
             edge_folder: self.edge_folder(),
             base_domain: "localhost".into(),
             boot_deadline: Some(Duration::from_millis(1500)),
