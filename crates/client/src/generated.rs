@@ -77,9 +77,18 @@ pub struct ReadLogsQuery {
     /// Only of this role.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub role: Option<String>,
-    /// Most lines of each log (default 100, at most 10000).
+    /// Most lines of each log, the newest (default 100, at most 10000).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lines: Option<u32>,
+    /// Only lines that arrived after this moment (RFC 3339).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub since: Option<String>,
+    /// Only lines that match this regular expression.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub grep: Option<String>,
+    /// `next` of an earlier answer: only lines that arrived after it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cursor: Option<String>,
 }
 
 /// What [`Client::list_releases`] may be asked for.
@@ -371,7 +380,7 @@ impl Client {
         self.call(Method::GET, "/v1/openapi.json").answer().await
     }
 
-    /// The newest lines of the daemons' logs.
+    /// The lines of the daemons' logs, oldest first. They stay when the node has gone.
     ///
     /// `GET /v1/apps/{app}/services/{service}/logs`
     pub async fn read_logs(&self, app: &str, service: &str, query: &ReadLogsQuery) -> Result<Page<LogLine>, ClientError> {
