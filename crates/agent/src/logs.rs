@@ -147,6 +147,21 @@ fn names(folder: &Path) -> Vec<String> {
     found
 }
 
+/// A log with a name for its file: number and birth, as numbers are used again.
+fn open(path: &Path) -> io::Result<Option<(File, String)>> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let found = file.metadata()?;
+    // Not every file system knows when a file was born.
+    let born = found.created().ok();
+    let born = born.and_then(|at| at.duration_since(std::time::UNIX_EPOCH).ok());
+    let born = born.map_or(0, |since| since.as_micros());
+    Ok(Some((file, format!("{}{born:016}", found.ino()))))
+}
+
 /// What to send next of a log, and where it lies; `None` when all was sent. Lines are sent whole,
 /// unless it is for the `last` time.
 fn next_piece(
@@ -156,20 +171,19 @@ fn next_piece(
 ) -> io::Result<Option<(LogPosition, Bytes)>> {
     let mut aside = log.as_os_str().to_owned();
     aside.push(".1");
-    for (path, ended) in [(Path::new(&aside), true), (log, false)] {
-        let mut file = match File::open(path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == ErrorKind::NotFound => continue,
-            Err(error) => return Err(error),
+    let (before, current) = (open(Path::new(&aside))?, open(log)?);
+    let is_known = |opened: &Option<(File, String)>| {
+        opened.as_ref().is_some_and(|(_, name)| *name == known.file)
+    };
+    // What was set aside was sent long ago if the current file is known. If neither is, it was
+    // set aside more than once between two looks, and what is there is sent.
+    let before = before.filter(|_| !is_known(&current));
+    for (opened, ended) in [(before, true), (current, false)] {
+        let Some((mut file, name)) = opened else {
+            continue;
         };
         let found = file.metadata()?;
-        let name = found.ino().to_string();
-        let offset = match (name == known.file, ended) {
-            (true, _) => known.offset,
-            // Set aside before the first look, or sent long ago.
-            (false, true) if !known.file.is_empty() => continue,
-            (false, _) => 0,
-        };
+        let offset = if name == known.file { known.offset } else { 0 };
         // Written anew in place: nothing of it was sent.
         let offset = if offset > found.len() { 0 } else { offset };
         let behind = found.len() - offset;
@@ -236,6 +250,13 @@ mod tests {
         assert_eq!(all(&log, &mut known, false), "two\nthree\nfour\n");
         assert_eq!(all(&log, &mut known, true), "fi");
         assert_eq!(all(&log, &mut known, true), "");
+        // Set aside twice between two looks: what is left is sent.
+        let aside = folder.path().join("web-access.log.1");
+        std::fs::remove_file(&aside).unwrap();
+        std::fs::remove_file(&log).unwrap();
+        std::fs::write(&aside, "seven\n").unwrap();
+        std::fs::write(&log, "eight\n").unwrap();
+        assert_eq!(all(&log, &mut known, false), "seven\neight\n");
     }
 
     #[test]
