@@ -83,6 +83,16 @@ pub async fn images_are_whole_or_not_there(_root: bool) {
         assert_eq!(thread.join().unwrap(), images.join("packed"));
     }
     assert_eq!(names(), ["packed", "tiny"]);
+
+    // tar reads no further than the end of the archive: what comes behind is read all the same.
+    let long = world.folder.path().join("long.tar");
+    std::fs::write(&long, [&bytes[..], &vec![0u8; 4 << 20]].concat()).unwrap();
+    let zst = world.folder.path().join("long.tar.zst");
+    let mut pack = Command::new("zstd");
+    pack.arg("-q").arg(&long).arg("-o").arg(&zst);
+    assert!(pack.status().unwrap().success());
+    prepare_image(&world.config, &zst, "long").unwrap();
+    assert_eq!(names(), ["long", "packed", "tiny"]);
     let mut config = world.config.clone();
     config.image = images.join("missing");
     let error = LocalCloud::open(config).err().unwrap();

@@ -8,6 +8,7 @@ use super::supervisor::keep_program;
 use crate::error::CloudError;
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -128,8 +129,22 @@ fn unpack(program: &Path, map: &IdMap, tar: &Path, folder: &Path) -> Result<(), 
             what: format!("the program zstd cannot be run ({e})"),
             cure: "Install it (Debian: apt install zstd)".into(),
         })?;
-    let stream = zstd.stdout.take().map_or_else(Stdio::null, Stdio::from);
-    let unpacked = call::unpack(program, map, folder, stream);
+    let stream = zstd.stdout.take().map(OwnedFd::from);
+    // tar stops reading at the end of the archive, before the zeros that fill its last record.
+    // Held open here, the rest is read and checked too, and zstd does not write to nobody.
+    let rest = stream.as_ref().map(OwnedFd::try_clone).transpose();
+    let rest = rest.map_err(CloudError::io("unpack", tar))?.map(File::from);
+    let unpacked = call::unpack(
+        program,
+        map,
+        folder,
+        stream.map_or_else(Stdio::null, Stdio::from),
+    );
+    if let Some(mut rest) = rest
+        && unpacked.is_ok()
+    {
+        std::io::copy(&mut rest, &mut std::io::sink()).map_err(CloudError::io("unpack", tar))?;
+    }
     let output = zstd
         .wait_with_output()
         .map_err(CloudError::io("unpack", tar))?;
