@@ -1,6 +1,6 @@
 # What people type. Each target is a script of scripts/ (which say more); none needs a terminal.
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-down build image test lint bench tools
+.PHONY: help demo demo-down build image test lint bench soak tools
 
 help:  ## This list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | column -t -s '|'
@@ -26,6 +26,9 @@ lint:  ## Format, clippy, licences and sources of dependencies
 
 bench:  ## Measure time and cost beside a peer
 	@scripts/bench
+
+soak:  ## Let processes die at chance places for long, and see that all ends well
+	@scripts/soak
 
 tools:  ## Build the tools that `make lint` uses into the cache folder
 	@scripts/tools

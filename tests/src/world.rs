@@ -124,11 +124,20 @@ impl World {
 
     /// Starts an installation in this process; `adjust` changes its Director's settings first.
     pub fn start_memory(adjust: impl FnOnce(&mut DirectorConfig)) -> Self {
+        Self::in_this_process(false, adjust)
+    }
+
+    /// The same, with agents and managers that can be killed alone (see [`crate::memory::lives`]).
+    pub fn start_mortal(adjust: impl FnOnce(&mut DirectorConfig)) -> Self {
+        Self::in_this_process(true, adjust)
+    }
+
+    fn in_this_process(mortal: bool, adjust: impl FnOnce(&mut DirectorConfig)) -> Self {
         let folder = tempfile::Builder::new()
             .prefix("cps-e2e-")
             .tempdir()
             .unwrap();
-        let memory = Memory::start(folder.path(), adjust);
+        let memory = Memory::start(folder.path(), mortal, adjust);
         let (edge_port, api_port) = (memory.edge_port, memory.api_port());
         let (password, fingerprint) = (memory.password_file(), memory.fingerprint.clone());
         let world = Self {
@@ -153,6 +162,11 @@ impl World {
     /// The cloud of a world in this process.
     pub fn cloud(&self) -> &MemoryCloud {
         &self.memory.as_ref().expect("a world on memory").cloud
+    }
+
+    /// The installation in this process.
+    pub fn memory(&self) -> &Memory {
+        self.memory.as_ref().expect("a world on memory")
     }
 
     fn operator(&self) -> Person {

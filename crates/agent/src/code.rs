@@ -4,6 +4,7 @@
 use crate::unpacker::Unpacker;
 use async_trait::async_trait;
 use conpaas_core::role_agent::{CodeStore, RoleError};
+use conpaas_kill_points::{KillPoint, reached};
 use conpaas_model::protocol::PATH_BLOBS;
 use conpaas_model::spec::CodeRef;
 use conpaas_wire::Client;
@@ -173,6 +174,7 @@ async fn fetch(
             .map_err(|error| crate::party::chained(&error))?;
     }
     drop(file);
+    reached(KillPoint::CodeFetched);
     let (folder, hash) = (folder.to_owned(), code.sha256.clone());
     tokio::task::spawn_blocking(move || install(&folder, &partial, &hash, unpacker))
         .await
@@ -201,6 +203,7 @@ fn install(folder: &Path, partial: &Path, hash: &str, unpacker: Unpacker) -> Res
         let _ = std::fs::remove_dir_all(&draft);
         return Err(error);
     }
+    reached(KillPoint::CodeUnpacked);
     let target = folder.join(hash);
     if let Err(error) = std::fs::rename(&draft, &target) {
         let _ = std::fs::remove_dir_all(&draft);

@@ -3,6 +3,7 @@
 
 use crate::party::{Secured, chained};
 use crate::{DialTo, files};
+use conpaas_kill_points::{KillPoint, reached};
 use conpaas_model::ids::Epoch;
 use conpaas_model::protocol::{
     Context, FromAgent, Located, ManagerAddress, PATH_AGENT_STREAM, PATH_LOCATE, ToAgent,
@@ -198,6 +199,7 @@ impl Link {
                     let report = self.reports.borrow_and_update().clone();
                     if let Some(report) = report {
                         sender.send(&FromAgent::Report(Box::new((*report).clone()))).await?;
+                        reached(KillPoint::ReportToManager);
                     }
                 }
                 reply = self.replies.recv() => {

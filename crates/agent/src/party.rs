@@ -4,10 +4,11 @@
 
 use async_trait::async_trait;
 use base64::Engine;
+use conpaas_kill_points::{KillPoint, reached};
 use conpaas_model::protocol::EnrolAnswer;
 use conpaas_pki::{
-    CertificateChain, ClientCertificates, Credentials, Identity, KeyPair, PkiError, Roots,
-    client_config, server_config,
+    CertificateChain, ClientCertificates, Credentials, Identity, KeyPair, PartyKind, PkiError,
+    Roots, client_config, server_config,
 };
 use conpaas_wire::{Backoff, ClientTls, ServerTls};
 use std::path::{Path, PathBuf};
@@ -103,6 +104,7 @@ pub struct Party {
     roots_file: PathBuf,
     roots: RwLock<Roots>,
     had_certificate: bool,
+    kind: PartyKind,
     secured: watch::Sender<Option<Arc<Secured>>>,
 }
 
@@ -146,6 +148,7 @@ impl Party {
             roots_file,
             roots: RwLock::new(roots),
             had_certificate,
+            kind: expected.kind.clone(),
             secured: watch::Sender::new(secured),
         }))
     }
@@ -220,6 +223,10 @@ impl Party {
         let roots = Roots::from_pem(&answer.roots)?;
         chain.save(&self.chain_file)?;
         roots.save(&self.roots_file)?;
+        reached(match self.kind {
+            PartyKind::Manager { .. } => KillPoint::ManagerSecured,
+            _ => KillPoint::AgentSecured,
+        });
         *self.roots.write().unwrap_or_else(PoisonError::into_inner) = roots.clone();
         let present = self.secured.borrow().clone();
         match present {

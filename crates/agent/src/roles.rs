@@ -4,6 +4,7 @@
 use crate::logs::Flusher;
 use conpaas_core::agent::{Event, RestartPacer, taint, unobservable};
 use conpaas_core::role_agent::{NodeContext, RoleAgent, RoleError};
+use conpaas_kill_points::{KillPoint, reached};
 use conpaas_model::level::{LevelVersion, RoleLevel};
 use conpaas_model::status::RoleStatus;
 use std::io::{ErrorKind, Read, Seek, SeekFrom};
@@ -166,6 +167,7 @@ impl Worker {
             self.pacer.started(now);
             match timeout(APPLY_DEADLINE, self.agent.apply(&self.node, level)).await {
                 Ok(Ok(())) => {
+                    reached(KillPoint::RoleApplied);
                     *trouble = None;
                     self.pacer = pacer();
                     self.tell(Event::Applied {
@@ -226,7 +228,10 @@ impl Worker {
 
     async fn stop(&mut self) -> bool {
         match timeout(STOP_DEADLINE, self.agent.stop(&self.node)).await {
-            Ok(Ok(gone)) => gone,
+            Ok(Ok(gone)) => {
+                reached(KillPoint::RoleStopped);
+                gone
+            }
             Ok(Err(error)) => {
                 let reason = self.reason(&error);
                 tracing::warn!(role = self.role, reason, "a role cannot be stopped yet");

@@ -12,6 +12,7 @@ use async_trait::async_trait;
 use conpaas_core::agent::{AgentCore, Effect, Event, unobservable};
 use conpaas_core::endpoint::Loopback;
 use conpaas_core::role_agent::{NodeContext, Processes};
+use conpaas_kill_points::{KillPoint, reached};
 use conpaas_model::level::Level;
 use conpaas_model::protocol::{Context, EnrolAnswer, EnrolRequest, FromAgent, PATH_ENROL, ToAgent};
 use conpaas_model::status::{AgentReport, NodeHealth};
@@ -271,6 +272,7 @@ impl Shell {
                 Some(event) = events.recv() => self.role_event(event),
                 Some(message) = from_manager.recv() => match message {
                     ToAgent::Level(level) => {
+                        reached(KillPoint::LevelOffered);
                         let effects = self.core.handle(Event::Offered(level));
                         self.carry_out(effects);
                     }
@@ -318,6 +320,7 @@ impl Shell {
                         // Obeyed all the same: serving now matters more than a restart later.
                         tracing::error!(error = chained(&error), "the level cannot be kept");
                     }
+                    reached(KillPoint::LevelKept);
                 }
                 Effect::Lead(wanted) => {
                     if let Some(endpoints) = &mut self.endpoints {

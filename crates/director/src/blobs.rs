@@ -7,6 +7,7 @@ use crate::error::DirectorError;
 use crate::shared::Shared;
 use crate::store::codes;
 use bytes::Bytes;
+use conpaas_kill_points::{KillPoint, reached};
 use futures::{Stream, StreamExt};
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
@@ -109,7 +110,9 @@ fn keep(file: NamedTempFile, blobs: &Path, sha256: &str) -> Result<(), DirectorE
     file.persist(target).map_err(failed)?;
     std::fs::File::open(blobs)
         .and_then(|folder| folder.sync_all())
-        .map_err(failed)
+        .map_err(failed)?;
+    reached(KillPoint::CodeStored);
+    Ok(())
 }
 
 /// Checks an upload and keeps both it and its normalised form. To be called, and followed by

@@ -4,6 +4,7 @@
 
 use crate::dial::Dial;
 use crate::table::{Offer, Table};
+use conpaas_kill_points::{KillPoint, reached};
 use conpaas_model::edge::{APPLIED_FILE, Applied, ROUTES_FILE, Routes};
 use jiff::Timestamp;
 use std::io;
@@ -125,9 +126,11 @@ impl Feed {
             }
         };
         let offered = routes.generation;
+        reached(KillPoint::RoutesRead);
         match self.table.offer(routes) {
             Offer::Applied => {
                 tracing::info!(generation = %offered, "routes taken");
+                reached(KillPoint::RoutesInForce);
                 self.dial.forget_others(&self.table.networks());
                 if self.answering.load(Ordering::Relaxed)
                     && let Err(error) = replace(&self.folder, IN_FORCE_FILE, &text)
@@ -153,7 +156,9 @@ impl Feed {
             listening: self.listening,
             draining,
         };
-        replace(&self.folder, APPLIED_FILE, &serde_json::to_vec(&applied)?)
+        replace(&self.folder, APPLIED_FILE, &serde_json::to_vec(&applied)?)?;
+        reached(KillPoint::RoutesAnswered);
+        Ok(())
     }
 }
 

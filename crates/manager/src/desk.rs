@@ -5,6 +5,7 @@ use crate::managers::{CommandError, StaleLevel};
 use crate::seat::Seat;
 use conpaas_core::manager::{Effect, Event, ManagerCore};
 use conpaas_core::node_name;
+use conpaas_kill_points::{KillPoint, reached};
 use conpaas_model::ids::{ApplicationId, Epoch, MachineId, NodeNumber, ServiceId};
 use conpaas_model::protocol::{
     Exposure, FromAgent, ManagerLevel, ManagerReport, ServiceLevel, ServiceReport, ToAgent,
@@ -257,6 +258,7 @@ impl Desk {
         for service in level.services {
             self.service_level(service, level.epoch, &level.instance_types);
         }
+        reached(KillPoint::LevelTaken);
         Ok(())
     }
 
@@ -310,7 +312,10 @@ impl Desk {
             return;
         };
         match message {
-            FromAgent::Report(report) => self.feed(&service, Event::AgentReport { node, report }),
+            FromAgent::Report(report) => {
+                self.feed(&service, Event::AgentReport { node, report });
+                reached(KillPoint::ReportHeard);
+            }
             FromAgent::Refused { refused, seen } => {
                 tracing::warn!(%machine, ?refused, ?seen, "an agent obeys a newer level");
                 self.feed(&service, Event::AgentRefused { node, seen });
@@ -396,6 +401,7 @@ impl Desk {
                         // One that is not connected gets its level when it comes.
                         if let Some(seat) = self.seats.get(machine) {
                             seat.levels.send_replace(Some((*level).clone()));
+                            reached(KillPoint::LevelToAgent);
                         }
                     }
                 }

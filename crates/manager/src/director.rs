@@ -3,6 +3,7 @@
 
 use crate::managers::ServiceManagers;
 use conpaas_agent::{DialTo, Secured};
+use conpaas_kill_points::{KillPoint, reached};
 use conpaas_model::ids::{ApplicationId, Generation};
 use conpaas_model::protocol::{Context, FromManager, PATH_MANAGER_STREAM, ToManager};
 use conpaas_wire::{Backoff, Client, ClientSettings, FramedStream, StreamSettings, WireError};
@@ -126,6 +127,7 @@ impl Link {
                     let report = reports.borrow_and_update().clone();
                     if let Some(report) = report {
                         sender.send(&FromManager::Report(Box::new((*report).clone()))).await?;
+                        reached(KillPoint::ReportToDirector);
                     }
                 }
                 _ = clock.tick() => reports.mark_changed(),

@@ -1,6 +1,8 @@
 //! Machines of the `memory` cloud: for each one that runs, the real agent in this process, with
-//! folders of its own. What would be processes of the machine are tasks that end with it.
+//! folders of its own. What would be processes of the machine are tasks that end with it, or
+//! threads of their own where they are to be killed.
 
+use super::lives::Threads;
 use super::switchboard::Switchboard;
 use crate::doubles;
 use conpaas_agent::{AgentParts, AgentSocket, Folders};
@@ -12,7 +14,7 @@ use conpaas_services::registry::Registry;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -24,6 +26,8 @@ pub struct Machines {
     root: PathBuf,
     board: Switchboard,
     registry: OnceLock<Registry>,
+    /// Agents and managers have threads of their own, and die and come back alone.
+    mortal: bool,
     living: Mutex<BTreeMap<CloudMachineId, Arc<Machine>>>,
 }
 
@@ -34,6 +38,10 @@ pub struct Machine {
     folders: Folders,
     board: Switchboard,
     registry: Registry,
+    mortal: bool,
+    /// Nothing starts here any more.
+    over: Mutex<bool>,
+    this: Weak<Machine>,
     agent: Mutex<Option<Task>>,
     manager: Mutex<Option<Manager>>,
 }
@@ -41,13 +49,40 @@ pub struct Machine {
 /// Something that runs on a machine; dropping it ends it as a crash would.
 struct Task {
     shutdown: CancellationToken,
-    handle: JoinHandle<()>,
+    runs: Runs,
+}
+
+enum Runs {
+    Among(JoinHandle<()>),
+    Alone(Threads),
+}
+
+impl Task {
+    /// Waits until nothing of it runs.
+    fn bury(mut self) {
+        if let Runs::Alone(threads) = &mut self.runs {
+            threads.kill();
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        match &self.runs {
+            Runs::Among(handle) => handle.is_finished(),
+            Runs::Alone(threads) => threads.is_dead(),
+        }
+    }
 }
 
 impl Drop for Task {
     fn drop(&mut self) {
-        self.shutdown.cancel();
-        self.handle.abort();
+        match &self.runs {
+            Runs::Among(handle) => {
+                self.shutdown.cancel();
+                handle.abort();
+            }
+            // Its threads end with it.
+            Runs::Alone(_) => {}
+        }
     }
 }
 
@@ -87,11 +122,12 @@ impl Drop for Plug {
 }
 
 impl Machines {
-    pub fn new(root: PathBuf, board: Switchboard) -> Arc<Self> {
+    pub fn new(root: PathBuf, board: Switchboard, mortal: bool) -> Arc<Self> {
         let machines = Arc::new(Self {
             root,
             board,
             registry: OnceLock::new(),
+            mortal,
             living: Mutex::default(),
         });
         let _ = machines.registry.set(doubles::registry(&machines));
@@ -125,17 +161,20 @@ impl Machines {
             log: folder.join("log"),
         };
         let registry = self.registry.get().unwrap().clone();
-        let machine = Machine {
+        let machine = Arc::new_cyclic(|this| Machine {
             folder,
             context,
             folders,
             board: self.board.clone(),
             registry,
+            mortal: self.mortal,
+            over: Mutex::default(),
+            this: this.clone(),
             agent: Mutex::default(),
             manager: Mutex::default(),
-        };
+        });
+        self.living.lock().unwrap().insert(id, machine.clone());
         machine.start_agent();
-        self.living.lock().unwrap().insert(id, Arc::new(machine));
     }
 
     fn end(&self, id: &CloudMachineId) -> Option<Arc<Machine>> {
@@ -161,6 +200,10 @@ impl Machines {
 
 impl Machine {
     fn start_agent(&self) {
+        let over = self.over.lock().unwrap();
+        if *over {
+            return;
+        }
         let shutdown = CancellationToken::new();
         let parts = AgentParts {
             context: self.context.clone(),
@@ -172,15 +215,48 @@ impl Machine {
             unpacker: conpaas_agent::Unpacker::Here,
             shutdown: shutdown.clone(),
         };
-        let handle = tokio::spawn(async move {
+        let work = async move {
             if let Err(error) = conpaas_agent::run_with(parts).await {
                 eprintln!("an agent ended: {error}");
             }
+        };
+        // As init does.
+        let runs = self.run(work, Self::restart_agent);
+        *self.agent.lock().unwrap() = Some(Task { shutdown, runs });
+    }
+
+    fn run(&self, work: impl Future<Output = ()> + Send + 'static, died: fn(&Self)) -> Runs {
+        if !self.mortal {
+            return Runs::Among(tokio::spawn(work));
+        }
+        let this = self.this.clone();
+        let threads = Threads::new(1, move || {
+            if let Some(machine) = this.upgrade() {
+                died(&machine);
+            }
         });
-        *self.agent.lock().unwrap() = Some(Task { shutdown, handle });
+        threads.spawn(work);
+        Runs::Alone(threads)
+    }
+
+    fn restart_agent(&self) {
+        let mut agent = self.agent.lock().unwrap();
+        let Some(dead) = agent.take() else { return };
+        drop(agent);
+        dead.bury();
+        self.start_agent();
+    }
+
+    /// The role's next look finds it dead and starts another.
+    fn bury_manager(&self) {
+        let dead = self.manager.lock().unwrap().take();
+        if let Some(dead) = dead {
+            dead.task.bury();
+        }
     }
 
     fn end(&self) {
+        *self.over.lock().unwrap() = true;
         *self.agent.lock().unwrap() = None;
         *self.manager.lock().unwrap() = None;
     }
@@ -192,30 +268,36 @@ impl Machine {
             .lock()
             .unwrap()
             .as_ref()
-            .is_some_and(|manager| !manager.task.handle.is_finished())
+            .is_some_and(|manager| !manager.task.is_over())
         {
             return Ok(());
         }
-        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        // Taken in by the manager's own threads: a socket belongs to the runtime it was made in.
+        let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
+        listener.set_nonblocking(true)?;
         let plug = Plug::new(self, MANAGER_PORT, listener.local_addr()?);
         let shutdown = CancellationToken::new();
-        let parts = ManagerParts {
-            context: self.context.clone(),
-            enrol: Arc::new(AgentSocket::new(self.folders.agent_socket())),
-            state: self.folders.state.join("manager"),
-            status_socket: self.folders.run.join("manager.sock"),
-            dial: self.board.dial_within(&self.context.application),
-            registry: self.registry.clone(),
-            listen: Listen::On(listener),
-            shutdown: shutdown.clone(),
-        };
-        let handle = tokio::spawn(async move {
+        let (context, registry) = (self.context.clone(), self.registry.clone());
+        let (folders, ending) = (self.folders.clone(), shutdown.clone());
+        let dial = self.board.dial_within(&self.context.application);
+        let work = async move {
+            let parts = ManagerParts {
+                context,
+                enrol: Arc::new(AgentSocket::new(folders.agent_socket())),
+                state: folders.state.join("manager"),
+                status_socket: folders.run.join("manager.sock"),
+                dial,
+                registry,
+                listen: Listen::On(TcpListener::from_std(listener).unwrap()),
+                shutdown: ending,
+            };
             if let Err(error) = conpaas_manager::run_with(parts).await {
                 eprintln!("a manager ended: {error}");
             }
-        });
+        };
+        let runs = self.run(work, Self::bury_manager);
         *self.manager.lock().unwrap() = Some(Manager {
-            task: Task { shutdown, handle },
+            task: Task { shutdown, runs },
             _plug: plug,
         });
         Ok(())
@@ -228,7 +310,7 @@ impl Machine {
             .lock()
             .unwrap()
             .as_ref()
-            .is_some_and(|manager| !manager.task.handle.is_finished());
+            .is_some_and(|manager| !manager.task.is_over());
         runs && self
             .folders
             .state
@@ -255,7 +337,10 @@ impl Machine {
             }
         });
         Ok(Door {
-            _task: Task { shutdown, handle },
+            _task: Task {
+                shutdown,
+                runs: Runs::Among(handle),
+            },
             _plug: plug,
         })
     }

@@ -6,6 +6,7 @@
 mod bad_input;
 mod clouds;
 mod dokuwiki;
+mod kill;
 mod nutshell;
 mod scenarios;
 mod thread;

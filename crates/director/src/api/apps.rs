@@ -11,6 +11,7 @@ use crate::store::operations::OperationRow;
 use crate::store::{events, users};
 use axum::extract::State;
 use axum::{Extension, Json};
+use conpaas_kill_points::{KillPoint, reached};
 use conpaas_model::api::{Accepted, App, AppCreate, CloudInfo, Event, Page, Rename};
 use http::{HeaderName, StatusCode, header};
 use serde::Deserialize;
@@ -43,6 +44,7 @@ where
             })
         })
         .await?;
+    reached(KillPoint::ChangeCommitted);
     shared.machines.wake();
     Ok(value)
 }

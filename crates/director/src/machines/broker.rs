@@ -12,6 +12,7 @@ use conpaas_core::broker::{
     Action, BrokerSettings, CallResult, CloudView, Listed, MachineRow, MachineStage, NodeKey,
     NodeRow, View, answered, decide,
 };
+use conpaas_kill_points::{KillPoint, reached};
 use conpaas_model::ids::{ApplicationId, MachineId, Name};
 use conpaas_model::status::NodeState;
 use rusqlite::Connection;
@@ -259,6 +260,9 @@ impl Broker {
                         Ok(())
                     })
                     .await;
+                if recorded.is_ok() {
+                    reached(KillPoint::AnswerTaken);
+                }
                 if let Err(error) = recorded {
                     // The next list tells what came of the call.
                     tracing::error!(%machine, error = full(&error), "an answer of a cloud could not be recorded");
@@ -333,11 +337,13 @@ impl Broker {
                         let deadline = row.map_or(now, |row| deadlines.of(row));
                         calls.extend(record(tx, action, row, node, now, deadline)?);
                     }
-                    Ok(calls)
+                    let points: Vec<KillPoint> = actions.iter().filter_map(recorded).collect();
+                    Ok((calls, points))
                 })
                 .await;
             match calls {
-                Ok(calls) => {
+                Ok((calls, points)) => {
+                    points.into_iter().for_each(reached);
                     let progress = calls
                         .iter()
                         .any(|call| !matches!(call, Call::Orphan { .. }))
@@ -492,6 +498,19 @@ fn machine_of(action: &Action) -> Option<&MachineId> {
         | Action::DestroyOrphan { .. }
         | Action::Trouble { .. } => None,
     }
+}
+
+/// Where one dies once an action is committed.
+fn recorded(action: &Action) -> Option<KillPoint> {
+    Some(match action {
+        Action::RecordIntent { .. } => KillPoint::IntentRecorded,
+        Action::Create { .. } => KillPoint::CreateRecorded,
+        Action::MarkUp { .. } => KillPoint::MachineUp,
+        Action::Destroy { .. } => KillPoint::DestroyRecorded,
+        Action::MarkGone { .. } => KillPoint::MachineGone,
+        Action::EndNode { .. } => KillPoint::NodeEnded,
+        _ => return None,
+    })
 }
 
 fn listed(machine: conpaas_cloud::Machine) -> Listed {
@@ -681,6 +700,7 @@ async fn create(
     };
     match cloud.create(request).await {
         Ok(machine) => {
+            reached(KillPoint::CreateAnswered);
             shared.note_limits(&birth.cloud, &birth.machine, &machine.limits);
             let network = Network {
                 application: birth.application.clone(),
@@ -715,7 +735,10 @@ async fn destroy(shared: &Shared, cloud: &str, cloud_id: &str) -> Result<(), Str
         .get(cloud)
         .ok_or_else(|| format!("there is no cloud '{cloud}'"))?;
     match cloud.destroy(&CloudMachineId(cloud_id.to_owned())).await {
-        Ok(()) | Err(CloudError::NotFound { .. }) => Ok(()),
+        Ok(()) | Err(CloudError::NotFound { .. }) => {
+            reached(KillPoint::DestroyAnswered);
+            Ok(())
+        }
         Err(error) => Err(full(&error)),
     }
 }

@@ -6,6 +6,7 @@ use super::routes::{self, Place, Written};
 use super::shared::{Shared, full};
 use crate::error::DirectorError;
 use crate::store::{apps, services};
+use conpaas_kill_points::{KillPoint, reached};
 use conpaas_model::edge::{APPLIED_FILE, Applied, NetworkAccess, ROUTES_FILE, Routes};
 use conpaas_model::ids::{Generation, ServiceId};
 use conpaas_model::status::{EdgeStatus, NodeState};
@@ -199,7 +200,9 @@ fn replace(folder: &Path, name: &str, content: &[u8]) -> io::Result<()> {
     let mut file = std::fs::File::create(&beside)?;
     file.write_all(content)?;
     file.sync_all()?;
+    reached(KillPoint::RoutesPrepared);
     std::fs::rename(&beside, folder.join(name))?;
+    reached(KillPoint::RoutesWritten);
     std::fs::File::open(folder)?.sync_all()
 }
 

@@ -7,6 +7,7 @@ use super::refusals::Told;
 use super::shared::{Shared, full};
 use crate::error::DirectorError;
 use crate::store::{self, Millis, events};
+use conpaas_kill_points::{KillPoint, reached};
 use conpaas_model::ids::ApplicationId;
 use conpaas_model::protocol::{EnrolAnswer, EnrolRequest};
 use conpaas_pki::{
@@ -91,6 +92,7 @@ pub async fn agent(
     };
     match outcome.map_err(|error| internal(&error))? {
         Outcome::Granted(machine) => {
+            reached(KillPoint::AgentEnrolled);
             let kind = PartyKind::Agent {
                 application: machine.application,
                 node: machine.id,
@@ -209,6 +211,7 @@ pub async fn manager(
         application: caller.machine.application.clone(),
         node: caller.machine.id.clone(),
     };
+    reached(KillPoint::ManagerEnrolled);
     answer(shared, &csr, kind)
 }
 

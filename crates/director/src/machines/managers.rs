@@ -10,6 +10,7 @@ use super::shared::{Shared, full};
 use crate::error::DirectorError;
 use crate::store::{self, services};
 use conpaas_core::broker::NodeKey;
+use conpaas_kill_points::{KillPoint, reached};
 use conpaas_model::ids::{Epoch, Generation, NodeNumber, ServiceId};
 use conpaas_model::protocol::{
     FromManager, Located, MANAGER_PORT, ManagerAddress, ManagerLevel, ManagerReport, ToManager,
@@ -167,6 +168,7 @@ pub async fn serve(
                             tracing::debug!(error = full(&error), "a manager takes no levels");
                             break;
                         }
+                        reached(KillPoint::LevelToManager);
                         sent = Some(level);
                     }
                 }

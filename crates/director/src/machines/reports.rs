@@ -9,6 +9,7 @@ use crate::error::DirectorError;
 use crate::operations;
 use crate::store::{self, Millis, services};
 use conpaas_core::broker::NodeKey;
+use conpaas_kill_points::{KillPoint, reached};
 use conpaas_model::ids::{Epoch, NodeNumber, ServiceId};
 use conpaas_model::protocol::{ManagerReport, NodeWish, ServiceReport};
 use conpaas_model::status::NodeHealth;
@@ -98,10 +99,14 @@ pub async fn take(
         }
         Ok(true)
     };
-    match pass {
+    let taken = match pass {
         Pass::News => shared.store.transaction(change).await,
         Pass::Figures => shared.store.quiet(change).await,
+    };
+    if taken.is_ok() {
+        reached(KillPoint::ReportTaken);
     }
+    taken
 }
 
 fn take_one(

@@ -2,6 +2,7 @@
 
 use super::{Millis, all, as_word, first, json, parsed, parsed_or_null, signed, to_json, word};
 use crate::error::DirectorError;
+use conpaas_kill_points::{KillPoint, reached};
 use conpaas_model::api::Outcome;
 use conpaas_model::ids::{
     ApplicationId, Generation, Name, OperationId, PrincipalId, ReleaseNumber, ServiceId,
@@ -104,6 +105,7 @@ pub fn insert(tx: &Connection, row: &OperationRow) -> Result<(), DirectorError> 
             row.ended_at
         ],
     )?;
+    reached(KillPoint::OperationWritten);
     Ok(())
 }
 

@@ -5,6 +5,7 @@ use super::{
     unsigned, word,
 };
 use crate::error::DirectorError;
+use conpaas_kill_points::{KillPoint, reached};
 use conpaas_model::api::Labels;
 use conpaas_model::ids::{
     ApplicationId, CodeId, Epoch, Generation, Name, NodeNumber, ReleaseNumber, ServiceId,
@@ -286,6 +287,7 @@ pub fn insert_release(tx: &Connection, row: &ReleaseRow) -> Result<(), DirectorE
             row.created_at
         ],
     )?;
+    reached(KillPoint::ReleaseWritten);
     Ok(())
 }
 
