@@ -8,6 +8,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 pub mod archive;
+pub mod checker;
+pub mod checker_site;
 pub mod doubles;
 pub mod http;
 pub mod load;

@@ -7,6 +7,7 @@ mod bad_input;
 mod clouds;
 mod dokuwiki;
 mod kill;
+mod load;
 mod nutshell;
 mod scenarios;
 mod thread;

@@ -29,6 +29,9 @@ pub const PHP_SETTINGS: &[&str] = &[
     "upload_max_filesize",
 ];
 
+/// Names in the time zone database, one a line: an unknown one would make PHP warn on every page.
+const TIME_ZONES: &str = include_str!("timezones.txt");
+
 /// A size as PHP writes it.
 const SIZE: &str = "^[1-9][0-9]{0,9}[KMG]?$";
 /// A path inside the archive: no climbing, no empty or dot parts, nothing a configuration file
@@ -177,6 +180,16 @@ pub fn check(settings: &Settings) -> Result<(), String> {
             "upload_max_filesize ({}) does not fit into post_max_size ({}): raise post_max_size too",
             text(settings, "upload_max_filesize"),
             text(settings, "post_max_size")
+        ));
+    }
+    let zone = text(settings, "date.timezone");
+    if TIME_ZONES.lines().all(|known| known != zone) {
+        let alike = TIME_ZONES
+            .lines()
+            .find(|known| known.eq_ignore_ascii_case(&zone));
+        let hint = alike.unwrap_or("Europe/Amsterdam or UTC");
+        return Err(format!(
+            "date.timezone '{zone}' is no time zone: write for instance {hint}"
         ));
     }
     let writable = list(settings, "writable");
