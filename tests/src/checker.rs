@@ -429,7 +429,9 @@ impl Client {
             Some(sender) => sender,
             None => self.connect().await?,
         };
-        let sent = sender.send_request(self.request(&method, path, &body)).await;
+        let sent = sender
+            .send_request(self.request(&method, path, &body))
+            .await;
         let response = match sent {
             // Nothing of it was sent: no client would show that to anybody.
             Err(error) if reused && error.is_canceled() => {

@@ -158,7 +158,11 @@ fn a_long_request_outlives_all_that_carries_it() {
     let checker = Checker::start(world.edge_port, HOST, &[(Kind::Slow(20), 6)]);
     wait_for("requests in flight", Duration::from_secs(20), || {
         let in_flight = checker.in_flight();
-        if in_flight == 6 { Ok(()) } else { Err(in_flight) }
+        if in_flight == 6 {
+            Ok(())
+        } else {
+            Err(in_flight)
+        }
     });
     // What was sent before this has arrived when this was answered.
     world.wait_status(HOST, "/", 200);

@@ -92,6 +92,10 @@ fn wrong_settings_are_refused() {
     assert!(check(json!({"upload_max_filesize": "64M"})).contains("post_max_size"));
     assert!(check(json!({"memory_limit": "8M"})).contains("16M"));
     assert!(check(json!({"writable": ["data", "data/pages"]})).contains("inside"));
+    assert!(check(json!({"date.timezone": "Europe/Atlantis"})).contains("no time zone"));
+    assert!(check(json!({"date.timezone": "europe/berlin"})).contains("Europe/Berlin"));
+    let default = Php.check_settings(&settings_of(json!({})));
+    assert_eq!(default, Ok(()), "defaults are good");
 }
 
 #[test]
