@@ -11,6 +11,7 @@ use conpaas_kill_points::{KillPoint, reached};
 use futures::{Stream, StreamExt};
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use tempfile::NamedTempFile;
 use tokio::io::AsyncWriteExt;
 
@@ -19,6 +20,20 @@ pub struct Upload {
     file: NamedTempFile,
     pub size: u64,
     pub sha256: String,
+}
+
+/// An upload that came in before its handler runs, to be taken once.
+#[derive(Clone)]
+pub struct Received(Arc<Mutex<Option<Upload>>>);
+
+impl Received {
+    pub fn new(upload: Upload) -> Self {
+        Self(Arc::new(Mutex::new(Some(upload))))
+    }
+
+    pub fn take(&self) -> Option<Upload> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
 }
 
 /// How many bytes of an upload may come in between two looks at the disk.

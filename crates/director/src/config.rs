@@ -48,6 +48,8 @@ pub struct DirectorConfig {
     /// Most bytes and members an archive may unpack to.
     pub max_unpacked: u64,
     pub max_members: u64,
+    /// Bytes that the code versions of one user may take, as uploaded and as kept for nodes.
+    pub code_quota: u64,
     /// Bytes of the state folder's disk that no upload may take, so that the store can go on.
     pub disk_reserve: u64,
     /// Bytes of daemons' logs that are kept of an application; the oldest go first.
@@ -79,6 +81,7 @@ impl DirectorConfig {
             max_upload: 512 << 20,
             max_unpacked: 4 << 30,
             max_members: 200_000,
+            code_quota: 10 << 30,
             disk_reserve: 1 << 30,
             logs_per_application: 256 << 20,
         }

@@ -475,13 +475,8 @@ async fn without_code_there_is_a_welcome_page_and_broken_code_never_gets_ready()
     backend.until("welcome ready", ready(R1)).await;
     proxy.until("proxy serves", serves(R1)).await;
     let at = world.at(1, 8080);
-    assert!(
-        get(at, "/")
-            .await
-            .unwrap()
-            .body
-            .contains("Your service is running")
-    );
+    let page = get(at, "/").await.unwrap();
+    assert!(page.body.contains("Your service is running"), "{page:?}");
     assert_eq!(get(at, "/welcome.css").await.unwrap().status, 200);
     backend
         .until("a reason", |status| matches!(&status.releases[&R2], Phase::Failed(reason) if reason.contains("answers 500") && reason.contains("no database")))

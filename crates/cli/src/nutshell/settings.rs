@@ -123,6 +123,8 @@ pub struct Settings {
     pub default_instance_type: String,
     /// Nodes a new user may have at once.
     pub node_quota: u32,
+    /// MiB that the code versions of one user may take.
+    pub code_quota_mib: u64,
     /// How long requests in flight may take when a role is let go.
     pub drain_seconds: u64,
     /// vCPUs promised for each real one.
@@ -145,6 +147,7 @@ impl Default for Settings {
             image: None,
             default_instance_type: "small".to_owned(),
             node_quota: 20,
+            code_quota_mib: 10_240,
             drain_seconds: 30,
             cpu_overcommit: 8.0,
             memory_mib: None,
@@ -237,6 +240,7 @@ impl Settings {
         config.instance_types = self.instance_types.clone();
         config.default_instance_type = self.default_instance_type.clone();
         config.default_node_quota = self.node_quota;
+        config.code_quota = self.code_quota_mib.saturating_mul(1 << 20);
         config.drain = Duration::from_secs(self.drain_seconds);
         config
     }

@@ -92,6 +92,7 @@ pub(super) async fn upload_code(
     Extension(app): App,
     Extension(row): Row,
     Params(query): Params<UploadQuery>,
+    received: Option<Extension<blobs::Received>>,
     body: Body,
 ) -> Result<(StatusCode, Json<Code>), DirectorError> {
     let service_type = shared.service_type(&row.service_type)?;
@@ -108,9 +109,20 @@ pub(super) async fn upload_code(
             "a description has at most 1000 characters",
         ));
     }
-    let upload = blobs::receive(&shared, body.into_data_stream()).await?;
+    let upload = match received.and_then(|Extension(received)| received.take()) {
+        Some(upload) => upload,
+        None => blobs::receive(&shared, body.into_data_stream()).await?,
+    };
+    let (owner, quota, size) = (app.owner.clone(), shared.config.code_quota, upload.size);
+    let look = move |tx: &rusqlite::Transaction<'_>| codes::bytes_of_owner(tx, &owner);
+    // A first look spares the work on what has no room anyhow; the count that decides is made
+    // when its record is written.
+    let used = shared.store.read(look).await?;
+    if size > quota {
+        return Err(over_quota(used.saturating_add(size), quota));
+    }
     let (original_size, original_sha256) = (upload.size, upload.sha256.clone());
-    let _guard = shared.blobs.read().await;
+    let guard = shared.blobs.read().await;
     let found = blobs::accept(&shared, upload).await?;
     let code = CodeRow {
         id: new_id(CodeId::from_suffix)?,
@@ -127,9 +139,13 @@ pub(super) async fn upload_code(
         deleted_at: None,
     };
     let activate = query.activate;
-    let code = change(&shared, &principal, Vec::new(), move |change| {
+    let kept = change(&shared, &principal, Vec::new(), move |change| {
         let (app, row) = fresh(change, &app, &row)?;
         codes::insert(change.tx, &code)?;
+        let bytes = codes::bytes_of_owner(change.tx, &app.owner)?;
+        if bytes > quota && bytes > used {
+            return Err(over_quota(bytes, quota));
+        }
         let facts = json!({"code": code.id, "filename": code.filename, "files": code.files});
         let event = NewEvent {
             kind: "code_uploaded",
@@ -144,8 +160,25 @@ pub(super) async fn upload_code(
         }
         views::code(change.tx, code)
     })
-    .await?;
-    Ok((StatusCode::CREATED, Json(code)))
+    .await;
+    drop(guard);
+    if kept.is_err() {
+        // What no record names must not fill the disk until the next cleaning.
+        blobs::collect(&shared).await?;
+    }
+    Ok((StatusCode::CREATED, Json(kept?)))
+}
+
+fn over_quota(bytes: u64, quota: u64) -> DirectorError {
+    DirectorError::quota(
+        "code_quota_exceeded",
+        format!(
+            "with this, the owner's code versions would take {} KiB, and the quota is {} KiB",
+            bytes.div_ceil(1024),
+            quota / 1024
+        ),
+    )
+    .hint("delete those that are not needed: conpaas code list, conpaas code delete")
 }
 
 fn wanted(params: &BTreeMap<String, String>) -> String {

@@ -5,6 +5,7 @@
 use super::Operations;
 use crate::access::{self, Access};
 use crate::auth::{Principal, authenticate, sha256_hex};
+use crate::blobs;
 use crate::error::DirectorError;
 use crate::shared::Shared;
 use crate::store::apps::{self, AppRow};
@@ -17,12 +18,9 @@ use axum::body::{Body, to_bytes};
 use axum::extract::{FromRequestParts, MatchedPath, RawPathParams, Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use conpaas_model::api::Code;
 use conpaas_model::ids::PrincipalId;
-use futures::StreamExt;
 use http::{Method, StatusCode, header};
 use rusqlite::Connection;
-use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -160,6 +158,8 @@ async fn admit(gate: Gate, request: Request, next: Next) -> Result<Response, Dir
         let request = named(&shared, &principal, access, parts, body).await?;
         return Ok(next.run(request).await);
     }
+    // Looked at before the audit row is begun: it refuses what was not begun at all.
+    let key = key_of(&parts, &id)?;
     let (actor, token) = (principal.user.name.to_string(), principal.token.clone());
     let (action, target) = (id.clone(), parts.uri.path().to_owned());
     let row = shared
@@ -167,7 +167,6 @@ async fn admit(gate: Gate, request: Request, next: Next) -> Result<Response, Dir
         .quiet(move |tx| keep::begin_audit(tx, now(), &actor, Some(&token), &action, &target))
         .await?;
     // What changes something runs to its end, even when the caller hangs up.
-    let key = key_of(&parts, &id)?;
     let store = shared.store.clone();
     let work = async move {
         let response = match named(&shared, &principal, access, parts, body).await {
@@ -255,29 +254,6 @@ fn key_of(parts: &http::request::Parts, id: &str) -> Result<Option<String>, Dire
     })
 }
 
-fn key_reused() -> DirectorError {
-    DirectorError::conflict(
-        "key_reused",
-        "this idempotency key was used for another request",
-    )
-    .hint("choose a new key for each new request")
-}
-
-/// Whether the content is what an upload's answer says was uploaded.
-async fn uploaded(answer: &str, body: Body) -> Result<bool, DirectorError> {
-    let code: Code = serde_json::from_str(answer)
-        .map_err(|error| DirectorError::internal("a kept answer cannot be read", error))?;
-    let mut hash = Sha256::new();
-    let mut content = body.into_data_stream();
-    while let Some(chunk) = content.next().await {
-        hash.update(chunk.map_err(|error| {
-            DirectorError::invalid("upload_cut_off", format!("the upload broke off: {error}"))
-                .hint("send it again")
-        })?);
-    }
-    Ok(hex::encode(hash.finalize()) == code.sha256)
-}
-
 enum Key {
     Taken,
     Answered(u16, String),
@@ -292,11 +268,13 @@ async fn keyed(
     request: Request,
     next: Next,
 ) -> Result<Response, DirectorError> {
-    let (parts, body) = request.into_parts();
-    let streamed = id == "upload_code";
-    let (body, content) = if streamed {
-        // Too large to be held: what was uploaded is compared once the key is found answered.
-        (body, String::new())
+    let (mut parts, body) = request.into_parts();
+    let (body, content) = if id == "upload_code" {
+        // Streamed to the disk first: what a key names is known when all of it has come.
+        let upload = blobs::receive(shared, body.into_data_stream()).await?;
+        let content = upload.sha256.clone();
+        parts.extensions.insert(blobs::Received::new(upload));
+        (Body::empty(), content)
     } else {
         let bytes = to_bytes(body, super::MAX_JSON)
             .await
@@ -312,7 +290,10 @@ async fn keyed(
         .quiet(move |tx| {
             let at = now();
             match keep::find_key(tx, &asking, &named, at - KEY_LIFETIME_MS)? {
-                Some(row) if row.request_hash != hash => Err(key_reused()),
+                Some(row) if row.request_hash != hash => Err(DirectorError::conflict(
+                    "key_reused",
+                    "this idempotency key was used for another request",
+                )),
                 Some(row) if row.answer.is_none() && row.run_id == run_id => {
                     Err(DirectorError::conflict(
                         "in_progress",
@@ -329,11 +310,7 @@ async fn keyed(
             }
         })
         .await?;
-    if let Key::Answered(status, answer) = found {
-        if streamed && !uploaded(&answer, body).await? {
-            return Err(key_reused());
-        }
-        let body = answer;
+    if let Key::Answered(status, body) = found {
         let status = StatusCode::from_u16(status).unwrap_or(StatusCode::OK);
         let kind = [
             (header::CONTENT_TYPE.as_str(), "application/json"),

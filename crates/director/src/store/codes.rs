@@ -2,7 +2,7 @@
 
 use super::{Millis, all, first, parsed, signed, unsigned};
 use crate::error::DirectorError;
-use conpaas_model::ids::{CodeId, ServiceId};
+use conpaas_model::ids::{CodeId, PrincipalId, ServiceId};
 use rusqlite::{Connection, params};
 use std::collections::BTreeSet;
 
@@ -118,6 +118,21 @@ pub fn blobs(tx: &Connection) -> Result<BTreeSet<String>, DirectorError> {
         |row| row.get("h"),
     )?;
     Ok(hashes.into_iter().collect())
+}
+
+/// Bytes that an owner's code versions take; the same content counts once, deleted ones do not.
+pub fn bytes_of_owner(tx: &Connection, owner: &PrincipalId) -> Result<u64, DirectorError> {
+    let found = first(
+        tx,
+        "WITH own AS (SELECT codes.* FROM codes JOIN services ON services.id = codes.service_id
+            JOIN apps ON apps.id = services.app_id
+            WHERE apps.owner_id = ?1 AND codes.deleted_at IS NULL)
+         SELECT COALESCE(SUM(bytes), 0) AS bytes FROM (SELECT sha256 AS hash, size AS bytes FROM own
+            UNION SELECT original_sha256 AS hash, original_size AS bytes FROM own)",
+        [owner.as_str()],
+        |row| unsigned(row, "bytes"),
+    )?;
+    Ok(found.unwrap_or(0))
 }
 
 /// Whether a code version of this application has this blob: machines may fetch only those.

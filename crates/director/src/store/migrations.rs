@@ -3,6 +3,9 @@
 
 use crate::error::StartError;
 use rusqlite::Connection;
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
 
 /// Times are milliseconds since the Unix epoch, columns ending in `_json` hold JSON.
 const STEPS: &[&str] = &[r#"
@@ -88,27 +91,74 @@ CREATE TABLE leases(
 "#];
 
 /// The schema this program writes.
-pub const KNOWN: i64 = STEPS.len() as i64;
+#[cfg(test)]
+const KNOWN: i64 = STEPS.len() as i64;
 
-/// Brings a store to [`KNOWN`], each step in a transaction of its own.
+/// Where the copy lies that is made of a store of schema `found` before it is migrated.
+fn copy_of(path: &Path, found: i64) -> PathBuf {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".schema-{found}"));
+    path.with_file_name(name)
+}
+
+/// Copies a whole store beside itself, for the way back to the program that wrote it.
+fn copy(connection: &Connection, to: &Path) -> Result<(), StartError> {
+    let failed = |source: Box<dyn std::error::Error + Send + Sync>| StartError::Store { source };
+    let mut draft = to.as_os_str().to_owned();
+    draft.push(".draft");
+    let draft = PathBuf::from(draft);
+    match std::fs::remove_file(&draft) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(failed(error.into()));
+        }
+        _ => {}
+    }
+    // Made before it is filled: it holds what the store holds, so nobody else may read it.
+    let made = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&draft)
+        .map_err(|error| failed(error.into()))?;
+    connection
+        .execute("VACUUM INTO ?1", [draft.to_string_lossy()])
+        .map_err(|error| failed(error.into()))?;
+    made.sync_all()
+        .and_then(|()| std::fs::rename(&draft, to))
+        .map_err(|error| failed(error.into()))?;
+    tracing::info!(copy = %to.display(), "the store was copied before it is migrated");
+    Ok(())
+}
+
+/// Brings a store to the newest schema, each step in a transaction of its own. One that lies at `path`
+/// and is older is copied first.
 ///
 /// # Errors
 /// Refuses a store that a newer program wrote, untouched.
-pub fn migrate(connection: &mut Connection) -> Result<(), StartError> {
+pub fn migrate(connection: &mut Connection, path: Option<&Path>) -> Result<(), StartError> {
+    take_steps(connection, path, STEPS)
+}
+
+fn take_steps(
+    connection: &mut Connection,
+    path: Option<&Path>,
+    steps: &[&str],
+) -> Result<(), StartError> {
+    let known = i64::try_from(steps.len()).unwrap_or(i64::MAX);
     let store = |source: rusqlite::Error| StartError::Store {
         source: source.into(),
     };
     let found: i64 = connection
         .query_row("PRAGMA user_version", [], |row| row.get(0))
         .map_err(store)?;
-    if found > KNOWN {
-        return Err(StartError::NewerSchema {
-            found,
-            known: KNOWN,
-        });
+    if found > known {
+        return Err(StartError::NewerSchema { found, known });
+    }
+    if let Some(path) = path.filter(|_| found > 0 && found < known) {
+        copy(connection, &copy_of(path, found))?;
     }
     for (step, sql) in (1i64..)
-        .zip(STEPS)
+        .zip(steps)
         .skip(usize::try_from(found).unwrap_or(0))
     {
         let tx = connection.transaction().map_err(store)?;
@@ -127,12 +177,44 @@ mod tests {
     #[test]
     fn a_fresh_store_reaches_the_known_schema_and_again_changes_nothing() {
         let mut connection = Connection::open_in_memory().unwrap();
-        migrate(&mut connection).unwrap();
-        migrate(&mut connection).unwrap();
+        migrate(&mut connection, None).unwrap();
+        migrate(&mut connection, None).unwrap();
         let found: i64 = connection
             .query_row("PRAGMA user_version", [], |r| r.get(0))
             .unwrap();
         assert_eq!(found, KNOWN);
+    }
+
+    #[test]
+    fn a_store_that_is_migrated_is_copied_before() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("store.db");
+        let mut connection = Connection::open(&path).unwrap();
+        let steps = ["CREATE TABLE meta(key, value)", "DROP TABLE meta"];
+        take_steps(&mut connection, Some(&path), &steps[..1]).unwrap();
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+        connection
+            .execute_batch("INSERT INTO meta VALUES('a', 'b')")
+            .unwrap();
+        take_steps(&mut connection, Some(&path), &steps).unwrap();
+        let copied = folder.path().join("store.db.schema-1");
+        let mode = std::fs::metadata(&copied).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        let old = Connection::open(&copied).unwrap();
+        let found: (i64, String) = old
+            .query_row(
+                "SELECT user_version, value FROM pragma_user_version, meta WHERE key = 'a'",
+                [],
+                |row| Ok((row.get(0)?, row.get(1)?)),
+            )
+            .unwrap();
+        assert_eq!(found, (1, "b".to_owned()));
+        drop(old);
+        std::fs::remove_file(&copied).unwrap();
+        // One that is up to date already is not copied again.
+        take_steps(&mut connection, Some(&path), &steps).unwrap();
+        assert!(!copied.exists());
     }
 
     #[test]
@@ -141,7 +223,7 @@ mod tests {
         connection
             .pragma_update(None, "user_version", KNOWN + 1)
             .unwrap();
-        let error = migrate(&mut connection).unwrap_err().to_string();
+        let error = migrate(&mut connection, None).unwrap_err().to_string();
         assert!(error.contains("newer"), "{error}");
         let tables: i64 = connection
             .query_row("SELECT count(*) FROM sqlite_master", [], |r| r.get(0))

@@ -58,7 +58,7 @@ fn tune(connection: &Connection) -> rusqlite::Result<()> {
 }
 
 impl Store {
-    /// Opens the store, making or migrating it.
+    /// Opens the store, making or migrating it; one that is migrated is copied before.
     pub fn open(path: &Path) -> Result<Self, StartError> {
         let store = |source: rusqlite::Error| StartError::Store {
             source: source.into(),
@@ -70,7 +70,7 @@ impl Store {
                 row.get::<_, String>(0)
             })
             .map_err(store)?;
-        migrations::migrate(&mut writer)?;
+        migrations::migrate(&mut writer, Some(path))?;
         Ok(Self {
             inner: Arc::new(Inner {
                 path: path.to_owned(),

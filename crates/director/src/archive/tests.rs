@@ -122,7 +122,7 @@ fn compressed_and_plain_are_the_same() {
     let mut filters = liblzma::stream::Filters::new();
     filters.lzma2(&greedy);
     let check = liblzma::stream::Check::Crc64;
-    let stream = Stream::new_stream_encoder(&filters, check).unwrap();
+    let stream = liblzma::stream::Stream::new_stream_encoder(&filters, check).unwrap();
     let mut xz = liblzma::write::XzEncoder::new_stream(Vec::new(), stream);
     xz.write_all(&plain).unwrap();
     let refused = take(&xz.finish().unwrap());
@@ -217,6 +217,34 @@ fn a_link_to_a_link_itself_is_taken() {
         ("z/y", Symlink, 0o777, "../q"),
     ]);
     assert_eq!(take(&bytes).unwrap().0.files, 3);
+}
+
+proptest::proptest! {
+    /// Archives of files, folders and links among a few names, so that links meet links: what is
+    /// taken here, a node unpacks.
+    #[test]
+    fn nodes_unpack_whatever_is_taken(
+        rows in proptest::collection::vec(
+            ("[ab](/[ab]){0,2}", 0..3u8, "((\\.\\./){0,2})[abc](/(\\.\\./)?[abc])?"), 1..6)
+    ) {
+        let entries: Vec<_> = rows
+            .iter()
+            .map(|(path, kind, to)| match kind {
+                0 => (path.as_str(), Regular, 0o644, "x"),
+                1 => (path.as_str(), Directory, 0o755, ""),
+                _ => (path.as_str(), Symlink, 0o777, to.as_str()),
+            })
+            .collect();
+        let mut source = tempfile::NamedTempFile::new().unwrap();
+        source.write_all(&tar_of(&entries)).unwrap();
+        let mut out = tempfile::tempfile().unwrap();
+        if normalise(source.path(), &mut out, BOUNDS).is_ok() {
+            out.seek(SeekFrom::Start(0)).unwrap();
+            let folder = tempfile::tempdir().unwrap();
+            let unpacked = conpaas_agent::unpack(out, &folder.path().join("code"));
+            proptest::prop_assert!(unpacked.is_ok(), "{entries:?}: {unpacked:?}");
+        }
+    }
 }
 
 #[test]
