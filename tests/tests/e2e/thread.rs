@@ -175,6 +175,20 @@ fn with_all_backends_gone_static_files_still_answer_from_the_web_role() {
         .iter()
         .map(|number| world.first_process(&format!("shop/web/{number}")))
         .collect();
+    let written = |number: &u64| {
+        let told = world.run(["logs", &format!("shop/web/web-{number}"), "-n", "5"]);
+        if told.stdout.contains(&format!("web-{number} backend-")) {
+            Ok(())
+        } else {
+            Err(told)
+        }
+    };
+    // Lines travel within about a second; what a machine took along in less is lost.
+    for number in &backends {
+        wait_for("a backend's first lines", Duration::from_secs(20), || {
+            written(number)
+        });
+    }
     // Without a Director there are no machines in their stead.
     world.stop_director();
     for process in processes {
@@ -206,8 +220,7 @@ fn with_all_backends_gone_static_files_still_answer_from_the_web_role() {
     );
     // What the dead ones wrote is still there, by node; a node that never was is not found.
     for number in &backends {
-        let log = world.ok(["logs", &format!("shop/web/web-{number}"), "-n", "5"]);
-        assert!(log.contains(&format!("web-{number} backend-")), "{log}");
+        written(number).unwrap();
     }
     let missing = world.run(["logs", "shop/web/web-99"]);
     assert_eq!(missing.code, 4, "{missing:?}");
