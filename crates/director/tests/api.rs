@@ -1125,31 +1125,3 @@ async fn uploads_leave_the_disk_its_reserve() {
     assert_eq!(left.count(), 0);
     world.director.stop().await;
 }
-
-#[tokio::test]
-async fn a_repeated_upload_is_known_by_its_content() {
-    let world = World::new().await;
-    let ann = world.user("ann").await;
-    let service = world.shop(&ann).await;
-    let send = |bytes: Vec<u8>| {
-        let request = world
-            .client
-            .post(world.url(&format!("{service}/code")))
-            .bearer_auth(&ann)
-            .header("idempotency-key", "up");
-        async move { request.body(bytes).send().await.unwrap() }
-    };
-    let first = send(tar("index.php", "one")).await;
-    assert_eq!(first.status(), 201);
-    let first: Value = first.json().await.unwrap();
-    let again = send(tar("index.php", "one")).await;
-    assert!(again.headers().contains_key("idempotent-replayed"));
-    assert_eq!(again.json::<Value>().await.unwrap()["id"], first["id"]);
-    // As long as the first, and another all the same.
-    let other = send(tar("index.php", "two")).await;
-    assert_eq!(other.status(), 409);
-    assert_eq!(other.json::<Value>().await.unwrap()["code"], "key_reused");
-    let codes = world.get(&format!("{service}/code"), &ann).await;
-    assert_eq!(codes.body["items"].as_array().unwrap().len(), 1);
-    world.director.stop().await;
-}
