@@ -17,6 +17,7 @@ mod printer;
 mod session;
 mod target;
 mod values;
+mod words;
 
 use std::ffi::OsString;
 use std::process::ExitCode;

@@ -9,11 +9,11 @@ use crate::store::services::ServiceRow;
 use crate::store::{apps, machines, now, services};
 use conpaas_core::operation::{Goal, Standing, Target, Verdict, judge};
 use conpaas_model::api::Outcome;
+use conpaas_model::event::EventKind;
 use conpaas_model::ids::{ApplicationId, ServiceId};
 use conpaas_model::spec::RunWish;
 use conpaas_model::status::ServiceStatus;
 use rusqlite::Connection;
-use serde_json::json;
 use std::collections::BTreeMap;
 
 /// Kind of the operations that end when nothing is left.
@@ -80,11 +80,13 @@ pub fn tell_state(tx: &Connection, service: &ServiceId) -> Result<(), DirectorEr
         tx,
         &row.app,
         &NewEvent {
-            kind: "service_state",
             service: Some(&row.name),
             actor: "system",
             reason: shown.reason.as_deref(),
-            facts: json!({"from": row.shown_state, "to": shown.state}),
+            what: EventKind::ServiceState {
+                from: row.shown_state,
+                to: shown.state,
+            },
         },
     )
 }
@@ -210,11 +212,14 @@ pub fn end(
         tx,
         &operation.app,
         &NewEvent {
-            kind: "operation_ended",
             service: operation.service_name.as_ref(),
             actor: &operation.actor,
             reason,
-            facts: json!({"operation": operation.id, "kind": operation.kind, "outcome": outcome}),
+            what: EventKind::OperationEnded {
+                operation: operation.id.clone(),
+                kind: operation.kind.clone(),
+                outcome,
+            },
         },
     )
 }

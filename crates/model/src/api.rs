@@ -12,6 +12,8 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use utoipa::ToSchema;
 
+pub use crate::event::{DeathSignal, Event, EventKind};
+
 /// Free labels people put on things.
 pub type Labels = BTreeMap<String, String>;
 
@@ -370,21 +372,6 @@ pub struct CloudInfo {
     pub free_memory_mib: u64,
     pub free_disk_mib: u64,
     pub machines: u32,
-}
-
-/// One thing that happened; words are made at the client from reason and facts.
-#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
-pub struct Event {
-    /// Position within its application; the live stream's id.
-    pub sequence: u64,
-    pub at: String,
-    /// Stable word, for instance `node_up`.
-    pub kind: String,
-    pub service: Option<Name>,
-    pub actor: String,
-    pub reason: Option<String>,
-    #[schema(value_type = Object)]
-    pub facts: serde_json::Value,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]

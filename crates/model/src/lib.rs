@@ -4,6 +4,7 @@
 pub mod api;
 pub mod block;
 pub mod edge;
+pub mod event;
 pub mod ids;
 pub mod instance;
 pub mod level;

@@ -1,13 +1,14 @@
 //! `conpaas app`: applications.
 
 use crate::commands::service::{table_of, urls};
-use crate::commands::{number, plain, time};
+use crate::commands::{number, time};
 use crate::exit::{CliError, Exit, Outcome};
 use crate::follow::{Wait, finish};
 use crate::printer::{Table, print_pairs};
 use crate::session::{Session, all};
 use crate::target::AppTarget;
 use crate::values;
+use crate::words::sentence;
 use clap::Subcommand;
 use conpaas_client::{Client, ListAppsQuery, ListEventsQuery};
 use conpaas_model::api::{App, AppCreate, Event, Rename};
@@ -316,10 +317,10 @@ async fn events(
         return session.printer.either(&known, |_| {
             known
                 .iter()
-                .for_each(|event| session.printer.line(&words(event)))
+                .for_each(|event| session.printer.line(&line_of(event)))
         });
     }
-    let print = |event: &Event| session.printer.either(event, |p| p.line(&words(event)));
+    let print = |event: &Event| session.printer.either(event, |p| p.line(&line_of(event)));
     known.iter().try_for_each(print)?;
     let mut last = after.unwrap_or(0);
     loop {
@@ -353,25 +354,9 @@ async fn events(
     }
 }
 
-/// An event in words: they are made here, from what the Director states.
-fn words(event: &Event) -> String {
-    let mut text = format!("{}  ", time(&event.at));
-    if let Some(service) = &event.service {
-        text.push_str(&format!("{service}: "));
-    }
-    text.push_str(&event.kind.replace('_', " "));
-    if let Some(facts) = event.facts.as_object() {
-        for (key, value) in facts.iter().filter(|(_, value)| !value.is_null()) {
-            text.push_str(&format!(" {key}={}", plain(value)));
-        }
-    }
-    if let Some(reason) = &event.reason {
-        text.push_str(&format!(": {reason}"));
-    }
-    text.push_str(&format!(" (by {})", event.actor));
-    text.chars()
-        .map(|c| if c.is_control() { ' ' } else { c })
-        .collect()
+/// An event as a line: when, and what in words.
+fn line_of(event: &Event) -> String {
+    format!("{}  {}", time(&event.at), sentence(event))
 }
 
 async fn open(session: &Session, client: &Client, app: &str, print: bool) -> Outcome {
@@ -419,15 +404,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn events_are_told_in_words() {
+    fn events_are_lines_with_their_time() {
         let event: Event = serde_json::from_value(serde_json::json!({
             "sequence": 3, "at": "2026-01-02T03:04:05.123Z", "kind": "node_up", "service": "web",
-            "actor": "ada", "reason": "scaled", "facts": {"node": "web-2", "none": null},
+            "actor": "ada", "reason": null, "facts": {"node": 2},
         }))
         .unwrap();
         assert_eq!(
-            words(&event),
-            "2026-01-02 03:04:05  web: node up node=web-2: scaled (by ada)"
+            line_of(&event),
+            "2026-01-02 03:04:05  web: node 2 is up (by ada)"
         );
     }
 }

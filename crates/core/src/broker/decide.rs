@@ -1,9 +1,10 @@
 //! The decisions themselves.
 
 use super::types::{
-    Action, BrokerSettings, CallResult, CloudView, Listed, MachineRow, MachineStage, NodeKey,
+    Action, BrokerSettings, CallResult, CloudView, Hindrance, Listed, MachineRow, MachineStage, NodeKey,
     NodeRow, View,
 };
+use conpaas_model::event::DeathSignal;
 use conpaas_model::ids::PrincipalId;
 use conpaas_model::status::NodeState;
 use std::collections::{BTreeMap, BTreeSet};
@@ -136,7 +137,7 @@ fn wanted(
     if !acted && node.trouble != trouble && machine.stage != MachineStage::Up {
         actions.push(Action::Trouble {
             node: node.key.clone(),
-            text: trouble,
+            what: trouble.map(Hindrance::Cloud),
         });
     }
 }
@@ -228,18 +229,18 @@ fn step_wanted(
             Word::Present(_) | Word::Unknown => {}
         },
         MachineStage::Up => {
-            let reason = match word {
-                Word::Absent => Some("the cloud has its machine no more".to_owned()),
+            let signal = match word {
+                Word::Absent => Some(DeathSignal::NotListed),
                 Word::Present(listed) => listed
                     .died
-                    .as_ref()
-                    .map(|how| format!("its machine died: {how}")),
+                    .clone()
+                    .map(|how| DeathSignal::ListedDead { how }),
                 Word::Unknown => None,
             };
-            if let Some(reason) = reason {
+            if let Some(signal) = signal {
                 actions.push(Action::MarkDead {
                     machine: id,
-                    reason,
+                    signal,
                 });
             }
         }
@@ -307,11 +308,14 @@ fn intend(
     if let Some(quota) = view.quotas.get(&node.owner)
         && *in_use >= *quota
     {
-        let text = format!("the quota of {quota} nodes is used up ({in_use} in use)");
-        if node.trouble.as_ref() != Some(&text) {
+        let what = Hindrance::Quota {
+            quota: *quota,
+            in_use: *in_use,
+        };
+        if node.trouble.as_ref() != Some(&what.to_string()) {
             actions.push(Action::Trouble {
                 node: node.key.clone(),
-                text: Some(text),
+                what: Some(what),
             });
         }
         return;

@@ -358,8 +358,8 @@ fn a_quota_that_is_used_up_is_said_with_its_numbers() {
     };
     let actions = decide(&view);
     assert!(
-        matches!(&actions[..], [Action::RecordIntent { node, .. }, Action::Trouble { node: short, text: Some(text) }]
-            if *node == key(2) && *short == key(3) && text.contains("quota of 2 nodes")),
+        matches!(&actions[..], [Action::RecordIntent { node, .. }, Action::Trouble { node: short, what: Some(what @ Hindrance::Quota { quota: 2, in_use: 2 }) }]
+            if *node == key(2) && *short == key(3) && what.to_string().contains("quota of 2 nodes")),
         "{actions:?}"
     );
 }
@@ -612,7 +612,8 @@ impl World {
                 (row.stage, row.attempts, row.retry_at, row.last_error) =
                     (stage, attempts, at, Some(reason));
             }
-            Action::Trouble { node, text } => {
+            Action::Trouble { node, what } => {
+                let text = what.map(|what| what.to_string());
                 self.nodes
                     .iter_mut()
                     .filter(|n| n.key == node)

@@ -1,5 +1,6 @@
 //! Plain data that the broker decides over, and the actions it decides on.
 
+use conpaas_model::event::DeathSignal;
 use conpaas_model::ids::{MachineId, NodeNumber, PrincipalId, ServiceId};
 use conpaas_model::status::NodeState;
 use std::collections::{BTreeMap, BTreeSet};
@@ -157,7 +158,10 @@ pub enum Action {
     /// Record stage `Up`, the node's too; forget what was in the way.
     MarkUp { machine: MachineId },
     /// Record stage `Dead`, the node's too.
-    MarkDead { machine: MachineId, reason: String },
+    MarkDead {
+        machine: MachineId,
+        signal: DeathSignal,
+    },
     /// Record stage `Destroying` and the reason, then ask the cloud.
     Destroy {
         machine: MachineId,
@@ -183,7 +187,30 @@ pub enum Action {
         reason: String,
     },
     /// Record what is in the way of the node, or that nothing is.
-    Trouble { node: NodeKey, text: Option<String> },
+    Trouble {
+        node: NodeKey,
+        what: Option<Hindrance>,
+    },
+}
+
+/// What is in the way of a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Hindrance {
+    /// The owner's quota is used up.
+    Quota { quota: u32, in_use: u32 },
+    /// Its cloud does not give it; the cloud's words, or ours about it.
+    Cloud(String),
+}
+
+impl std::fmt::Display for Hindrance {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Quota { quota, in_use } => {
+                write!(f, "the quota of {quota} nodes is used up ({in_use} in use)")
+            }
+            Self::Cloud(text) => f.write_str(text),
+        }
+    }
 }
 
 /// How a call to a cloud ended.

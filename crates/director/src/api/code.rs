@@ -17,10 +17,10 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use conpaas_model::api::{Accepted, Code, Page};
+use conpaas_model::event::EventKind;
 use conpaas_model::ids::CodeId;
 use http::{StatusCode, header};
 use serde::Deserialize;
-use serde_json::json;
 use std::collections::BTreeMap;
 use tokio_util::io::ReaderStream;
 use utoipa::IntoParams;
@@ -146,13 +146,15 @@ pub(super) async fn upload_code(
         if bytes > quota && bytes > used {
             return Err(over_quota(bytes, quota));
         }
-        let facts = json!({"code": code.id, "filename": code.filename, "files": code.files});
         let event = NewEvent {
-            kind: "code_uploaded",
             service: Some(&row.name),
             actor: change.actor,
             reason: None,
-            facts,
+            what: EventKind::CodeUploaded {
+                code: code.id.clone(),
+                filename: code.filename.clone(),
+                files: code.files,
+            },
         };
         events::append(change.tx, &app.id, &event)?;
         if activate {

@@ -13,10 +13,10 @@ use crate::store::{apps, new_id, now};
 use conpaas_core::plan::node_count;
 use conpaas_core::service_type::ServiceType;
 use conpaas_model::api::{CloudInfo, Outcome};
+use conpaas_model::event::EventKind;
 use conpaas_model::ids::{OperationId, PrincipalId};
 use conpaas_model::spec::{RoleName, RoleWish, RunWish};
 use rusqlite::Connection;
-use serde_json::json;
 use std::collections::BTreeMap;
 
 /// Nodes wanted, by cloud and instance type.
@@ -264,11 +264,13 @@ impl<'a> Draft<'a> {
             tx,
             &operation.app,
             &NewEvent {
-                kind: "operation_started",
                 service: operation.service_name.as_ref(),
                 actor: self.actor,
                 reason: None,
-                facts: json!({"operation": operation.id, "kind": operation.kind}),
+                what: EventKind::OperationStarted {
+                    operation: operation.id.clone(),
+                    kind: operation.kind.clone(),
+                },
             },
         )?;
         settle(tx, shared, &operation.app)?;

@@ -20,12 +20,12 @@ use crate::store::services::{self, ReleaseRow, ServiceRow};
 use crate::store::{codes, machines, new_id, now, users::UserRow};
 use crate::{operations, settings};
 use conpaas_model::api::{AppCreate, CloudInfo, Outcome, Rename, Scale, ServiceCreate};
+use conpaas_model::event::EventKind;
 use conpaas_model::ids::{ApplicationId, CodeId, Generation, Name, NodeNumber, ReleaseNumber};
 use conpaas_model::spec::{RunWish, Settings};
 use conpaas_model::status::ServiceState;
 use draft::Draft;
 use rusqlite::Connection;
-use serde_json::json;
 
 /// Who changes what, with what the clouds have free.
 pub struct Change<'a> {
@@ -85,19 +85,17 @@ impl Change<'_> {
     fn event(
         &self,
         app: &ApplicationId,
-        kind: &str,
         service: Option<&Name>,
-        facts: serde_json::Value,
+        what: EventKind,
     ) -> Result<(), DirectorError> {
         events::append(
             self.tx,
             app,
             &NewEvent {
-                kind,
                 service,
                 actor: self.actor,
                 reason: None,
-                facts,
+                what,
             },
         )
     }
@@ -162,12 +160,8 @@ impl Change<'_> {
             created_at: now(),
         };
         apps::insert(self.tx, &row)?;
-        self.event(
-            &row.id,
-            "application_created",
-            None,
-            json!({"name": row.name}),
-        )?;
+        let name = row.name.clone();
+        self.event(&row.id, None, EventKind::ApplicationCreated { name })?;
         Ok(row)
     }
 
@@ -179,12 +173,11 @@ impl Change<'_> {
             if taken.is_some_and(|found| found.run != RunWish::Deleted) {
                 return Err(name_taken("an application", &name));
             }
-            self.event(
-                &row.id,
-                "application_renamed",
-                None,
-                json!({"from": row.name, "to": name}),
-            )?;
+            let what = EventKind::ApplicationRenamed {
+                from: row.name,
+                to: name.clone(),
+            };
+            self.event(&row.id, None, what)?;
             row.name = name;
         }
         if let Some(description) = wish.description {
@@ -290,8 +283,10 @@ impl Change<'_> {
             ..systems::new_row(self.shared, &app, service_type, name)?
         };
         systems::insert(self.tx, self.shared, &row, self.actor, Some(settings))?;
-        let facts = json!({"type": row.service_type});
-        self.event(&app.id, "service_added", Some(&row.name), facts)?;
+        let what = EventKind::ServiceAdded {
+            service_type: row.service_type.clone(),
+        };
+        self.event(&app.id, Some(&row.name), what)?;
         if wish.start && app.run == RunWish::Running {
             self.start_service(app, &row)?;
         } else {
@@ -318,8 +313,11 @@ impl Change<'_> {
             if taken.is_some_and(|found| found.run != RunWish::Deleted) {
                 return Err(name_taken("a service", &name));
             }
-            let facts = json!({"from": row.name, "to": name});
-            self.event(&app.id, "service_renamed", Some(&name), facts)?;
+            let what = EventKind::ServiceRenamed {
+                from: row.name,
+                to: name.clone(),
+            };
+            self.event(&app.id, Some(&name), what)?;
             row.name = name;
         }
         if let Some(description) = wish.description {
@@ -514,8 +512,7 @@ impl Change<'_> {
     pub fn replace_node(&self, app: AppRow, row: &ServiceRow, node: NodeNumber) -> Accepted {
         self.living(&app)?;
         machines::retire(self.tx, &row.id, node)?;
-        let facts = json!({"node": node});
-        self.event(&app.id, "node_replaced", Some(&row.name), facts)?;
+        self.event(&app.id, Some(&row.name), EventKind::NodeReplaced { node })?;
         self.one(app, "replace", row, Some(row.clone()))
     }
 

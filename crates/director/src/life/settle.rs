@@ -7,10 +7,10 @@ use crate::operations::{judge_running, tell_state};
 use crate::shared::Shared;
 use crate::store::events::{self, NewEvent};
 use crate::store::{apps, machines, now, services};
+use conpaas_model::event::EventKind;
 use conpaas_model::ids::ApplicationId;
 use conpaas_model::spec::RunWish;
 use rusqlite::Connection;
-use serde_json::json;
 
 /// How long a deleted service's manager may take beyond draining until the Director wishes the
 /// nodes gone itself: a delete always ends.
@@ -35,11 +35,10 @@ pub fn settle(
             changed = true;
             if !row.internal {
                 let event = NewEvent {
-                    kind: "service_deleted",
                     service: Some(&row.name),
                     actor: "system",
                     reason: None,
-                    facts: json!({}),
+                    what: EventKind::ServiceDeleted {},
                 };
                 events::append(tx, app, &event)?;
             }

@@ -9,14 +9,14 @@ use crate::error::DirectorError;
 use crate::store::{self, Millis, events, services};
 use conpaas_cloud::{Cloud, CloudError, CloudMachineId, MachineState};
 use conpaas_core::broker::{
-    Action, BrokerSettings, CallResult, CloudView, Listed, MachineRow, MachineStage, NodeKey,
+    Action, BrokerSettings, CallResult, CloudView, Hindrance, Listed, MachineRow, MachineStage, NodeKey,
     NodeRow, View, answered, decide,
 };
 use conpaas_kill_points::{KillPoint, reached};
+use conpaas_model::event::EventKind;
 use conpaas_model::ids::{ApplicationId, MachineId, Name};
 use conpaas_model::status::NodeState;
 use rusqlite::Connection;
-use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -555,6 +555,14 @@ fn record(
                 now,
             )?;
             records::set_node_state(tx, node, NodeState::Requested, last_error.as_deref(), now)?;
+            if *attempts > 0 {
+                let what = EventKind::MachineTried {
+                    node: node.number,
+                    failures: *attempts,
+                    pause_ms: retry_at.saturating_sub(records::unsigned(now)),
+                };
+                tell(tx, node, what, last_error.as_deref())?;
+            }
         }
         Action::Create { machine } => {
             let secret = births::new_secret();
@@ -582,14 +590,19 @@ fn record(
             records::usage_begins(tx, machine, now)?;
             if let Some(key) = key {
                 records::set_node_state(tx, key, NodeState::Up, None, now)?;
-                tell(tx, key, "node_up", None)?;
+                tell(tx, key, EventKind::NodeUp { node: key.number }, None)?;
             }
         }
-        Action::MarkDead { machine, reason } => {
-            records::set_stage(tx, machine, MachineStage::Dead, Some(reason))?;
+        Action::MarkDead { machine, signal } => {
+            let reason = signal.to_string();
+            records::set_stage(tx, machine, MachineStage::Dead, Some(&reason))?;
             if let Some(key) = key {
-                records::set_node_state(tx, key, NodeState::Dead, Some(reason), now)?;
-                tell(tx, key, "node_died", Some(reason))?;
+                records::set_node_state(tx, key, NodeState::Dead, Some(&reason), now)?;
+                let what = EventKind::NodeDied {
+                    node: key.number,
+                    signal: signal.clone(),
+                };
+                tell(tx, key, what, Some(&reason))?;
                 // Its manager may have died with it; what it last said is no longer so.
                 services::doubt(tx, &key.service)?;
             }
@@ -612,7 +625,9 @@ fn record(
                     now,
                 )?;
                 if row.stage != MachineStage::Destroying {
-                    tell(tx, &row.node, "machine_failed", reason.as_deref())?;
+                    let node = row.node.number;
+                    let what = EventKind::MachineFailed { node };
+                    tell(tx, &row.node, what, reason.as_deref())?;
                 }
             }
             return Ok(Some(Call::Destroy {
@@ -626,7 +641,7 @@ fn record(
             records::usage_ends(tx, machine, now)?;
         }
         Action::EndNode { node } => {
-            tell(tx, node, "node_gone", None)?;
+            tell(tx, node, EventKind::NodeGone { node: node.number }, None)?;
             records::end_node(tx, node)?;
         }
         Action::DestroyOrphan { cloud, cloud_id } => {
@@ -648,13 +663,27 @@ fn record(
                 && row.last_error.as_ref() != Some(reason)
             {
                 records::set_trouble(tx, &row.node, Some(reason))?;
-                tell(tx, &row.node, "node_delayed", Some(reason))?;
+                let node = row.node.number;
+                tell(tx, &row.node, EventKind::NodeDelayed { node }, Some(reason))?;
             }
         }
-        Action::Trouble { node, text } => {
+        Action::Trouble { node, what } => {
+            let text = what.as_ref().map(Hindrance::to_string);
             records::set_trouble(tx, node, text.as_deref())?;
-            if let Some(text) = text {
-                tell(tx, node, "node_delayed", Some(text))?;
+            let number = node.number;
+            match what {
+                Some(Hindrance::Quota { quota, in_use }) => {
+                    let what = EventKind::QuotaRefused {
+                        node: number,
+                        quota: *quota,
+                        in_use: *in_use,
+                    };
+                    tell(tx, node, what, None)?;
+                }
+                Some(Hindrance::Cloud(text)) => {
+                    tell(tx, node, EventKind::NodeDelayed { node: number }, Some(text))?;
+                }
+                None => {}
             }
         }
     }
@@ -665,18 +694,17 @@ fn record(
 pub fn tell(
     tx: &Connection,
     key: &NodeKey,
-    kind: &str,
+    what: EventKind,
     reason: Option<&str>,
 ) -> Result<(), DirectorError> {
     let Some((application, service)) = records::place_of(tx, &key.service)? else {
         return Ok(());
     };
     let event: events::NewEvent<'_> = events::NewEvent {
-        kind,
         service: Some(&service as &Name),
         actor: "system",
         reason,
-        facts: json!({ "node": key.number.0 }),
+        what,
     };
     events::append(tx, &application, &event)
 }

@@ -8,6 +8,7 @@ use super::shared::{Shared, full};
 use crate::error::DirectorError;
 use crate::store::{self, Millis, events};
 use conpaas_kill_points::{KillPoint, reached};
+use conpaas_model::event::EventKind;
 use conpaas_model::ids::ApplicationId;
 use conpaas_model::protocol::{EnrolAnswer, EnrolRequest};
 use conpaas_pki::{
@@ -19,7 +20,6 @@ use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
 use rustls::pki_types::CertificateSigningRequestDer;
 use rustls::pki_types::pem::PemObject;
-use serde_json::json;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -183,11 +183,15 @@ fn report(
     };
     let reason = refusal.to_string();
     let event = events::NewEvent {
-        kind: "enrolment_refused",
         service: Some(&service),
         actor: "system",
         reason: Some(&reason),
-        facts: json!({ "node": machine.node.0, "machine": machine.id.as_str(), "code": refusal.code(), "count": count }),
+        what: EventKind::EnrolmentRefused {
+            node: machine.node,
+            machine: machine.id,
+            code: refusal.code().to_owned(),
+            count,
+        },
     };
     events::append(tx, &application, &event)
 }

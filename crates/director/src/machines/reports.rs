@@ -10,6 +10,7 @@ use crate::operations;
 use crate::store::{self, Millis, services};
 use conpaas_core::broker::NodeKey;
 use conpaas_kill_points::{KillPoint, reached};
+use conpaas_model::event::EventKind;
 use conpaas_model::ids::{Epoch, NodeNumber, ServiceId};
 use conpaas_model::protocol::{ManagerReport, NodeWish, ServiceReport};
 use conpaas_model::status::NodeHealth;
@@ -148,7 +149,12 @@ fn take_one(
                     continue;
                 };
                 records::insert_node(tx, &key, cloud, instance_type, address, now)?;
-                tell(tx, &key, "node_requested", None)?;
+                let what = EventKind::NodeRequested {
+                    node: *number,
+                    cloud: cloud.clone(),
+                    instance_type: instance_type.clone(),
+                };
+                tell(tx, &key, what, None)?;
                 next = NodeNumber(number.0.saturating_add(1));
             }
         }

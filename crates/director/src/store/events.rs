@@ -2,20 +2,17 @@
 
 use super::{Millis, all, json, now, parsed_or_null, signed, to_json, unsigned};
 use crate::error::DirectorError;
-use conpaas_model::api::Event;
+use conpaas_model::event::{Event, EventKind};
 use conpaas_model::ids::{ApplicationId, Name};
 use rusqlite::{Connection, params};
-use serde_json::Value;
 
 /// An event to write.
 pub struct NewEvent<'a> {
-    /// Stable word, for instance `node_up`.
-    pub kind: &'a str,
     pub service: Option<&'a Name>,
     /// A user's name, or `system`.
     pub actor: &'a str,
     pub reason: Option<&'a str>,
-    pub facts: Value,
+    pub what: EventKind,
 }
 
 /// Writes an event with the application's next sequence number. Of an application that is gone
@@ -26,6 +23,7 @@ pub fn append(
     event: &NewEvent<'_>,
 ) -> Result<(), DirectorError> {
     let at: Millis = now();
+    let (kind, facts) = event.what.parts()?;
     let raised = tx.execute(
         "UPDATE apps SET event_sequence = event_sequence + 1 WHERE id = ?1",
         [app.as_str()],
@@ -39,11 +37,11 @@ pub fn append(
         params![
             app.as_str(),
             at,
-            event.kind,
+            kind,
             event.service.map(Name::as_str),
             event.actor,
             event.reason,
-            to_json(&event.facts)?
+            to_json(&facts)?
         ],
     )?;
     Ok(())
@@ -64,11 +62,10 @@ pub fn after(
             Ok(Event {
                 sequence: unsigned(row, "sequence")?,
                 at: super::show_time(row.get("at")?),
-                kind: row.get("kind")?,
                 service: parsed_or_null(row, "service")?,
                 actor: row.get("actor")?,
                 reason: row.get("reason")?,
-                facts: json(row, "facts_json")?,
+                what: EventKind::of(row.get("kind")?, json(row, "facts_json")?),
             })
         },
     )

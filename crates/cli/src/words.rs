@@ -1,0 +1,258 @@
+//! Events in words: one function from what the Director states (kind, facts, reason, actor) to a
+//! sentence for people. Nothing is asked here, and nothing is printed.
+
+use crate::commands::plain;
+use conpaas_model::event::{Event, EventKind};
+
+/// Who acts when no person does.
+const SYSTEM: &str = "system";
+
+/// An event as a sentence, without its time.
+pub fn sentence(event: &Event) -> String {
+    let mut text = String::new();
+    if let Some(service) = &event.service {
+        text.push_str(&format!("{service}: "));
+    }
+    text.push_str(&what(&event.what));
+    if let Some(reason) = &event.reason {
+        text.push_str(&format!(": {reason}"));
+    }
+    if event.actor != SYSTEM {
+        text.push_str(&format!(" (by {})", event.actor));
+    }
+    // Reasons come from clouds and daemons: a terminal must not obey them.
+    text.chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect()
+}
+
+fn times(count: u64, one: &str) -> String {
+    match count {
+        1 => one.to_owned(),
+        more => format!("{one}, {more} times"),
+    }
+}
+
+fn pause(ms: u64) -> String {
+    if ms < 1000 {
+        format!("{ms} ms")
+    } else {
+        format!("{} s", ms / 1000)
+    }
+}
+
+fn what(kind: &EventKind) -> String {
+    match kind {
+        EventKind::ApplicationCreated { name } => format!("application {name} was created"),
+        EventKind::ApplicationRenamed { from, to } => {
+            format!("application {from} was renamed to {to}")
+        }
+        EventKind::ServiceAdded { service_type } => {
+            format!("service of type {service_type} was added")
+        }
+        EventKind::ServiceRenamed { from, to } => format!("service {from} was renamed to {to}"),
+        EventKind::ServiceDeleted {} => "the service is gone".to_owned(),
+        EventKind::ServiceState { from, to } => format!("is {to} now, was {from}"),
+        EventKind::CodeUploaded {
+            code,
+            filename,
+            files,
+        } => format!("code {code} was uploaded from {filename} ({files} files)"),
+        EventKind::OperationStarted { operation, kind } => format!("{kind} began ({operation})"),
+        EventKind::OperationEnded {
+            operation,
+            kind,
+            outcome,
+        } => {
+            let outcome = serde_json::to_value(outcome).unwrap_or_default();
+            format!("{kind} ended as {} ({operation})", plain(&outcome))
+        }
+        EventKind::NodeReplaced { node } => format!("another node shall replace node {node}"),
+        EventKind::NodeRequested {
+            node,
+            cloud,
+            instance_type,
+        } => format!("node {node} is wanted ({instance_type} from {cloud})"),
+        EventKind::NodeUp { node } => format!("node {node} is up"),
+        // The reason is the signal in words.
+        EventKind::NodeDied { node, .. } => format!("node {node} died"),
+        EventKind::NodeGone { node } => format!("node {node} is gone"),
+        EventKind::NodeDelayed { node } => format!("node {node} does not come yet"),
+        EventKind::QuotaRefused {
+            node,
+            quota,
+            in_use,
+        } => format!(
+            "node {node} is not asked for: the quota of {quota} nodes is used up ({in_use} in use)"
+        ),
+        EventKind::MachineFailed { node } => format!("the machine of node {node} is given up"),
+        EventKind::MachineTried {
+            node,
+            failures,
+            pause_ms,
+        } => format!(
+            "another machine is tried for node {node} in {}, after {failures} that came to nothing",
+            pause(*pause_ms)
+        ),
+        EventKind::EnrolmentRefused {
+            node,
+            machine,
+            code,
+            count,
+        } => {
+            let refused = format!("enrolment of machine {machine} of node {node} was refused");
+            format!("{} ({code})", times(*count, &refused))
+        }
+        EventKind::Note { kind, facts } => {
+            let mut text = kind.replace('_', " ");
+            let facts = facts.as_object().into_iter().flatten();
+            for (key, value) in facts.filter(|(_, value)| !value.is_null()) {
+                text.push_str(&format!(" {key}={}", plain(value)));
+            }
+            text
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+    use std::collections::BTreeSet;
+
+    /// Every kind once, with what is said of it.
+    fn examples() -> Vec<(&'static str, Value, &'static str)> {
+        vec![
+            (
+                "application_created",
+                json!({"name": "shop"}),
+                "application shop was created",
+            ),
+            (
+                "application_renamed",
+                json!({"from": "shop", "to": "store"}),
+                "application shop was renamed to store",
+            ),
+            (
+                "service_added",
+                json!({"type": "php"}),
+                "service of type php was added",
+            ),
+            (
+                "service_renamed",
+                json!({"from": "web", "to": "site"}),
+                "service web was renamed to site",
+            ),
+            ("service_deleted", json!({}), "the service is gone"),
+            (
+                "service_state",
+                json!({"from": "INIT", "to": "PROLOGUE"}),
+                "is PROLOGUE now, was INIT",
+            ),
+            (
+                "code_uploaded",
+                json!({"code": "code-1", "filename": "a.zip", "files": 7}),
+                "code code-1 was uploaded from a.zip (7 files)",
+            ),
+            (
+                "operation_started",
+                json!({"operation": "op-1", "kind": "scale"}),
+                "scale began (op-1)",
+            ),
+            (
+                "operation_ended",
+                json!({"operation": "op-1", "kind": "scale", "outcome": "failed"}),
+                "scale ended as failed (op-1)",
+            ),
+            (
+                "node_replaced",
+                json!({"node": 3}),
+                "another node shall replace node 3",
+            ),
+            (
+                "node_requested",
+                json!({"node": 3, "cloud": "local", "instance_type": "small"}),
+                "node 3 is wanted (small from local)",
+            ),
+            ("node_up", json!({"node": 3}), "node 3 is up"),
+            (
+                "node_died",
+                json!({"node": 3, "signal": {"of": "not_listed"}}),
+                "node 3 died",
+            ),
+            ("node_gone", json!({"node": 3}), "node 3 is gone"),
+            (
+                "node_delayed",
+                json!({"node": 3}),
+                "node 3 does not come yet",
+            ),
+            (
+                "quota_refused",
+                json!({"node": 3, "quota": 2, "in_use": 2}),
+                "node 3 is not asked for: the quota of 2 nodes is used up (2 in use)",
+            ),
+            (
+                "machine_failed",
+                json!({"node": 3}),
+                "the machine of node 3 is given up",
+            ),
+            (
+                "machine_tried",
+                json!({"node": 3, "failures": 2, "pause_ms": 2500}),
+                "another machine is tried for node 3 in 2 s, after 2 that came to nothing",
+            ),
+            (
+                "enrolment_refused",
+                json!({"node": 3, "machine": "m-1", "code": "other_key", "count": 4}),
+                "enrolment of machine m-1 of node 3 was refused, 4 times (other_key)",
+            ),
+            (
+                "note",
+                json!({"node": 3, "none": null}),
+                "note node=3",
+            ),
+        ]
+    }
+
+    fn event(kind: &str, facts: &Value) -> Event {
+        serde_json::from_value(json!({
+            "sequence": 3, "at": "2026-01-02T03:04:05Z", "service": null, "actor": "system",
+            "reason": null, "kind": kind, "facts": facts,
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn every_kind_has_its_words_and_loses_no_fact() {
+        for (kind, facts, words) in examples() {
+            let event = event(kind, &facts);
+            assert_eq!(sentence(&event), words);
+            let is_note = matches!(event.what, EventKind::Note { .. });
+            assert_eq!(is_note, kind == "note", "{kind}: {:?}", event.what);
+            assert_eq!(serde_json::to_value(&event).unwrap()["facts"], facts);
+        }
+    }
+
+    #[test]
+    fn the_examples_are_all_kinds_that_the_api_describes() {
+        let document = include_str!("../../../openapi/director.json");
+        let document: Value = serde_json::from_str(document).unwrap();
+        let kinds: BTreeSet<String> = document["components"]["schemas"]["EventKind"]["oneOf"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|one| plain(&one["properties"]["kind"]["enum"][0]))
+            .collect();
+        let shown: BTreeSet<String> = examples().iter().map(|e| e.0.to_owned()).collect();
+        assert_eq!(kinds, shown);
+    }
+
+    #[test]
+    fn service_reason_and_actor_are_said_and_control_characters_are_not() {
+        let mut died = event("node_died", &json!({"node": 2, "signal": {"of": "not_listed"}}));
+        died.service = Some("web".parse().unwrap());
+        died.reason = Some("lost\u{1b}[2J".into());
+        died.actor = "ada".into();
+        assert_eq!(sentence(&died), "web: node 2 died: lost [2J (by ada)");
+    }
+}
