@@ -4,7 +4,8 @@
 use async_trait::async_trait;
 use conpaas_core::agent::RestartPacer;
 use conpaas_core::role_agent::{ProcessSpec, ProcessStatus, Processes, RoleError};
-use conpaas_init::protocol::{Answer, Call, Outcome, Request, Spec, Status, VERSION};
+use conpaas_init::protocol::{self, Answer, Call, Outcome, Request, Spec, Status, VERSION};
+use conpaas_model::ends::{self, ProcessEnds};
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -62,6 +63,22 @@ fn status(status: Status) -> ProcessStatus {
     }
 }
 
+fn ends(found: protocol::Ends) -> ProcessEnds {
+    let process = if found.name == protocol::AGENT {
+        ends::AGENT.to_owned()
+    } else {
+        found.name
+    };
+    ProcessEnds {
+        process,
+        count: found.count,
+        last: match found.last {
+            protocol::Exit::Code(code) => ends::Exit::Code(code),
+            protocol::Exit::Signal(signal) => ends::Exit::Signal(signal),
+        },
+    }
+}
+
 #[async_trait]
 impl Processes for InitProcesses {
     async fn ensure(&self, spec: &ProcessSpec) -> Result<ProcessStatus, RoleError> {
@@ -83,6 +100,13 @@ impl Processes for InitProcesses {
     async fn list(&self) -> Result<Vec<ProcessStatus>, RoleError> {
         match self.ask(Call::List, DEADLINE).await? {
             Outcome::Processes(list) => Ok(list.into_iter().map(status).collect()),
+            _ => Err(unexpected()),
+        }
+    }
+
+    async fn ends(&self) -> Result<Vec<ProcessEnds>, RoleError> {
+        match self.ask(Call::Ends, DEADLINE).await? {
+            Outcome::Ends(list) => Ok(list.into_iter().map(ends).collect()),
             _ => Err(unexpected()),
         }
     }
@@ -179,6 +203,10 @@ impl Processes for Paced {
 
     async fn list(&self) -> Result<Vec<ProcessStatus>, RoleError> {
         self.inner.list().await
+    }
+
+    async fn ends(&self) -> Result<Vec<ProcessEnds>, RoleError> {
+        self.inner.ends().await
     }
 
     async fn signal(&self, name: &str, signal: i32) -> Result<(), RoleError> {

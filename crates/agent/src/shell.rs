@@ -28,6 +28,8 @@ use tokio::task::JoinSet;
 
 /// How often everything is reported, changed or not.
 const FULL_REPORT: Duration = Duration::from_secs(2);
+/// How often init is asked which processes have ended.
+const LOOK_FOR_ENDS: Duration = Duration::from_secs(1);
 /// How long a command may take all in all.
 const COMMAND_DEADLINE: Duration = Duration::from_secs(28);
 /// Grace for processes whose role nobody knows any more.
@@ -196,11 +198,32 @@ pub async fn run(parts: AgentParts) -> Result<(), ShellError> {
         health: health::read(),
         pruned: None,
     };
+    tasks.spawn(watch_ends(shell.processes.clone(), shell.events.clone()));
     shell.resume().await;
     shell.turn(events_in, from_manager, shutdown).await;
     tasks.shutdown().await;
     let _ = std::fs::remove_file(&socket);
     Ok(())
+}
+
+/// Tells which processes have ended unasked, whenever that has changed.
+async fn watch_ends(processes: Arc<dyn Processes>, events: mpsc::Sender<Event>) {
+    let mut clock = tokio::time::interval(LOOK_FOR_ENDS);
+    clock.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut last = Vec::new();
+    loop {
+        clock.tick().await;
+        // An init that does not answer is told of by whoever needs it to run something.
+        let Ok(ends) = processes.ends().await else {
+            continue;
+        };
+        if ends != last {
+            last.clone_from(&ends);
+            if events.send(Event::Ended(ends)).await.is_err() {
+                return;
+            }
+        }
+    }
 }
 
 fn make_folder(path: &Path, mode: u32) -> Result<(), ShellError> {

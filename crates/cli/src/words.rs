@@ -2,7 +2,7 @@
 //! sentence for people. Nothing is asked here, and nothing is printed.
 
 use crate::commands::plain;
-use conpaas_model::event::{Event, EventKind};
+use conpaas_model::event::{Event, EventKind, LeaveReason, RequestReason};
 
 /// Who acts when no person does.
 const SYSTEM: &str = "system";
@@ -30,6 +30,14 @@ fn times(count: u64, one: &str) -> String {
     match count {
         1 => one.to_owned(),
         more => format!("{one}, {more} times"),
+    }
+}
+
+fn in_all(times: u64, total: u64) -> String {
+    if total > times {
+        format!(" ({total} in all)")
+    } else {
+        String::new()
     }
 }
 
@@ -72,10 +80,29 @@ fn what(kind: &EventKind) -> String {
             node,
             cloud,
             instance_type,
-        } => format!("node {node} is wanted ({instance_type} from {cloud})"),
+            because,
+        } => {
+            let place = match because {
+                RequestReason::Count => String::new(),
+                RequestReason::Replacement { replaces } => {
+                    format!(" in the place of node {replaces}")
+                }
+            };
+            format!("node {node} is wanted{place} ({instance_type} from {cloud})")
+        }
         EventKind::NodeUp { node } => format!("node {node} is up"),
         // The reason is the signal in words.
         EventKind::NodeDied { node, .. } => format!("node {node} died"),
+        EventKind::NodeLetGo { node, because } => {
+            let because = match because {
+                LeaveReason::Surplus => "it is not needed any more".to_owned(),
+                LeaveReason::Replaced => "it is replaced".to_owned(),
+                LeaveReason::Dead => "it died".to_owned(),
+                LeaveReason::Silent { seconds } => format!("it was silent for {seconds} s"),
+                LeaveReason::Deleted => "its service is deleted".to_owned(),
+            };
+            format!("node {node} is let go, as {because}")
+        }
         EventKind::NodeGone { node } => format!("node {node} is gone"),
         EventKind::NodeDelayed { node } => format!("node {node} does not come yet"),
         EventKind::QuotaRefused {
@@ -102,6 +129,26 @@ fn what(kind: &EventKind) -> String {
         } => {
             let refused = format!("enrolment of machine {machine} of node {node} was refused");
             format!("{} ({code})", times(*count, &refused))
+        }
+        EventKind::ProcessEnded {
+            node,
+            role,
+            process,
+            times: count,
+            total,
+            ..
+        } => {
+            let ended = format!("{role} ({process}) on node {node} ended and is started again");
+            format!("{}{}", times(*count, &ended), in_all(*count, *total))
+        }
+        EventKind::AgentRestarted {
+            node,
+            times: count,
+            total,
+            ..
+        } => {
+            let ended = format!("the agent of node {node} ended and is started again");
+            format!("{}{}", times(*count, &ended), in_all(*count, *total))
         }
         EventKind::Note { kind, facts } => {
             let mut text = kind.replace('_', " ");
@@ -171,14 +218,19 @@ mod tests {
             ),
             (
                 "node_requested",
-                json!({"node": 3, "cloud": "local", "instance_type": "small"}),
-                "node 3 is wanted (small from local)",
+                json!({"node": 3, "cloud": "local", "instance_type": "small", "because": {"of": "replacement", "replaces": 1}}),
+                "node 3 is wanted in the place of node 1 (small from local)",
             ),
             ("node_up", json!({"node": 3}), "node 3 is up"),
             (
                 "node_died",
                 json!({"node": 3, "signal": {"of": "not_listed"}}),
                 "node 3 died",
+            ),
+            (
+                "node_let_go",
+                json!({"node": 3, "because": {"of": "surplus"}}),
+                "node 3 is let go, as it is not needed any more",
             ),
             ("node_gone", json!({"node": 3}), "node 3 is gone"),
             (
@@ -205,6 +257,16 @@ mod tests {
                 "enrolment_refused",
                 json!({"node": 3, "machine": "m-1", "code": "other_key", "count": 4}),
                 "enrolment of machine m-1 of node 3 was refused, 4 times (other_key)",
+            ),
+            (
+                "process_ended",
+                json!({"node": 3, "role": "web", "process": "nginx", "exit": {"signal": 9}, "times": 2, "total": 5}),
+                "web (nginx) on node 3 ended and is started again, 2 times (5 in all)",
+            ),
+            (
+                "agent_restarted",
+                json!({"node": 3, "exit": {"code": 1}, "times": 1, "total": 1}),
+                "the agent of node 3 ended and is started again",
             ),
             (
                 "note",

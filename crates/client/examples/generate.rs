@@ -13,7 +13,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         None => root.join("../../openapi/director.json"),
     };
     let mut known = std::collections::BTreeSet::new();
-    for module in ["api", "event", "ids", "instance", "spec", "status"] {
+    for module in ["api", "ends", "event", "ids", "instance", "spec", "status"] {
         known.extend(generator::public_types(&std::fs::read_to_string(
             root.join(format!("../model/src/{module}.rs")),
         )?));

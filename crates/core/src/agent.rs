@@ -2,6 +2,7 @@
 //! when something that fails is tried again, and what is reported. Its shell starts processes,
 //! writes files and talks to the manager.
 
+use conpaas_model::ends::ProcessEnds;
 use conpaas_model::ids::{NodeNumber, ServiceId};
 use conpaas_model::level::{EndpointLevel, Instance, Level, LevelVersion, RoleLevel};
 use conpaas_model::spec::RoleName;
@@ -25,6 +26,8 @@ pub enum Event {
     Observed { role: RoleName, status: RoleStatus },
     /// Nothing is left of a role that was to be stopped.
     Stopped { role: RoleName },
+    /// Processes that have ended unasked, as init counts them.
+    Ended(Vec<ProcessEnds>),
 }
 
 /// What the shell must do, in this order.
@@ -76,6 +79,7 @@ pub struct AgentCore {
     statuses: BTreeMap<RoleName, RoleStatus>,
     /// The endpoints that were last asked for.
     led: Option<BTreeMap<String, EndpointLevel>>,
+    ends: Vec<ProcessEnds>,
 }
 
 impl AgentCore {
@@ -94,6 +98,7 @@ impl AgentCore {
             applied: None,
             statuses: BTreeMap::new(),
             led: None,
+            ends: Vec::new(),
         }
     }
 
@@ -166,6 +171,13 @@ impl AgentCore {
                 self.settle();
                 vec![Effect::Report]
             }
+            Event::Ended(ends) => {
+                if self.ends == ends {
+                    return Vec::new();
+                }
+                self.ends = ends;
+                vec![Effect::Report]
+            }
         }
     }
 
@@ -209,6 +221,7 @@ impl AgentCore {
             applied_roles: self.applied_roles.clone(),
             roles,
             node,
+            ends: self.ends.clone(),
         }
     }
 
@@ -561,6 +574,26 @@ mod tests {
         assert_eq!(
             core.handle(Event::Found(found)),
             [Effect::Stop { role: "old".into() }]
+        );
+    }
+
+    #[test]
+    fn ends_of_processes_are_reported_when_they_change() {
+        let mut core = core();
+        let ends = |count| {
+            vec![ProcessEnds {
+                process: "a/x".into(),
+                count,
+                last: conpaas_model::ends::Exit::Signal(9),
+            }]
+        };
+        assert!(core.handle(Event::Ended(vec![])).is_empty());
+        assert_eq!(core.handle(Event::Ended(ends(1))), [Effect::Report]);
+        assert!(core.handle(Event::Ended(ends(1))).is_empty());
+        assert_eq!(core.handle(Event::Ended(ends(2))), [Effect::Report]);
+        assert_eq!(
+            core.report(NodeHealth::default(), &Held::new()).ends,
+            ends(2)
         );
     }
 

@@ -5,6 +5,7 @@
 pub mod agent;
 pub mod broker;
 pub mod endpoint;
+pub mod ends;
 pub mod lint;
 pub mod manager;
 pub mod operation;

@@ -2,9 +2,12 @@
 //! keeps what agents report, plans, numbers levels and exposures, and times drains and silence.
 //! No clock, no I/O: `now` is monotonic time since any fixed moment.
 
+use crate::ends::EndsTeller;
 use crate::lint;
 use crate::plan::{self, Input, Node, Plan, Presence};
 use crate::service_type::ServiceType;
+use conpaas_model::ends::EndsToTell;
+use conpaas_model::event::LeaveReason;
 use conpaas_model::ids::{Epoch, Generation, NodeNumber};
 use conpaas_model::instance::InstanceType;
 use conpaas_model::level::{Instance, Level, LevelVersion};
@@ -80,6 +83,7 @@ struct NodeMemory {
     sent: Option<Level>,
     /// The highest version this node was ever seen to obey or refuse for.
     seen: LevelVersion,
+    teller: EndsTeller,
 }
 
 /// The manager half of one service.
@@ -248,6 +252,9 @@ impl ManagerCore {
                 nodes: BTreeMap::new(),
                 exposure: self.exposure.clone(),
                 status,
+                requested: BTreeMap::new(),
+                leaving: BTreeMap::new(),
+                ends: self.ends(&level, now),
             };
             return self.report(report);
         }
@@ -299,7 +306,27 @@ impl ManagerCore {
             }
         }
         let failed = self.lasting(level.spec.generation, plan.failed.take(), now);
-        self.carry_out(&level, &nodes, plan, failed)
+        let ends = self.ends(&level, now);
+        self.carry_out(&level, &nodes, plan, failed, ends)
+    }
+
+    /// Ends of processes that should be told now.
+    fn ends(&mut self, level: &ServiceLevel, now: Duration) -> Vec<EndsToTell> {
+        let mut all = Vec::new();
+        for record in &level.nodes {
+            let Some(memory) = self.nodes.get_mut(&record.number) else {
+                continue;
+            };
+            let Some(report) = &memory.report else {
+                continue;
+            };
+            let ends = memory.teller.tell(now, &report.ends, &record.told);
+            all.extend(ends.into_iter().map(|ends| EndsToTell {
+                node: record.number,
+                ends,
+            }));
+        }
+        all
     }
 
     /// A failure that has lasted long enough to be this wish's own.
@@ -435,11 +462,20 @@ impl ManagerCore {
         &mut self,
         level: &ServiceLevel,
         nodes: &BTreeMap<NodeNumber, Node>,
-        plan: Plan,
+        mut plan: Plan,
         failed: Option<String>,
+        ends: Vec<EndsToTell>,
     ) -> Vec<Effect> {
         let mut effects = Vec::new();
         let epoch = self.epoch;
+        let silence = LeaveReason::Silent {
+            seconds: self.patience.silence.as_secs(),
+        };
+        let silent = |reason: &&mut LeaveReason| matches!(reason, LeaveReason::Silent { .. });
+        plan.leaving
+            .values_mut()
+            .filter(silent)
+            .for_each(|reason| *reason = silence);
         for (number, body) in plan.levels {
             let memory = self.memory(number);
             let known = memory
@@ -497,6 +533,9 @@ impl ManagerCore {
             nodes: plan.nodes,
             exposure: self.exposure.clone(),
             status,
+            requested: plan.requested,
+            leaving: plan.leaving,
+            ends,
         };
         effects.extend(self.report(report));
         effects

@@ -4,6 +4,7 @@
 
 use crate::endpoint::Loopback;
 use async_trait::async_trait;
+use conpaas_model::ends::ProcessEnds;
 use conpaas_model::level::RoleLevel;
 use conpaas_model::spec::CodeRef;
 use conpaas_model::status::RoleStatus;
@@ -67,6 +68,11 @@ pub trait Processes: Send + Sync {
     /// same spec is left alone, one with another spec is an error (stop it first).
     async fn ensure(&self, spec: &ProcessSpec) -> Result<ProcessStatus, RoleError>;
     async fn list(&self) -> Result<Vec<ProcessStatus>, RoleError>;
+    /// Which processes have ended although nobody had asked them to, the agent's own included.
+    /// Without an init that counts, none are known.
+    async fn ends(&self) -> Result<Vec<ProcessEnds>, RoleError> {
+        Ok(Vec::new())
+    }
     /// Sends a signal to a running process; one that is not running is no error.
     async fn signal(&self, name: &str, signal: i32) -> Result<(), RoleError>;
     /// Stops gracefully, after `grace` by SIGKILL to its whole group, and forgets it.

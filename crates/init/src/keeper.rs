@@ -1,7 +1,7 @@
 //! The loop: keeps the table of processes, reaps, starts, stops, restarts the agent.
 
 use crate::logs::Logs;
-use crate::protocol::{self, Call, Outcome, Spec, Status};
+use crate::protocol::{self, AGENT, Call, Ends, Exit, Outcome, Spec, Status};
 use crate::server::Server;
 use crate::signals::Signals;
 use crate::spawn::{self, Start};
@@ -14,6 +14,8 @@ use std::time::{Duration, Instant};
 
 /// Ended processes whose exit code is kept.
 const KEPT_ENDED: usize = 64;
+/// Names of processes whose ends are counted; those that ended longest ago are forgotten.
+const COUNTED: usize = 256;
 /// An agent that ran this long was well; its next end starts with the shortest pause again.
 const AGENT_WELL: Duration = Duration::from_secs(30);
 
@@ -60,6 +62,8 @@ pub struct Keeper {
     logs: Logs,
     table: BTreeMap<String, Entry>,
     ends: u64,
+    /// By name: ends that nobody had asked for, and which of all ends the last one was.
+    unasked: BTreeMap<String, (Ends, u64)>,
     agent: Agent,
     agent_pause: Duration,
     /// Set once everything should end: when to stop waiting.
@@ -84,6 +88,7 @@ impl Keeper {
             server,
             table: BTreeMap::new(),
             ends: 0,
+            unasked: BTreeMap::new(),
             agent: Agent::Pausing {
                 until: Instant::now(),
             },
@@ -237,19 +242,41 @@ impl Keeper {
     fn reap(&mut self) {
         let peek = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
         loop {
-            let (pid, code) = match waitid(Id::All, peek) {
-                Ok(WaitStatus::Exited(pid, code)) => (pid, code),
-                Ok(WaitStatus::Signaled(pid, signal, _)) => (pid, 128 + signal as i32),
+            let (pid, exit) = match waitid(Id::All, peek) {
+                Ok(WaitStatus::Exited(pid, code)) => (pid, Exit::Code(code)),
+                Ok(WaitStatus::Signaled(pid, signal, _)) => (pid, Exit::Signal(signal as i32)),
                 Err(nix::Error::EINTR) => continue,
                 _ => return,
             };
-            self.ended(pid.as_raw(), code);
+            self.ended(pid.as_raw(), exit);
             let _ = waitpid(pid, Some(WaitPidFlag::WNOHANG));
         }
     }
 
-    fn ended(&mut self, pid: i32, code: i32) {
+    /// Counts an end that nobody had asked for.
+    fn count(&mut self, name: &str, last: Exit) {
+        if self.ending.is_some() {
+            return;
+        }
+        let known = self.unasked.get(name).map_or(0, |(ends, _)| ends.count);
+        let ends = Ends {
+            name: name.to_owned(),
+            count: known + 1,
+            last,
+        };
+        self.unasked.insert(name.to_owned(), (ends, self.ends));
+        if self.unasked.len() > COUNTED {
+            let oldest = self.unasked.iter().min_by_key(|(_, (_, at))| *at);
+            if let Some(name) = oldest.map(|(name, _)| name.clone()) {
+                self.unasked.remove(&name);
+            }
+        }
+    }
+
+    fn ended(&mut self, pid: i32, exit: Exit) {
         let now = Instant::now();
+        let code = exit.code();
+        self.ends += 1;
         if let Agent::Running { pid: agent, since } = self.agent
             && agent == pid
         {
@@ -259,6 +286,7 @@ impl Keeper {
                 self.agent_pause = self.settings.agent_backoff;
             }
             self.agent = self.pause_agent(now);
+            self.count(AGENT, exit);
             self.kill_left_behind("the agent");
             return;
         }
@@ -271,7 +299,6 @@ impl Keeper {
         };
         // What it left behind would hold its ports and files against its successor.
         spawn::kill_group(pid, libc::SIGKILL);
-        self.ends += 1;
         entry.running = false;
         entry.exit = Some(code);
         entry.ended = self.ends;
@@ -287,6 +314,7 @@ impl Keeper {
             }
         } else {
             say("INFO", &format!("process '{name}' ended with code {code}"));
+            self.count(&name, exit);
             self.drop_oldest_ends();
         }
     }
@@ -347,6 +375,9 @@ impl Keeper {
             Call::Ensure { spec } => Some(self.ensure(spec)),
             Call::List => Some(Outcome::Processes(
                 self.table.values().map(Entry::status).collect(),
+            )),
+            Call::Ends => Some(Outcome::Ends(
+                self.unasked.values().map(|(ends, _)| ends.clone()).collect(),
             )),
             Call::Signal { name, signal } => Some(match self.table.get(&name) {
                 Some(entry) if entry.running => match spawn::kill_child(entry.pid, signal) {

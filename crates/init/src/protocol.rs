@@ -51,6 +51,37 @@ pub struct Status {
     pub digest: String,
 }
 
+/// How a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Exit {
+    Code(i32),
+    Signal(i32),
+}
+
+impl Exit {
+    /// As shells write it: the code, or 128 and the signal's number.
+    pub fn code(self) -> i32 {
+        match self {
+            Self::Code(code) => code,
+            Self::Signal(signal) => signal.saturating_add(128),
+        }
+    }
+}
+
+/// How often a process has ended although nobody had asked it to, since init began.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ends {
+    /// The process' name, or [`AGENT`].
+    pub name: String,
+    pub count: u64,
+    /// How it ended the last time.
+    pub last: Exit,
+}
+
+/// The agent's name among [`Ends`]; no process of a role has it.
+pub const AGENT: &str = "agent";
+
 /// A request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Request {
@@ -67,6 +98,8 @@ pub enum Call {
     Ensure { spec: Spec },
     /// Answered by [`Outcome::Processes`].
     List,
+    /// Which processes have ended unasked; answered by [`Outcome::Ends`].
+    Ends,
     /// Signal a running process; one that does not run is no error.
     Signal { name: String, signal: i32 },
     /// Stop gracefully, by SIGKILL to all its processes after the grace, then forget it.
@@ -90,6 +123,7 @@ pub struct Answer {
 pub enum Outcome {
     Process(Status),
     Processes(Vec<Status>),
+    Ends(Vec<Ends>),
     Done {},
     Error { code: String, message: String },
 }
@@ -145,6 +179,7 @@ mod tests {
         for call in [
             Call::Ensure { spec: spec() },
             Call::List,
+            Call::Ends,
             Call::Signal {
                 name: "a".into(),
                 signal: 1,
@@ -165,6 +200,11 @@ mod tests {
         for outcome in [
             Outcome::Done {},
             Outcome::Processes(vec![]),
+            Outcome::Ends(vec![Ends {
+                name: AGENT.into(),
+                count: 2,
+                last: Exit::Signal(9),
+            }]),
             Outcome::error("a", "b"),
         ] {
             let text = serde_json::to_vec(&Answer {

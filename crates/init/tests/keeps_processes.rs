@@ -2,7 +2,9 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-use conpaas_init::protocol::{Answer, Call, Outcome, Request, Spec, Status, VERSION};
+use conpaas_init::protocol::{
+    AGENT, Answer, Call, Ends, Exit, Outcome, Request, Spec, Status, VERSION,
+};
 use conpaas_init::{Settings, run};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
@@ -253,6 +255,45 @@ fn the_agent_is_started_again_and_roles_do_not_notice() {
         agents().iter().any(|pid| *pid != first)
     });
     assert!(alive(role.pid));
+    let agent = Ends {
+        name: AGENT.into(),
+        count: 1,
+        last: Exit::Signal(9),
+    };
+    assert_eq!(init.ask(Call::Ends), Outcome::Ends(vec![agent]));
+}
+
+#[test]
+fn ends_are_counted_unless_they_were_asked_for() {
+    let init = Init::start();
+    let spec = init.spec("web/a", "sleep 1000");
+    for count in 1..=2 {
+        init.ensure(&spec);
+        init.ask(Call::Signal {
+            name: "web/a".into(),
+            signal: 9,
+        });
+        let killed = Ends {
+            name: "web/a".into(),
+            count,
+            last: Exit::Signal(9),
+        };
+        until("its end is counted", || {
+            init.ask(Call::Ends) == Outcome::Ends(vec![killed.clone()])
+        });
+    }
+    init.ensure(&init.spec("web/b", "exit 3"));
+    until("the other's end is counted", || match init.ask(Call::Ends) {
+        Outcome::Ends(all) => all.iter().any(|one| one.last == Exit::Code(3)),
+        other => panic!("{other:?}"),
+    });
+    // One that is stopped has done nothing wrong.
+    init.ensure(&spec);
+    init.stop("web/a", 5000);
+    match init.ask(Call::Ends) {
+        Outcome::Ends(all) => assert_eq!((all.len(), all[0].count), (2, 2)),
+        other => panic!("{other:?}"),
+    }
 }
 
 #[test]

@@ -290,6 +290,9 @@ impl Desk {
                     )),
                     ..ServiceStatus::default()
                 },
+                requested: BTreeMap::new(),
+                leaving: BTreeMap::new(),
+                ends: Vec::new(),
             });
             return;
         }

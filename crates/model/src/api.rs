@@ -12,7 +12,8 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use utoipa::ToSchema;
 
-pub use crate::event::{DeathSignal, Event, EventKind};
+pub use crate::ends::Exit;
+pub use crate::event::{DeathSignal, Event, EventKind, LeaveReason, RequestReason};
 
 /// Free labels people put on things.
 pub type Labels = BTreeMap<String, String>;

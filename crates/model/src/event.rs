@@ -3,7 +3,9 @@
 //! the Director's business.
 
 use crate::api::Outcome;
+use crate::ends::Exit;
 use crate::ids::{CodeId, MachineId, Name, NodeNumber, OperationId};
+use crate::spec::RoleName;
 use crate::status::ServiceState;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use utoipa::ToSchema;
@@ -76,6 +78,7 @@ pub enum EventKind {
         node: NodeNumber,
         cloud: String,
         instance_type: String,
+        because: RequestReason,
     },
     /// Its agent has enrolled.
     NodeUp {
@@ -85,6 +88,11 @@ pub enum EventKind {
         node: NodeNumber,
         /// On which its death was judged.
         signal: DeathSignal,
+    },
+    /// It is wished gone, and its machine will be destroyed.
+    NodeLetGo {
+        node: NodeNumber,
+        because: LeaveReason,
     },
     /// Nothing of the node is left in any cloud.
     NodeGone {
@@ -118,6 +126,26 @@ pub enum EventKind {
         /// Refusals since the last event of this machine.
         count: u64,
     },
+    /// A role's process ended although nobody had asked it to; its agent starts it again.
+    ProcessEnded {
+        node: NodeNumber,
+        role: RoleName,
+        /// Its part of the role, for instance one release's.
+        process: String,
+        /// How it ended the last time.
+        exit: Exit,
+        /// How often since the last event of this process.
+        times: u64,
+        /// How often since the machine was born.
+        total: u64,
+    },
+    /// A node's agent ended and was started again; roles run on meanwhile.
+    AgentRestarted {
+        node: NodeNumber,
+        exit: Exit,
+        times: u64,
+        total: u64,
+    },
     /// Written by another version, or in words; kept as it is.
     Note {
         kind: String,
@@ -137,6 +165,34 @@ pub enum DeathSignal {
         /// How it ended, in the cloud's words.
         how: String,
     },
+    /// Its agent could not be heard for longer than its manager waits.
+    Silence { seconds: u64 },
+}
+
+/// Why a node is asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(tag = "of", rename_all = "snake_case")]
+pub enum RequestReason {
+    /// The wished counts need one more.
+    Count,
+    /// In the place of a node that died, or that a person wants replaced.
+    Replacement { replaces: NodeNumber },
+}
+
+/// Why a node is wished gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum LeaveReason {
+    /// The wished counts need it no more, or one of another size.
+    Surplus,
+    /// A person wanted it replaced.
+    Replaced,
+    /// Its machine died.
+    Dead,
+    /// Its agent could not be heard for so long.
+    Silent { seconds: u64 },
+    /// Its service is deleted, and nobody lets its nodes go in time.
+    Deleted,
 }
 
 impl std::fmt::Display for DeathSignal {
@@ -144,6 +200,9 @@ impl std::fmt::Display for DeathSignal {
         match self {
             Self::NotListed => f.write_str("the cloud has its machine no more"),
             Self::ListedDead { how } => write!(f, "its machine died: {how}"),
+            Self::Silence { seconds } => {
+                write!(f, "nothing was heard of its agent for {seconds} s")
+            }
         }
     }
 }

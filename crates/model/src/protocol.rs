@@ -1,6 +1,8 @@
 //! Messages between Director, managers and agents, and the paths they travel on. Levels go
 //! down, observations go up; each stream's version is negotiated when it opens.
 
+use crate::ends::EndsToTell;
+use crate::event::{LeaveReason, RequestReason};
 use crate::ids::{ApplicationId, Epoch, Generation, MachineId, NodeNumber, ServiceId};
 use crate::instance::InstanceType;
 use crate::level::{Level, LevelVersion};
@@ -195,6 +197,15 @@ pub struct ServiceReport {
     pub nodes: BTreeMap<NodeNumber, NodeWish>,
     pub exposure: Exposure,
     pub status: ServiceStatus,
+    /// Why nodes are wished that are not there yet, for the events that tell of them.
+    #[serde(default)]
+    pub requested: BTreeMap<NodeNumber, RequestReason>,
+    /// Why nodes are wished gone.
+    #[serde(default)]
+    pub leaving: BTreeMap<NodeNumber, LeaveReason>,
+    /// Ends of processes that should be told, until the level says that they were.
+    #[serde(default)]
+    pub ends: Vec<EndsToTell>,
 }
 
 /// What a manager wishes of one node.

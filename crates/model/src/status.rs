@@ -1,6 +1,7 @@
 //! What is observed: of role instances and nodes by agents, of machines by the Director, of the
 //! edge by the Director, of a whole service by its manager. States shown to people are here too.
 
+use crate::ends::{ProcessEnds, Told};
 use crate::ids::{Generation, NodeNumber, ReleaseNumber};
 use crate::level::{Instance, Level, LevelVersion};
 use crate::spec::RoleName;
@@ -102,6 +103,9 @@ pub struct AgentReport {
     pub applied_roles: BTreeMap<RoleName, LevelVersion>,
     pub roles: BTreeMap<RoleName, RoleStatus>,
     pub node: NodeHealth,
+    /// Processes of the node that have ended unasked, the agent's own included.
+    #[serde(default)]
+    pub ends: Vec<ProcessEnds>,
 }
 
 /// Figures of a node as its agent reads them.
@@ -141,6 +145,9 @@ pub struct NodeRecord {
     pub address: Ipv4Addr,
     /// Why there is no machine yet, in words, if something is in the way.
     pub trouble: Option<String>,
+    /// Ends of its processes that were written down as events.
+    #[serde(default)]
+    pub told: Told,
 }
 
 /// What the edge has taken over of a service's exposure.

@@ -15,6 +15,7 @@ mod summary;
 pub use layout::node_count;
 
 use crate::service_type::ServiceType;
+use conpaas_model::event::{LeaveReason, RequestReason};
 use conpaas_model::ids::{NodeNumber, ReleaseNumber};
 use conpaas_model::instance::InstanceType;
 use conpaas_model::level::{Instance, LevelBody};
@@ -124,6 +125,10 @@ pub struct Input<'a> {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Plan {
     pub nodes: BTreeMap<NodeNumber, NodeWish>,
+    /// Why nodes are wished that are not there yet.
+    pub requested: BTreeMap<NodeNumber, RequestReason>,
+    /// Why nodes are wished gone. How long one was silent, the planner does not know.
+    pub leaving: BTreeMap<NodeNumber, LeaveReason>,
     /// For every node whose agent obeys.
     pub levels: BTreeMap<NodeNumber, LevelBody>,
     pub exposed: BTreeMap<NodeNumber, SocketAddr>,

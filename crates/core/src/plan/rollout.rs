@@ -6,8 +6,9 @@ mod drain;
 mod levels;
 
 use super::layout::Shape;
-use super::{Input, Node, Plan, instances};
+use super::{Input, Node, Plan, Presence, instances};
 use crate::service_type::{RELEASE_RING, RoleDeclaration};
+use conpaas_model::event::{LeaveReason, RequestReason};
 use conpaas_model::ids::{NodeNumber, ReleaseNumber};
 use conpaas_model::level::{Duty, Instance, RoleLevel};
 use conpaas_model::protocol::NodeWish;
@@ -399,7 +400,59 @@ impl<'a> Rollout<'a> {
         }
     }
 
+    /// Nodes whose place others take, with what they were: dead ones, lost ones, and those that a
+    /// person wants replaced.
+    fn vacancies(&self) -> Vec<(NodeNumber, &'a Node)> {
+        let vacant = |(number, node): &(&NodeNumber, &Node)| {
+            !self.target.contains_key(number)
+                && node.record.state != NodeState::Releasing
+                && (!node.usable() || self.input.spec.retire.contains(number))
+        };
+        self.input
+            .nodes
+            .iter()
+            .filter(vacant)
+            .map(|(number, node)| (*number, node))
+            .collect()
+    }
+
+    /// Why each new node is wished: for the first vacancy of its size, if there is one.
+    fn requests(&self) -> BTreeMap<NodeNumber, RequestReason> {
+        let mut vacancies = self.vacancies();
+        let new = |number: &NodeNumber| !self.input.nodes.contains_key(number);
+        self.target
+            .iter()
+            .filter(|(number, _)| new(number))
+            .map(|(number, shape)| {
+                let fits = |(_, node): &(NodeNumber, &Node)| {
+                    node.record.cloud == shape.cloud
+                        && node.record.instance_type == shape.instance_type
+                };
+                let reason = match vacancies.iter().position(fits) {
+                    Some(place) => RequestReason::Replacement {
+                        replaces: vacancies.remove(place).0,
+                    },
+                    None => RequestReason::Count,
+                };
+                (*number, reason)
+            })
+            .collect()
+    }
+
+    fn leave_reason(&self, number: NodeNumber, node: &Node) -> LeaveReason {
+        if node.record.state == NodeState::Dead {
+            LeaveReason::Dead
+        } else if node.record.state == NodeState::Up && node.presence == Presence::Lost {
+            LeaveReason::Silent { seconds: 0 }
+        } else if self.input.spec.retire.contains(&number) {
+            LeaveReason::Replaced
+        } else {
+            LeaveReason::Surplus
+        }
+    }
+
     fn wishes(&mut self) {
+        self.plan.requested = self.requests();
         for (number, shape) in self.target {
             let wish = NodeWish::Present {
                 cloud: shape.cloud.clone(),
@@ -421,6 +474,8 @@ impl<'a> Rollout<'a> {
             // A node whose agent never spoke runs nothing of ours; a dead or lost one is replaced.
             if !node.may_run() || empty {
                 self.plan.nodes.insert(*number, NodeWish::Gone);
+                let reason = self.leave_reason(*number, node);
+                self.plan.leaving.insert(*number, reason);
             } else {
                 let wish = NodeWish::Present {
                     cloud: node.record.cloud.clone(),

@@ -232,6 +232,7 @@ impl World {
                             instance_type: instance_type.clone(),
                             address,
                             trouble: None,
+                            told: Default::default(),
                         },
                     );
                 }
@@ -379,6 +380,7 @@ impl World {
             applied_roles,
             roles,
             node: NodeHealth::default(),
+            ends: Vec::new(),
         };
         let any_draining = agent.running.values().any(|p| matches!(p, Phase::Draining));
         if any_draining {

@@ -7,7 +7,7 @@ use crate::operations::{judge_running, tell_state};
 use crate::shared::Shared;
 use crate::store::events::{self, NewEvent};
 use crate::store::{apps, machines, now, services};
-use conpaas_model::event::EventKind;
+use conpaas_model::event::{EventKind, LeaveReason};
 use conpaas_model::ids::ApplicationId;
 use conpaas_model::spec::RunWish;
 use rusqlite::Connection;
@@ -49,7 +49,17 @@ pub fn settle(
         } else if row.run == RunWish::Deleted && nodes > 0 {
             let grace = i64::from(row.drain_seconds).saturating_mul(1000) + DELETE_GRACE_MS;
             if row.internal || row.run_since.saturating_add(grace) < at {
-                changed |= machines::wish_all_gone(tx, &row.id)? > 0;
+                for node in machines::wish_all_gone(tx, &row.id)? {
+                    changed = true;
+                    let because = LeaveReason::Deleted;
+                    let event = NewEvent {
+                        service: Some(&row.name),
+                        actor: "system",
+                        reason: None,
+                        what: EventKind::NodeLetGo { node, because },
+                    };
+                    events::append(tx, app, &event)?;
+                }
             }
         }
     }

@@ -73,6 +73,7 @@ fn service_level(
             instance_type: node.instance_type,
             address: node.address,
             trouble: node.trouble,
+            told: node.told,
         })
         .collect();
     let machines = records::machines_of(tx, &row.id)?

@@ -4,6 +4,7 @@
 use crate::error::DirectorError;
 use crate::store::Millis;
 use conpaas_core::broker::{MachineRow, MachineStage, NodeKey, NodeRow};
+use conpaas_model::ends::Told;
 use conpaas_model::ids::{ApplicationId, MachineId, Name, NodeNumber, PrincipalId, ServiceId};
 use conpaas_model::status::NodeState;
 use rusqlite::types::Type;
@@ -62,6 +63,8 @@ pub struct Node {
     pub wanted: bool,
     pub state: NodeState,
     pub trouble: Option<String>,
+    /// Ends of its processes that were written down.
+    pub told: Told,
 }
 
 fn stage_word(stage: MachineStage) -> &'static str {
@@ -281,7 +284,24 @@ fn node_row(row: &Row<'_>) -> rusqlite::Result<Node> {
         wanted: row.get::<_, String>("wish")? == "present",
         state: node_state(row)?,
         trouble: row.get("trouble")?,
+        told: told(row)?,
     })
+}
+
+fn told(row: &Row<'_>) -> rusqlite::Result<Told> {
+    let text: String = row.get("told_json")?;
+    serde_json::from_str(&text).map_err(|_| unreadable("told_json", &text))
+}
+
+/// Records up to which counts ends of a node's processes were written down.
+pub fn set_told(tx: &Connection, key: &NodeKey, told: &Told) -> Result<(), DirectorError> {
+    tx.prepare_cached("UPDATE nodes SET told_json = ?3 WHERE service_id = ?1 AND number = ?2")?
+        .execute(params![
+            key.service.as_str(),
+            signed(key.number.0),
+            serde_json::to_string(told)?
+        ])?;
+    Ok(())
 }
 
 /// The nodes of a service by number.

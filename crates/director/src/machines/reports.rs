@@ -10,7 +10,8 @@ use crate::operations;
 use crate::store::{self, Millis, services};
 use conpaas_core::broker::NodeKey;
 use conpaas_kill_points::{KillPoint, reached};
-use conpaas_model::event::EventKind;
+use conpaas_model::ends::{AGENT, EndsToTell};
+use conpaas_model::event::{DeathSignal, EventKind, LeaveReason, RequestReason};
 use conpaas_model::ids::{Epoch, NodeNumber, ServiceId};
 use conpaas_model::protocol::{ManagerReport, NodeWish, ServiceReport};
 use conpaas_model::status::NodeHealth;
@@ -20,6 +21,8 @@ use std::time::{Duration, Instant};
 
 /// How often figures alone (memory, CPU) are written down.
 const FIGURES_EVERY: Duration = Duration::from_secs(5);
+/// Most processes of one node whose ends are told; init counts fewer.
+const PROCESSES_TOLD: usize = 1000;
 /// How far ahead of the recorded numbers a manager may count: more is a mistake.
 const NUMBERS_AHEAD: u64 = 10_000;
 
@@ -134,7 +137,11 @@ fn take_one(
         };
         match wish {
             NodeWish::Gone => {
-                records::wish_gone(tx, &key)?;
+                if records::wish_gone(tx, &key)? {
+                    // One that an earlier version wrote says no reason: then it was none of a death.
+                    let reason = report.leaving.get(number).copied();
+                    tell_leaving(tx, &key, reason.unwrap_or(LeaveReason::Surplus))?;
+                }
             }
             NodeWish::Present {
                 cloud,
@@ -153,6 +160,11 @@ fn take_one(
                     node: *number,
                     cloud: cloud.clone(),
                     instance_type: instance_type.clone(),
+                    because: report
+                        .requested
+                        .get(number)
+                        .cloned()
+                        .unwrap_or(RequestReason::Count),
                 };
                 tell(tx, &key, what, None)?;
                 next = NodeNumber(number.0.saturating_add(1));
@@ -162,6 +174,9 @@ fn take_one(
     if next != row.next_node {
         tx.prepare_cached("UPDATE services SET next_node = ?2 WHERE id = ?1")?
             .execute(params![row.id.as_str(), records::signed(next.0)])?;
+    }
+    for ends in &report.ends {
+        tell_ends(tx, &row.id, ends)?;
     }
     let old = row.exposure.as_ref();
     // A manager that only listens yet reports none: what stands holds.
@@ -178,4 +193,63 @@ fn take_one(
     tx.prepare_cached("UPDATE services SET status_epoch = ?2 WHERE id = ?1")?
         .execute(params![row.id.as_str(), records::signed(epoch.0)])?;
     Ok(())
+}
+
+/// Tells that a node is wished gone; one that fell silent is thereby judged dead.
+fn tell_leaving(
+    tx: &Connection,
+    key: &NodeKey,
+    because: LeaveReason,
+) -> Result<(), DirectorError> {
+    let node = key.number;
+    match because {
+        LeaveReason::Silent { seconds } => {
+            let signal = DeathSignal::Silence { seconds };
+            let reason = signal.to_string();
+            tell(tx, key, EventKind::NodeDied { node, signal }, Some(&reason))
+        }
+        because => tell(tx, key, EventKind::NodeLetGo { node, because }, None),
+    }
+}
+
+/// Writes down ends of a process that were not written down yet.
+fn tell_ends(
+    tx: &Connection,
+    service: &ServiceId,
+    found: &EndsToTell,
+) -> Result<(), DirectorError> {
+    let key = NodeKey {
+        service: service.clone(),
+        number: found.node,
+    };
+    let (node, ends) = (found.node, &found.ends);
+    let Some(mut record) = records::node(tx, &key)? else {
+        return Ok(());
+    };
+    let before = record.told.insert(ends.process.clone(), ends.count);
+    let times = ends.count.saturating_sub(before.unwrap_or(0));
+    if times == 0 || record.told.len() > PROCESSES_TOLD {
+        return Ok(());
+    }
+    records::set_told(tx, &key, &record.told)?;
+    let (exit, total) = (ends.last, ends.count);
+    let what = if ends.process == AGENT {
+        EventKind::AgentRestarted {
+            node,
+            exit,
+            times,
+            total,
+        }
+    } else {
+        let (role, part) = ends.process.split_once('/').unwrap_or((&ends.process, ""));
+        EventKind::ProcessEnded {
+            node,
+            role: role.to_owned(),
+            process: part.to_owned(),
+            exit,
+            times,
+            total,
+        }
+    };
+    tell(tx, &key, what, Some(&exit.to_string()))
 }

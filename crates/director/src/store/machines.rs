@@ -127,13 +127,16 @@ pub fn count_of_owner(
     .unwrap_or(0))
 }
 
-/// Wishes every node of a service gone (a deleted service whose manager does not).
-pub fn wish_all_gone(tx: &Connection, id: &ServiceId) -> Result<usize, DirectorError> {
-    Ok(tx.execute(
+/// Wishes every node of a service gone (a deleted service whose manager does not); which ones
+/// were not yet.
+pub fn wish_all_gone(tx: &Connection, id: &ServiceId) -> Result<Vec<NodeNumber>, DirectorError> {
+    all(
+        tx,
         "UPDATE nodes SET wish = 'gone', state = 'releasing', trouble = NULL
-         WHERE service_id = ?1 AND wish <> 'gone' AND gone_at IS NULL",
+         WHERE service_id = ?1 AND wish <> 'gone' AND gone_at IS NULL RETURNING number",
         [id.as_str()],
-    )?)
+        |row| Ok(NodeNumber(unsigned(row, "number")?)),
+    )
 }
 
 /// Wishes one node gone; its manager makes another in its stead.

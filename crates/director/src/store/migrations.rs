@@ -88,7 +88,10 @@ CREATE TABLE usage(
 CREATE TABLE leases(
     name TEXT PRIMARY KEY, holder TEXT NOT NULL, fencing INTEGER NOT NULL,
     expires_at INTEGER NOT NULL);
-"#];
+"#,
+// By process: up to which count its ends were written down as events.
+"ALTER TABLE nodes ADD COLUMN told_json TEXT NOT NULL DEFAULT '{}';",
+];
 
 /// The schema this program writes.
 #[cfg(test)]

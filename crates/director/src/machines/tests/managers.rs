@@ -40,6 +40,9 @@ fn report(
                 generation: Generation(1),
                 ..ServiceStatus::default()
             },
+            requested: BTreeMap::new(),
+            leaving: BTreeMap::new(),
+            ends: Vec::new(),
         }],
     }
 }

@@ -549,6 +549,7 @@ fn obeyed(level: Option<Level>, sequence: u64) -> AgentReport {
             .collect(),
         level,
         node: NodeHealth::default(),
+        ends: Vec::new(),
     }
 }
 
