@@ -176,6 +176,7 @@ impl World {
                         told: Default::default(),
                     },
                     presence: Presence::Connected,
+                    suspected: false,
                     level: Default::default(),
                     confirmed: true,
                     confirmed_roles: BTreeSet::new(),

@@ -2,9 +2,9 @@
 //! the planner does nothing rather than harm. It shares no decision with the planner.
 
 use crate::plan::{Input, Plan, instances};
-use crate::service_type::RELEASE_RING;
+use crate::service_type::{Fencing, RELEASE_RING};
 use conpaas_model::ids::{NodeNumber, ReleaseNumber};
-use conpaas_model::level::{Duty, Instance};
+use conpaas_model::level::{Duty, Instance, LevelBody};
 use conpaas_model::protocol::NodeWish;
 use conpaas_model::spec::RunWish;
 use conpaas_model::status::{NodeState, Phase};
@@ -58,6 +58,15 @@ pub enum Flaw {
         node: NodeNumber,
         at: std::net::SocketAddrV4,
     },
+    #[error(
+        "{role} would run on {then} nodes while {lost} that may still run it are not destroyed, and {need} are wanted"
+    )]
+    ReplacesUndestroyed {
+        role: String,
+        then: usize,
+        lost: usize,
+        need: usize,
+    },
     #[error("role '{role}' is not one of the service type's")]
     UnknownRole { role: String },
 }
@@ -73,7 +82,46 @@ pub fn check(input: &Input<'_>, plan: &Plan) -> Vec<Flaw> {
     exposure(input, plan, &planned, &mut flaws);
     rings(input, plan, &mut flaws);
     endpoints(plan, &mut flaws);
+    fencing(input, plan, &mut flaws);
     flaws
+}
+
+/// A role that must not run twice is given to no further node while one that may still run it is
+/// out of reach and has not been destroyed.
+fn fencing(input: &Input<'_>, plan: &Plan, flaws: &mut Vec<Flaw>) {
+    let roles = input.service_type.roles().iter();
+    for role in roles.filter(|role| role.fencing == Fencing::AfterDestruction) {
+        let holds = |level: &LevelBody| level.roles.contains_key(role.name);
+        // Never up, it never ran anything; up and obedient, its level says what it runs.
+        let lost = input.nodes.values().filter(|node| {
+            let ran = !matches!(
+                node.record.state,
+                NodeState::Requested | NodeState::Booting
+            );
+            let unknown = !node.confirmed && node.level.roles.is_empty();
+            let silent = !node.may_run() || (node.suspected && unknown);
+            ran && silent && (holds(&node.level) || unknown)
+        });
+        let lost = lost.count();
+        let begins = plan.levels.iter().any(|(number, level)| {
+            let before = input.nodes.get(number);
+            holds(level) && !before.is_some_and(|node| holds(&node.level))
+        });
+        // Silent ones that are not given up yet get no level, but run what they ran.
+        let kept = input.nodes.iter().filter(|(number, node)| {
+            node.may_run() && holds(&node.level) && !plan.levels.contains_key(number)
+        });
+        let then = kept.count() + plan.levels.values().filter(|level| holds(level)).count();
+        let need = input.spec.wanted(role.name) as usize;
+        if begins && lost > 0 && then + lost > need {
+            flaws.push(Flaw::ReplacesUndestroyed {
+                role: role.name.to_owned(),
+                then,
+                lost,
+                need,
+            });
+        }
+    }
 }
 
 fn duties(input: &Input<'_>, plan: &Plan) -> BTreeMap<Instance, Duty> {

@@ -438,6 +438,7 @@ impl ManagerCore {
                 let node = Node {
                     record: record.clone(),
                     presence,
+                    suspected: presence == Presence::Lost,
                     level: known.map(|l| l.body.clone()).unwrap_or_default(),
                     // One that was never sent anything has carried out exactly that.
                     confirmed: report.is_some_and(|r| r.applied == version) && obeyed == version,

@@ -5,6 +5,8 @@
 
 mod world;
 
+use conpaas_model::ends::{EndsToTell, Exit, ProcessEnds};
+use conpaas_model::event::{LeaveReason, RequestReason};
 use conpaas_model::ids::NodeNumber;
 use conpaas_model::spec::RunWish;
 use proptest::prelude::*;
@@ -12,7 +14,7 @@ use proptest::strategy::ValueTree;
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 use world::World;
-use world::types::{Chain, Kept, Site};
+use world::types::{Chain, Kept, Site, Vault};
 
 fn site() -> World {
     let mut world = World::new(&Site);
@@ -209,11 +211,92 @@ fn a_release_that_needs_no_auxiliary_role_lets_it_go_after_the_switch() {
     }
 }
 
+#[test]
+fn a_role_that_must_not_run_twice_is_replaced_only_after_destruction() {
+    let mut world = World::new(&Vault);
+    world.scale("store", 2);
+    world.settle();
+    assert_eq!(roles(&world), ["front", "store", "store"]);
+    let stores = |world: &World| {
+        let alive = |(number, _): &(&NodeNumber, &world::Agent)| !world.killed.contains(number);
+        let runs = |agent: &world::Agent| agent.running.keys().any(|i| i.role == "store");
+        let agents = world.agents.iter().filter(alive);
+        agents.filter(|(_, agent)| runs(agent)).count()
+    };
+    let victim = world.agents.iter().find(|(_, agent)| {
+        let mut running = agent.running.keys();
+        running.any(|i| i.role == "store")
+    });
+    let victim = *victim.unwrap().0;
+    let up = world.records.keys().position(|number| *number == victim);
+    world.kill(up.unwrap());
+    let known = world.records.len();
+    for _ in 0..20 {
+        world.turn();
+        assert_eq!(stores(&world), 1);
+        assert_eq!(world.records.len(), known, "no other node is asked for");
+    }
+    let status = world.report.as_ref().unwrap().status.clone();
+    assert!(!status.reached);
+    let waits = status.waiting.iter().find(|w| w.kind == "fencing");
+    let waits = waits.expect("it says what it waits for");
+    assert!(waits.text.contains(&format!("node {victim} ")), "{waits:?}");
+    world.settle();
+    assert_eq!(stores(&world), 2);
+    let told = |reason: &RequestReason| {
+        *reason == RequestReason::Replacement { replaces: victim }
+    };
+    // By then its record was gone: the new node is there because of the count.
+    assert!(!world.report.unwrap().requested.values().any(told));
+}
+
+#[test]
+fn others_are_replaced_on_suspicion_and_the_plan_says_for_whom() {
+    let mut world = site();
+    world.scale("page", 3);
+    world.settle();
+    world.kill(2);
+    let victim = *world.killed.iter().next().unwrap();
+    let report = world.report.clone().unwrap();
+    let reasons: Vec<_> = report.requested.values().cloned().collect();
+    assert_eq!(reasons, [RequestReason::Replacement { replaces: victim }]);
+    assert_eq!(report.leaving[&victim], LeaveReason::Dead);
+    world.settle();
+}
+
+#[test]
+fn ends_of_processes_are_told_until_they_were_written_down() {
+    let mut world = site();
+    let ends = ProcessEnds {
+        process: "front/x".into(),
+        count: 2,
+        last: Exit::Signal(9),
+    };
+    let number = *world.agents.keys().next().unwrap();
+    world.ends.insert(number, vec![ends.clone()]);
+    world.report_of(number);
+    let told = |world: &World| world.report.clone().unwrap().ends;
+    let wanted = [EndsToTell { node: number, ends }];
+    assert_eq!(told(&world), wanted);
+    // Another manager tells the same, and none does once it was written down.
+    world.takeover();
+    world.settle();
+    assert_eq!(told(&world), wanted);
+    let record = world.records.get_mut(&number).unwrap();
+    record.told.insert("front/x".into(), 2);
+    world.tell();
+    assert!(told(&world).is_empty());
+    world.takeover();
+    world.settle();
+    assert!(told(&world).is_empty());
+}
+
 static MET: Mutex<BTreeMap<&'static str, usize>> = Mutex::new(BTreeMap::new());
 
 #[derive(Clone, Debug)]
 enum Action {
     Director,
+    Destroyed,
     Boot(usize),
     Step(usize),
     Report(usize),
@@ -231,6 +314,7 @@ enum Action {
 fn action() -> impl Strategy<Value = Action> {
     prop_oneof![
         6 => Just(Action::Director),
+        3 => Just(Action::Destroyed),
         6 => any::<u8>().prop_map(|p| Action::Boot(p.into())),
         12 => any::<u8>().prop_map(|p| Action::Step(p.into())),
         10 => any::<u8>().prop_map(|p| Action::Report(p.into())),
@@ -251,6 +335,7 @@ fn walk(mut world: World, actions: Vec<Action>) {
     for action in actions {
         match action {
             Action::Director => world.director(),
+            Action::Destroyed => world.destroyed(),
             Action::Boot(pick) => world.boot(pick),
             Action::Step(pick) => world.step(pick / 2, pick % 2 == 1),
             Action::Report(pick) => world.report_some(pick),
@@ -298,6 +383,7 @@ proptest! {
     fn whatever_happens_no_request_of_ours_fails_and_it_ends(actions in prop::collection::vec(action(), 1..150)) {
         walk(World::new(&Site), actions.clone());
         walk(World::new(&Kept), actions.clone());
+        walk(World::new(&Vault), actions.clone());
         walk(World::new(&Chain), actions);
     }
 }

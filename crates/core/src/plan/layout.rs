@@ -2,6 +2,7 @@
 //! that are there so that as little as possible moves, and what is missing gets new numbers.
 //! In which order that comes about is `rollout`'s business.
 
+use super::fence::{self, Held};
 use super::{Input, Node};
 use crate::service_type::ServiceType;
 use conpaas_model::ids::NodeNumber;
@@ -72,8 +73,8 @@ pub fn node_count(service_type: &dyn ServiceType, roles: &BTreeMap<RoleName, Rol
 }
 
 /// The nodes that should exist, with their shapes; numbers that are not among the input's
-/// nodes are new.
-pub(super) fn target(input: &Input<'_>) -> BTreeMap<NodeNumber, Shape> {
+/// nodes are new. Beside them the places that must stay empty for now.
+pub(super) fn target(input: &Input<'_>) -> (BTreeMap<NodeNumber, Shape>, Vec<Held>) {
     let wanted: BTreeMap<RoleName, RoleWish> = match input.spec.run {
         conpaas_model::spec::RunWish::Running => input.spec.roles.clone(),
         _ => BTreeMap::new(),
@@ -112,6 +113,7 @@ pub(super) fn target(input: &Input<'_>) -> BTreeMap<NodeNumber, Shape> {
     });
 
     let mut target = BTreeMap::new();
+    let mut fence = Fence::new(input);
     for (_, shape, key) in pairs {
         let Some(count) = missing.get_mut(&shape) else {
             continue;
@@ -119,20 +121,61 @@ pub(super) fn target(input: &Input<'_>) -> BTreeMap<NodeNumber, Shape> {
         let Some(numbers) = groups.get_mut(&key) else {
             continue;
         };
-        let take = (*count).min(numbers.len());
+        let take = fence.take(&shape, &key.roles, (*count).min(numbers.len()));
         for number in numbers.drain(..take) {
             target.insert(number, shape.clone());
         }
         *count -= take;
     }
     let mut next = input.next_node;
+    let mut held = Vec::new();
     for (shape, count) in missing {
-        for _ in 0..count {
+        let take = fence.take(&shape, &BTreeSet::new(), count);
+        for _ in 0..take {
             target.insert(next, shape.clone());
             next = next.next();
         }
+        held.extend((take..count).map(|_| Held {
+            roles: shape.roles.clone(),
+        }));
     }
-    target
+    (target, held)
+}
+
+/// By role that is replaced only after destruction: how many more nodes may take it over while
+/// somebody who may still run it is out of reach. A role that is absent is not bounded.
+struct Fence {
+    left: BTreeMap<&'static str, usize>,
+}
+
+impl Fence {
+    fn new(input: &Input<'_>) -> Self {
+        let lost = fence::undestroyed(input, &fence::fenced(input.service_type));
+        let left = lost.into_iter().map(|(role, lost)| {
+            let holds = |node: &&Node| node.may_run() && node.level.roles.contains_key(role);
+            let holders = input.nodes.values().filter(holds).count();
+            let wanted = input.spec.wanted(role) as usize;
+            (role, wanted.saturating_sub(lost.len() + holders))
+        });
+        Self {
+            left: left.collect(),
+        }
+    }
+
+    /// How many of so many nodes that have these roles may take the shape. Those that have a
+    /// fenced role keep it; others need a place that is left.
+    fn take(&mut self, shape: &Shape, has: &BTreeSet<RoleName>, asked: usize) -> usize {
+        let mut over: Vec<&mut usize> = self
+            .left
+            .iter_mut()
+            .filter(|(role, _)| shape.roles.contains(**role) && !has.contains(**role))
+            .map(|(_, left)| left)
+            .collect();
+        let take = over.iter().map(|left| **left).min();
+        let take = take.map_or(asked, |left| left.min(asked));
+        over.iter_mut().for_each(|left| **left -= take);
+        take
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]

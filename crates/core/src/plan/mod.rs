@@ -8,6 +8,7 @@
 //! then the users switch at one instant, then the old drains.
 
 mod auxiliary;
+mod fence;
 pub mod layout;
 mod rollout;
 mod summary;
@@ -40,6 +41,8 @@ pub enum Presence {
 pub struct Node {
     pub record: NodeRecord,
     pub presence: Presence,
+    /// Silent for longer than the bound, though it may not be given up yet.
+    pub suspected: bool,
     /// The level it was last sent, or reported to obey.
     pub level: LevelBody,
     /// Its agent has said that it carried that very level out.
@@ -148,10 +151,10 @@ pub const RESERVED_MEMORY_MIB: u64 = 56;
 
 /// Makes the plan.
 pub fn plan(input: &Input<'_>) -> Plan {
-    let mut target = layout::target(input);
+    let (mut target, held) = layout::target(input);
     auxiliary::place(input, &mut target);
     let mut plan = rollout::Rollout::new(input, &target).run();
-    summary::summarise(input, &target, &mut plan);
+    summary::summarise(input, &target, &held, &mut plan);
     plan
 }
 

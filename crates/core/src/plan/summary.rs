@@ -1,6 +1,7 @@
 //! What a plan means to people: steps done and to do, whether the wish is reached, and what
 //! needs a person. Derived from target, plan and observation; nothing is narrated on the way.
 
+use super::fence::{self, Held};
 use super::layout::Shape;
 use super::{Input, Node, Plan, instances};
 use conpaas_model::ids::{NodeNumber, ReleaseNumber};
@@ -9,14 +10,24 @@ use conpaas_model::spec::RunWish;
 use conpaas_model::status::{NodeState, Phase, Step, Waiting};
 use std::collections::{BTreeMap, BTreeSet};
 
-pub(super) fn summarise(input: &Input<'_>, target: &BTreeMap<NodeNumber, Shape>, plan: &mut Plan) {
+pub(super) fn summarise(
+    input: &Input<'_>,
+    target: &BTreeMap<NodeNumber, Shape>,
+    held: &[Held],
+    plan: &mut Plan,
+) {
     let mut summary = Summary {
         input,
         plan,
         steps: Vec::new(),
-        trouble: Vec::new(),
+        trouble: fence::reasons(input, held),
         failed: None,
     };
+    for place in held {
+        let roles: Vec<&str> = place.roles.iter().map(String::as_str).collect();
+        let text = format!("obtain a node for {}", roles.join(", "));
+        summary.step("obtain_node", text, false);
+    }
     summary.nodes(target);
     summary.roles(target);
     summary.release();

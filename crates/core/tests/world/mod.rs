@@ -5,7 +5,7 @@
 pub mod types;
 
 use conpaas_core::manager::{Effect, Event, ManagerCore};
-use conpaas_core::service_type::ServiceType;
+use conpaas_core::service_type::{Fencing, ServiceType};
 use conpaas_model::ids::*;
 use conpaas_model::instance::default_instance_types;
 use conpaas_model::level::{Duty, Instance, Level, LevelVersion};
@@ -44,6 +44,8 @@ pub struct World {
     pub killed: BTreeSet<NodeNumber>,
     pub met: BTreeMap<&'static str, usize>,
     pub quota: usize,
+    /// Processes that have ended unasked, by node.
+    pub ends: BTreeMap<NodeNumber, Vec<conpaas_model::ends::ProcessEnds>>,
 }
 
 impl World {
@@ -99,6 +101,7 @@ impl World {
             killed: BTreeSet::new(),
             met: BTreeMap::new(),
             quota: 1000,
+            ends: BTreeMap::new(),
         };
         world.tell();
         world
@@ -135,6 +138,7 @@ impl World {
         for effect in self.manager.handle(self.now, event) {
             match effect {
                 Effect::SendLevel { node, level } => {
+                    self.check_fencing(node, &level);
                     let agent = self
                         .agents
                         .get_mut(&node)
@@ -237,9 +241,13 @@ impl World {
                     );
                 }
                 NodeWish::Gone => {
-                    if self.records.remove(number).is_some() {
-                        let agent = self.agents.remove(number).unwrap_or_default();
+                    let Some(record) = self.records.get_mut(number) else {
+                        continue;
+                    };
+                    if record.state != NodeState::Releasing {
+                        record.state = NodeState::Releasing;
                         if !self.killed.contains(number) {
+                            let agent = self.agents.remove(number).unwrap_or_default();
                             assert!(
                                 agent.running.is_empty(),
                                 "node {number} was released while {:?} ran",
@@ -255,11 +263,48 @@ impl World {
         self.tell();
     }
 
+    /// The clouds confirm that what should go is gone.
+    pub fn destroyed(&mut self) {
+        let gone: Vec<NodeNumber> = self
+            .records
+            .values()
+            .filter(|r| r.state == NodeState::Releasing)
+            .map(|r| r.number)
+            .collect();
+        for number in gone {
+            self.records.remove(&number);
+            self.agents.remove(&number);
+        }
+        self.tell();
+    }
+
+    /// A role that must not run twice is given to nobody while one that was killed may still run
+    /// it: its machine is not destroyed yet.
+    fn check_fencing(&self, node: NodeNumber, level: &Level) {
+        for role in self.service_type.roles() {
+            let holds = |level: &Level| level.body.roles.contains_key(role.name);
+            let held = |agent: &Agent| agent.level.as_ref().is_some_and(holds);
+            let begins = holds(level) && !self.agents.get(&node).is_some_and(held);
+            if role.fencing != Fencing::AfterDestruction || !begins {
+                continue;
+            }
+            let holders = self.agents.values().filter(|agent| held(agent)).count();
+            let lost = self.killed.iter().filter(|n| self.agents.contains_key(n));
+            let lost = lost.filter(|n| held(&self.agents[n])).count();
+            let wanted = self.spec.wanted(role.name) as usize;
+            assert!(
+                lost == 0 || holders < wanted,
+                "{} begins on node {node} beside {holders}, {lost} of them not destroyed",
+                role.name
+            );
+        }
+    }
+
     pub fn boot(&mut self, pick: usize) {
         let waiting: Vec<NodeNumber> = self
             .records
             .values()
-            .filter(|r| r.state != NodeState::Up && r.state != NodeState::Dead)
+            .filter(|r| matches!(r.state, NodeState::Requested | NodeState::Booting))
             .map(|r| r.number)
             .collect();
         if waiting.is_empty() {
@@ -380,7 +425,7 @@ impl World {
             applied_roles,
             roles,
             node: NodeHealth::default(),
-            ends: Vec::new(),
+            ends: self.ends.get(&number).cloned().unwrap_or_default(),
         };
         let any_draining = agent.running.values().any(|p| matches!(p, Phase::Draining));
         if any_draining {
@@ -466,20 +511,26 @@ impl World {
         }
     }
 
+    /// Everybody takes a step, but no cloud confirms a destruction.
+    pub fn turn(&mut self) {
+        self.now += Duration::from_millis(500);
+        self.feed(Event::Tick);
+        self.director();
+        for pick in 0..self.records.len() {
+            self.boot(pick);
+        }
+        for pick in 0..self.agents.len() {
+            self.step(pick, true);
+            self.report_some(pick);
+        }
+        self.edge();
+    }
+
     /// Everything goes on until nothing changes any more; then the wish must be reality.
     pub fn settle(&mut self) {
         for _ in 0..400 {
-            self.now += Duration::from_millis(500);
-            self.feed(Event::Tick);
-            self.director();
-            for pick in 0..self.records.len() {
-                self.boot(pick);
-            }
-            for pick in 0..self.agents.len() {
-                self.step(pick, true);
-                self.report_some(pick);
-            }
-            self.edge();
+            self.turn();
+            self.destroyed();
             let done = self
                 .report
                 .as_ref()

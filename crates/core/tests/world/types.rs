@@ -163,3 +163,39 @@ impl ServiceType for Kept {
         json!({ "memory": decision.memory_mib })
     }
 }
+
+/// A site over a store of which no two copies may be the same: its nodes are replaced only after
+/// their destruction.
+pub struct Vault;
+
+static VAULT: [RoleDeclaration; 2] = [
+    role("front", &["store"], false, true, 8080),
+    RoleDeclaration {
+        fencing: Fencing::AfterDestruction,
+        ..role("store", &[], false, false, 3306)
+    },
+];
+
+impl ServiceType for Vault {
+    fn name(&self) -> &'static str {
+        "vault"
+    }
+    fn title(&self) -> &'static str {
+        "a site over a store"
+    }
+    fn roles(&self) -> &'static [RoleDeclaration] {
+        &VAULT
+    }
+    fn packages(&self) -> &'static [&'static str] {
+        &[]
+    }
+    fn settings_schema(&self) -> Value {
+        json!({})
+    }
+    fn takes_code(&self) -> bool {
+        false
+    }
+    fn decide(&self, _decision: &Decision<'_>) -> Value {
+        json!({})
+    }
+}
