@@ -173,6 +173,7 @@ impl World {
                             u32::from(Ipv4Addr::new(100, 64, 0, 10)) + number.0 as u32,
                         ),
                         trouble: None,
+                        refused: false,
                         told: Default::default(),
                     },
                     presence: Presence::Connected,

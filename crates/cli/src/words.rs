@@ -3,6 +3,7 @@
 
 use crate::commands::plain;
 use conpaas_model::event::{Event, EventKind, LeaveReason, RequestReason};
+use conpaas_model::spec::RunWish;
 
 /// Who acts when no person does.
 const SYSTEM: &str = "system";
@@ -61,6 +62,21 @@ fn what(kind: &EventKind) -> String {
         EventKind::ServiceRenamed { from, to } => format!("service {from} was renamed to {to}"),
         EventKind::ServiceDeleted {} => "the service is gone".to_owned(),
         EventKind::ServiceState { from, to } => format!("is {to} now, was {from}"),
+        EventKind::ReleaseServed { release, before } => {
+            let before = before.map(|before| format!(" instead of {before}"));
+            let before = before.unwrap_or_default();
+            format!("people are led to release {release}{before}")
+        }
+        EventKind::ReleaseRefused { release, serving } => {
+            let serving = serving.map(|serving| format!("; {serving} goes on serving"));
+            let serving = serving.unwrap_or_default();
+            format!("release {release} does not come up, and nobody is led to it{serving}")
+        }
+        EventKind::ManagersWished { wish } => match wish {
+            RunWish::Running => "managers are needed".to_owned(),
+            RunWish::Stopped => "managers are not needed now".to_owned(),
+            RunWish::Deleted => "managers are not needed any more".to_owned(),
+        },
         EventKind::CodeUploaded {
             code,
             filename,
@@ -104,7 +120,21 @@ fn what(kind: &EventKind) -> String {
             format!("node {node} is let go, as {because}")
         }
         EventKind::NodeGone { node } => format!("node {node} is gone"),
-        EventKind::NodeDelayed { node } => format!("node {node} does not come yet"),
+        EventKind::NodeDelayed {
+            node,
+            attempts,
+            pause_ms,
+            for_good,
+        } => {
+            let how = if *for_good {
+                "is refused"
+            } else {
+                "does not come yet"
+            };
+            let again = pause(*pause_ms);
+            format!("node {node} {how} (attempt {attempts}, asked for again in {again})")
+        }
+        EventKind::NodeBlocked { node } => format!("node {node} cannot be asked for now"),
         EventKind::QuotaRefused {
             node,
             quota,
@@ -120,6 +150,9 @@ fn what(kind: &EventKind) -> String {
         } => format!(
             "another machine is tried for node {node} in {}, after {failures} that came to nothing",
             pause(*pause_ms)
+        ),
+        EventKind::StrayDestroyed { node, machine } => format!(
+            "machine {machine}, which was asked for node {node} and came too late, was destroyed"
         ),
         EventKind::EnrolmentRefused {
             node,
@@ -197,6 +230,21 @@ mod tests {
                 "is PROLOGUE now, was INIT",
             ),
             (
+                "release_served",
+                json!({"release": 3, "before": 2}),
+                "people are led to release r3 instead of r2",
+            ),
+            (
+                "release_refused",
+                json!({"release": 3, "serving": 2}),
+                "release r3 does not come up, and nobody is led to it; r2 goes on serving",
+            ),
+            (
+                "managers_wished",
+                json!({"wish": "stopped"}),
+                "managers are not needed now",
+            ),
+            (
                 "code_uploaded",
                 json!({"code": "code-1", "filename": "a.zip", "files": 7}),
                 "code code-1 was uploaded from a.zip (7 files)",
@@ -235,8 +283,13 @@ mod tests {
             ("node_gone", json!({"node": 3}), "node 3 is gone"),
             (
                 "node_delayed",
+                json!({"node": 3, "attempts": 2, "pause_ms": 500, "for_good": false}),
+                "node 3 does not come yet (attempt 2, asked for again in 500 ms)",
+            ),
+            (
+                "node_blocked",
                 json!({"node": 3}),
-                "node 3 does not come yet",
+                "node 3 cannot be asked for now",
             ),
             (
                 "quota_refused",
@@ -254,6 +307,11 @@ mod tests {
                 "another machine is tried for node 3 in 2 s, after 2 that came to nothing",
             ),
             (
+                "stray_destroyed",
+                json!({"node": 3, "machine": "m-1"}),
+                "machine m-1, which was asked for node 3 and came too late, was destroyed",
+            ),
+            (
                 "enrolment_refused",
                 json!({"node": 3, "machine": "m-1", "code": "other_key", "count": 4}),
                 "enrolment of machine m-1 of node 3 was refused, 4 times (other_key)",
@@ -268,11 +326,7 @@ mod tests {
                 json!({"node": 3, "exit": {"code": 1}, "times": 1, "total": 1}),
                 "the agent of node 3 ended and is started again",
             ),
-            (
-                "note",
-                json!({"node": 3, "none": null}),
-                "note node=3",
-            ),
+            ("note", json!({"node": 3, "none": null}), "note node=3"),
         ]
     }
 
@@ -311,7 +365,10 @@ mod tests {
 
     #[test]
     fn service_reason_and_actor_are_said_and_control_characters_are_not() {
-        let mut died = event("node_died", &json!({"node": 2, "signal": {"of": "not_listed"}}));
+        let mut died = event(
+            "node_died",
+            &json!({"node": 2, "signal": {"of": "not_listed"}}),
+        );
         died.service = Some("web".parse().unwrap());
         died.reason = Some("lost\u{1b}[2J".into());
         died.actor = "ada".into();

@@ -18,6 +18,6 @@ mod tests;
 
 pub use decide::{answered, decide};
 pub use types::{
-    Action, BrokerSettings, CallResult, CloudView, Hindrance, Listed, MachineRow, MachineStage, NodeKey,
-    NodeRow, View,
+    Action, BrokerSettings, CallResult, CloudView, Hindrance, Listed, MachineRow, MachineStage,
+    NodeKey, NodeRow, View,
 };

@@ -31,9 +31,7 @@ impl EndsTeller {
     pub fn tell(&mut self, now: Duration, ends: &[ProcessEnds], told: &Told) -> Vec<ProcessEnds> {
         let up_to = |process: &str| told.get(process).copied().unwrap_or(0);
         self.processes.retain(|process, telling| {
-            telling
-                .open
-                .take_if(|open| open.count <= up_to(process));
+            telling.open.take_if(|open| open.count <= up_to(process));
             // Whatever was quiet for as long again starts anew.
             telling.open.is_some() || now.saturating_sub(telling.begun) < telling.pause * 2
         });
@@ -118,7 +116,11 @@ mod tests {
         assert!((8..20).contains(&tellings.len()), "{tellings:?}");
         assert_eq!(sum, told["a/x"]);
         // Once it was well for long, the next end is told at once.
-        assert!(teller.tell(s(20_000), &[ends("a/x", sum)], &told).is_empty());
+        assert!(
+            teller
+                .tell(s(20_000), &[ends("a/x", sum)], &told)
+                .is_empty()
+        );
         let next = [ends("a/x", sum + 1)];
         assert_eq!(teller.tell(s(20_001), &next, &told), next);
     }

@@ -94,10 +94,7 @@ fn fencing(input: &Input<'_>, plan: &Plan, flaws: &mut Vec<Flaw>) {
         let holds = |level: &LevelBody| level.roles.contains_key(role.name);
         // Never up, it never ran anything; up and obedient, its level says what it runs.
         let lost = input.nodes.values().filter(|node| {
-            let ran = !matches!(
-                node.record.state,
-                NodeState::Requested | NodeState::Booting
-            );
+            let ran = !matches!(node.record.state, NodeState::Requested | NodeState::Booting);
             let unknown = !node.confirmed && node.level.roles.is_empty();
             let silent = !node.may_run() || (node.suspected && unknown);
             ran && silent && (holds(&node.level) || unknown)

@@ -33,6 +33,8 @@ pub struct Standing<'a> {
     pub reached: Generation,
     /// Its manager's last word.
     pub status: Option<&'a ServiceStatus>,
+    /// Why it can have no manager, if that is so for good.
+    pub unmanaged: Option<&'a str>,
 }
 
 /// How an operation stands.
@@ -66,14 +68,19 @@ fn progress(target: &Target<'_>) -> Progress {
 
 /// What keeps a target from being reached for good, as far as its manager saw this generation.
 fn failure(target: &Target<'_>) -> Option<String> {
-    let status = target.now?.status?;
-    if status.generation < target.generation || target.goal == Goal::Removed {
+    let now = target.now?;
+    if target.goal == Goal::Removed {
         return None;
     }
-    status
-        .failed
-        .as_ref()
-        .map(|reason| format!("{}: {reason}", target.service))
+    let own = now
+        .status
+        .filter(|status| status.generation >= target.generation)
+        .and_then(|status| status.failed.as_ref());
+    match (own, now.unmanaged) {
+        (Some(reason), _) => Some(format!("{}: {reason}", target.service)),
+        (None, Some(reason)) => Some(format!("{}: its manager: {reason}", target.service)),
+        (None, None) => None,
+    }
 }
 
 /// Why a target is not reached yet, in words.
@@ -144,6 +151,7 @@ mod tests {
                 generation: Generation(newest),
                 reached: Generation(reached),
                 status: Some(status),
+                unmanaged: None,
             }),
         }
     }
@@ -196,6 +204,27 @@ mod tests {
             judge(&[target(6, Some((6, 4, &s)))], false),
             Verdict::Running
         );
+    }
+
+    #[test]
+    fn one_that_can_have_no_manager_fails_at_once_and_a_removal_does_not() {
+        let s = status(4, None, &[]);
+        let mut waits = target(5, Some((5, 4, &s)));
+        if let Some(now) = &mut waits.now {
+            now.unmanaged = Some("node 1 cannot be obtained");
+        }
+        assert_eq!(
+            judge(&[waits], false),
+            Verdict::Failed("web: its manager: node 1 cannot be obtained".to_owned())
+        );
+        waits.goal = Goal::Removed;
+        assert_eq!(judge(&[waits], false), Verdict::Running);
+        // What was reached already needs none.
+        let mut reached = target(5, Some((5, 5, &s)));
+        if let Some(now) = &mut reached.now {
+            now.unmanaged = Some("node 1 cannot be obtained");
+        }
+        assert_eq!(judge(&[reached], false), Verdict::Done);
     }
 
     #[test]

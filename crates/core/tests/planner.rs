@@ -243,9 +243,7 @@ fn a_role_that_must_not_run_twice_is_replaced_only_after_destruction() {
     assert!(waits.text.contains(&format!("node {victim} ")), "{waits:?}");
     world.settle();
     assert_eq!(stores(&world), 2);
-    let told = |reason: &RequestReason| {
-        *reason == RequestReason::Replacement { replaces: victim }
-    };
+    let told = |reason: &RequestReason| *reason == RequestReason::Replacement { replaces: victim };
     // By then its record was gone: the new node is there because of the count.
     assert!(!world.report.unwrap().requested.values().any(told));
 }

@@ -38,7 +38,50 @@ pub fn observe(
         services::set_reached(tx, service, status.generation, served)?;
     }
     judge_running(tx, &row.app)?;
+    tell_release(tx, &row, status)?;
     tell_state(tx, service)
+}
+
+/// Writes an event when people are led to another release than the one last told, or when the
+/// active one cannot be brought up.
+fn tell_release(
+    tx: &Connection,
+    row: &ServiceRow,
+    status: &ServiceStatus,
+) -> Result<(), DirectorError> {
+    if row.run != RunWish::Running || row.internal || status.generation < row.generation {
+        return Ok(());
+    }
+    let told = services::told_releases(tx, &row.id)?;
+    let (release, serving) = (row.active, status.serving);
+    let mut next = told;
+    let tell = |what, reason: Option<&str>| {
+        let event = NewEvent {
+            service: Some(&row.name),
+            actor: "system",
+            reason,
+            what,
+        };
+        events::append(tx, &row.app, &event)
+    };
+    if let Some(serving) = serving.filter(|serving| *serving != told.served) {
+        let before = (told.served.0 > 0).then_some(told.served);
+        let release = serving;
+        next.served = serving;
+        tell(EventKind::ReleaseServed { release, before }, None)?;
+    }
+    if let Some(reason) = &status.failed
+        && serving != Some(release)
+        && told.refused != release
+    {
+        next.refused = release;
+        let what = EventKind::ReleaseRefused { release, serving };
+        tell(what, Some(reason))?;
+    }
+    if next != told {
+        services::set_told_releases(tx, &row.id, next)?;
+    }
+    Ok(())
 }
 
 /// Whether the wish's own generation was made by this operation.
@@ -110,6 +153,24 @@ pub fn judge_running(tx: &Connection, app: &ApplicationId) -> Result<bool, Direc
     Ok(ended)
 }
 
+fn standing(row: &ServiceRow) -> Standing<'_> {
+    Standing {
+        generation: row.generation,
+        reached: row.reached,
+        status: row.status.as_ref(),
+        unmanaged: None,
+    }
+}
+
+/// Why a service can have no manager: what keeps the internal service whose nodes host it from
+/// its wish for good.
+fn unmanaged<'a>(row: &ServiceRow, found: &'a BTreeMap<ServiceId, ServiceRow>) -> Option<&'a str> {
+    let host = found.get(row.manager.as_ref()?)?;
+    let status = host.status.as_ref()?;
+    let current = host.run == RunWish::Running && status.generation >= host.generation;
+    status.failed.as_deref().filter(|_| current)
+}
+
 fn judge_one(
     tx: &Connection,
     operation: &OperationRow,
@@ -130,9 +191,8 @@ fn judge_one(
             generation: target.generation,
             goal,
             now: found.get(&target.service).map(|row| Standing {
-                generation: row.generation,
-                reached: row.reached,
-                status: row.status.as_ref(),
+                unmanaged: unmanaged(row, found),
+                ..standing(row)
             }),
         })
         .collect();
@@ -142,11 +202,7 @@ fn judge_one(
             service: row.name.as_str(),
             generation: row.generation,
             goal,
-            now: Some(Standing {
-                generation: row.generation,
-                reached: row.reached,
-                status: row.status.as_ref(),
-            }),
+            now: Some(standing(row)),
         }));
     }
     if goal == Goal::Removed && operation.service.is_none() && app_left {
@@ -159,6 +215,7 @@ fn judge_one(
                 generation: conpaas_model::ids::Generation(0),
                 reached: conpaas_model::ids::Generation(0),
                 status: None,
+                unmanaged: None,
             }),
         });
     }

@@ -377,7 +377,10 @@ impl Keeper {
                 self.table.values().map(Entry::status).collect(),
             )),
             Call::Ends => Some(Outcome::Ends(
-                self.unasked.values().map(|(ends, _)| ends.clone()).collect(),
+                self.unasked
+                    .values()
+                    .map(|(ends, _)| ends.clone())
+                    .collect(),
             )),
             Call::Signal { name, signal } => Some(match self.table.get(&name) {
                 Some(entry) if entry.running => match spawn::kill_child(entry.pid, signal) {

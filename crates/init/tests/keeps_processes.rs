@@ -283,9 +283,11 @@ fn ends_are_counted_unless_they_were_asked_for() {
         });
     }
     init.ensure(&init.spec("web/b", "exit 3"));
-    until("the other's end is counted", || match init.ask(Call::Ends) {
-        Outcome::Ends(all) => all.iter().any(|one| one.last == Exit::Code(3)),
-        other => panic!("{other:?}"),
+    until("the other's end is counted", || {
+        match init.ask(Call::Ends) {
+            Outcome::Ends(all) => all.iter().any(|one| one.last == Exit::Code(3)),
+            other => panic!("{other:?}"),
+        }
     });
     // One that is stopped has done nothing wrong.
     init.ensure(&spec);

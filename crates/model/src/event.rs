@@ -4,8 +4,8 @@
 
 use crate::api::Outcome;
 use crate::ends::Exit;
-use crate::ids::{CodeId, MachineId, Name, NodeNumber, OperationId};
-use crate::spec::RoleName;
+use crate::ids::{CodeId, MachineId, Name, NodeNumber, OperationId, ReleaseNumber};
+use crate::spec::{RoleName, RunWish};
 use crate::status::ServiceState;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use utoipa::ToSchema;
@@ -55,6 +55,21 @@ pub enum EventKind {
         from: ServiceState,
         to: ServiceState,
     },
+    /// People are led to this release from now on.
+    ReleaseServed {
+        release: ReleaseNumber,
+        before: Option<ReleaseNumber>,
+    },
+    /// The active release does not come up, so nobody is led to it.
+    ReleaseRefused {
+        release: ReleaseNumber,
+        /// What goes on serving.
+        serving: Option<ReleaseNumber>,
+    },
+    /// What the machines of managers should do now, as it follows from the services they manage.
+    ManagersWished {
+        wish: RunWish,
+    },
     CodeUploaded {
         code: CodeId,
         filename: String,
@@ -101,6 +116,15 @@ pub enum EventKind {
     /// A cloud did not give the machine; it is asked again.
     NodeDelayed {
         node: NodeNumber,
+        /// How often in a row.
+        attempts: u32,
+        pause_ms: u64,
+        /// It refuses for good: operations that wait for the node fail.
+        for_good: bool,
+    },
+    /// Nothing can be asked of the node's cloud now.
+    NodeBlocked {
+        node: NodeNumber,
     },
     /// The owner has as many nodes as the quota allows: none is asked for.
     QuotaRefused {
@@ -118,6 +142,11 @@ pub enum EventKind {
         /// How many came to nothing before.
         failures: u32,
         pause_ms: u64,
+    },
+    /// A machine that was found when nobody wanted it any more, or twice, was destroyed.
+    StrayDestroyed {
+        node: NodeNumber,
+        machine: MachineId,
     },
     EnrolmentRefused {
         node: NodeNumber,

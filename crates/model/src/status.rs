@@ -145,6 +145,9 @@ pub struct NodeRecord {
     pub address: Ipv4Addr,
     /// Why there is no machine yet, in words, if something is in the way.
     pub trouble: Option<String>,
+    /// Its cloud refuses it, and waiting does not help. It is asked again all the same.
+    #[serde(default)]
+    pub refused: bool,
     /// Ends of its processes that were written down as events.
     #[serde(default)]
     pub told: Told,

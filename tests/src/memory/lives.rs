@@ -47,6 +47,12 @@ pub fn arm(point: KillPoint, count: u64) {
     };
 }
 
+/// Whether whoever was to die has died.
+pub fn fired() -> bool {
+    let aim = aim().lock().unwrap();
+    aim.met > 0 && aim.at.is_none()
+}
+
 /// Nobody is to die any more; whether somebody did.
 pub fn disarm() -> bool {
     let mut aim = aim().lock().unwrap();

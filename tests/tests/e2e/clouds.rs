@@ -148,3 +148,52 @@ fn a_full_cloud_is_no_success_and_the_work_goes_on() {
     );
     world.wait_no_leak();
 }
+
+#[test]
+fn a_manager_that_is_refused_for_good_ends_the_operation() {
+    let world = World::start_on(Platform::Memory);
+    world.ok(["app", "create", "shop"]);
+    world.ok(["service", "add", "shop", "helloworld", "--name", "it"]);
+    // Waiting does not mend that; the application's internal service is the first to ask.
+    world.cloud().set_instance_types(Vec::new());
+    let begun = std::time::Instant::now();
+    let started = world.run(["app", "start", "shop", "--json"]);
+    assert_eq!(started.code, 1, "{started:?}");
+    assert!(
+        begun.elapsed() < Duration::from_secs(30),
+        "long before its deadline: {:?}",
+        begun.elapsed()
+    );
+    let operation: Value = serde_json::from_str(&started.stdout).unwrap();
+    assert_eq!(operation["outcome"], "failed", "{operation:#}");
+    let reason = operation["reason"].as_str().unwrap();
+    assert!(
+        reason.contains("its manager") && reason.contains("instance type"),
+        "{reason}"
+    );
+    let refused = events(&world, "node_delayed");
+    assert!(
+        refused.iter().any(|e| e["facts"]["for_good"] == true),
+        "{refused:#?}"
+    );
+    let service = world.service("shop/it");
+    assert_eq!(service["state"], "ERROR", "{service:#}");
+
+    // The wish stays: once the cloud gives it, all comes up.
+    world
+        .cloud()
+        .set_instance_types(conpaas_model::instance::default_instance_types());
+    wait_for(
+        "the wish to be reached after all",
+        Duration::from_secs(90),
+        || {
+            let service = world.service("shop/it");
+            if service["state"] == "RUNNING" {
+                Ok(())
+            } else {
+                Err(service)
+            }
+        },
+    );
+    world.wait_no_leak();
+}

@@ -336,11 +336,15 @@ fn given(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
 }
 
-/// Deaths at points, in steps and after counts that a seed chooses.
+/// Most lives of an application that a last aim is waited for.
+const LIVES_BEYOND: usize = 2;
+
+/// Deaths at points and after counts that a seed chooses. An aim stays until somebody died of it,
+/// in whatever step that is; then another is chosen.
 fn seeded(seed: u64, lives_of_apps: u64) {
     let mut state = given("CONPAAS_SEED").unwrap_or(seed) | 1;
-    let rounds = given("CONPAAS_ROUNDS").unwrap_or(lives_of_apps);
-    println!("seed {state}, {rounds} lives");
+    let lives = usize::try_from(given("CONPAAS_ROUNDS").unwrap_or(lives_of_apps)).unwrap();
+    println!("seed {state}, {lives} lives");
     let mut next = |below: usize| {
         state ^= state << 13;
         state ^= state >> 7;
@@ -349,16 +353,48 @@ fn seeded(seed: u64, lives_of_apps: u64) {
     };
     let world = mortal();
     let mut wanted = Wanted::default();
-    let mut met = 0;
-    for round in 0..usize::try_from(rounds).unwrap() {
+    let (mut aims, mut fired) = (0, 0);
+    let mut aim: Option<(KillPoint, u64, Step)> = None;
+    for round in 0..lives + LIVES_BEYOND {
+        if round >= lives && aim.is_none() {
+            break;
+        }
         for at in STEPS {
-            let point = KillPoint::ALL[next(KillPoint::ALL.len())];
-            let count = 1 + next(3) as u64;
-            met += usize::from(step(&world, at, Some((point, count)), &mut wanted, round));
+            if aim.is_none() && round < lives {
+                let point = KillPoint::ALL[next(KillPoint::ALL.len())];
+                let count = 1 + next(2) as u64;
+                lives::arm(point, count);
+                aim = Some((point, count, at));
+                aims += 1;
+            }
+            perform(&world, at, &mut wanted, round);
+            let wait = |what: &str| {
+                let what = format!("{at:?} of life {round} {what} with {aim:?}");
+                wait_for(&what, Duration::from_secs(90), || {
+                    is_as_wanted(&world, at, &wanted)
+                });
+            };
+            wait("to end as wanted");
+            if let Some((point, count, since)) = aim.filter(|_| lives::fired()) {
+                // Whoever died last may have done so when all was well already.
+                wait("to stay well");
+                lives::disarm();
+                println!(
+                    "{point:<28} {count:>3}  armed {since:<10} died {at:<10} of life {round}  as wanted",
+                    since = format!("{since:?}"),
+                    at = format!("{at:?}")
+                );
+                fired += 1;
+                aim = None;
+            }
         }
     }
-    println!("{met} of {} deaths happened", rounds * STEPS.len() as u64);
-    assert!(met > 0);
+    if let Some((point, count, since)) = aim {
+        println!("{point:<28} {count:>3}  armed {since:?}  never met");
+    }
+    println!("{fired} of {aims} aims were met in {lives} lives");
+    assert_eq!(fired, aims, "every aim is met");
+    assert!(fired >= lives * 2, "too few deaths for so many steps");
 }
 
 #[test]

@@ -5,6 +5,7 @@
 
 mod bad_input;
 mod clouds;
+mod deaths;
 mod dokuwiki;
 mod kill;
 mod load;

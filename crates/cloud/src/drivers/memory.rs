@@ -33,6 +33,8 @@ struct Held {
     request: CreateMachine,
     size: Resources,
     console: Vec<u8>,
+    /// Not listed yet.
+    hidden: bool,
 }
 
 struct State {
@@ -46,6 +48,7 @@ struct State {
     fail_creates: VecDeque<String>,
     fail_destroys: VecDeque<String>,
     lose_answers: usize,
+    hide_machines: usize,
     listeners: Vec<UnboundedSender<MemoryEvent>>,
 }
 
@@ -70,6 +73,7 @@ impl MemoryCloud {
             fail_creates: VecDeque::new(),
             fail_destroys: VecDeque::new(),
             lose_answers: 0,
+            hide_machines: 0,
             listeners: Vec::new(),
         };
         Self {
@@ -142,6 +146,18 @@ impl MemoryCloud {
         self.lock().lose_answers += 1;
     }
 
+    /// The next `create` makes the machine, but its answer is lost, and lists do not show it before
+    /// it is asked for again or [`Self::show_hidden`].
+    pub fn hide_next_machine(&self) {
+        self.lock().hide_machines += 1;
+    }
+
+    /// Lists show every machine from now on.
+    pub fn show_hidden(&self) {
+        let mut state = self.lock();
+        state.machines.values_mut().for_each(|h| h.hidden = false);
+    }
+
     /// Lets a machine die by itself; `false` when none of this id lives.
     pub fn kill(&self, id: &CloudMachineId, exit: Exit) -> bool {
         let mut state = self.lock();
@@ -203,7 +219,11 @@ impl State {
         let same = |h: &&Held| {
             h.machine.token == request.token && h.machine.installation == request.installation
         };
-        if let Some(held) = self.machines.values().find(same) {
+        let id = self.machines.values().find(same);
+        if let Some(id) = id.map(|held| held.machine.id.clone())
+            && let Some(held) = self.machines.get_mut(&id)
+        {
+            held.hidden = false;
             return Ok(held.machine.clone());
         }
         let size = self
@@ -254,6 +274,7 @@ impl State {
                 request: request.clone(),
                 size: asked,
                 console,
+                hidden: false,
             },
         );
         Ok(machine)
@@ -314,8 +335,15 @@ impl crate::Cloud for MemoryCloud {
         if let Some(held) = state.machines.get(&machine.id) {
             machine = held.machine.clone();
         }
-        if state.lose_answers > 0 {
-            state.lose_answers -= 1;
+        let hide = state.hide_machines > 0;
+        if hide {
+            state.hide_machines -= 1;
+            if let Some(held) = state.machines.get_mut(&machine.id) {
+                held.hidden = true;
+            }
+        }
+        if hide || state.lose_answers > 0 {
+            state.lose_answers = state.lose_answers.saturating_sub(usize::from(!hide));
             return Err(CloudError::Unavailable {
                 what: "the answer was lost on the way".into(),
             });
@@ -324,9 +352,10 @@ impl crate::Cloud for MemoryCloud {
     }
 
     async fn list(&self, installation: &InstallationId) -> Result<Vec<Machine>, CloudError> {
-        Ok(self
-            .machines()
-            .into_iter()
+        let state = self.lock();
+        let listed = state.machines.values().filter(|h| !h.hidden);
+        Ok(listed
+            .map(|h| h.machine.clone())
             .filter(|m| m.installation == *installation)
             .collect())
     }

@@ -1,8 +1,8 @@
 //! The decisions themselves.
 
 use super::types::{
-    Action, BrokerSettings, CallResult, CloudView, Hindrance, Listed, MachineRow, MachineStage, NodeKey,
-    NodeRow, View,
+    Action, BrokerSettings, CallResult, CloudView, Hindrance, Listed, MachineRow, MachineStage,
+    NodeKey, NodeRow, View,
 };
 use conpaas_model::event::DeathSignal;
 use conpaas_model::ids::PrincipalId;
@@ -62,7 +62,7 @@ pub fn answered(
     now: u64,
     settings: &BrokerSettings,
 ) -> Option<Action> {
-    let later = |stage, reason| {
+    let later = |stage, reason, for_good| {
         let attempts = row.attempts.saturating_add(1);
         let at = now.saturating_add(settings.pause(attempts));
         Some(Action::RetryLater {
@@ -71,6 +71,7 @@ pub fn answered(
             attempts,
             at,
             reason,
+            for_good,
         })
     };
     match result {
@@ -78,10 +79,10 @@ pub fn answered(
             machine: row.id.clone(),
             cloud_id,
         }),
-        CallResult::Refused { reason } => later(MachineStage::Intended, reason),
-        CallResult::Unclear { reason } => later(MachineStage::Creating, reason),
+        CallResult::Refused { reason, for_good } => later(MachineStage::Intended, reason, for_good),
+        CallResult::Unclear { reason } => later(MachineStage::Creating, reason, false),
         CallResult::Destroyed => None,
-        CallResult::NotDestroyed { reason } => later(MachineStage::Destroying, reason),
+        CallResult::NotDestroyed { reason } => later(MachineStage::Destroying, reason, false),
     }
 }
 
@@ -433,6 +434,7 @@ fn orphans(view: &View<'_>, actions: &mut Vec<Action>) {
                 actions.push(Action::DestroyOrphan {
                     cloud: cloud.clone(),
                     cloud_id: machine.id.clone(),
+                    token: machine.token.clone(),
                 });
             }
         }

@@ -144,6 +144,7 @@ fn a_lost_answer_is_found_by_its_token_and_only_the_first_of_two() {
         ..creating.clone()
     };
     let orphan = Action::DestroyOrphan {
+        token: "t-a".into(),
         cloud: "c".into(),
         cloud_id: "i-b".into(),
     };
@@ -379,10 +380,14 @@ fn answers_become_records() {
             attempts: 2,
             at: 102,
             reason: "x".into(),
+            for_good: stage == MachineStage::Intended,
         })
     };
     assert_eq!(
-        of(CallResult::Refused { reason: "x".into() }),
+        of(CallResult::Refused {
+            reason: "x".into(),
+            for_good: true,
+        }),
         later(MachineStage::Intended)
     );
     assert_eq!(
@@ -530,6 +535,7 @@ impl World {
                 let result = match fault {
                     Fault::CreateRefused => CallResult::Refused {
                         reason: "full".into(),
+                        for_good: false,
                     },
                     Fault::CreateLost => CallResult::Unclear {
                         reason: "cut".into(),
@@ -607,6 +613,7 @@ impl World {
                 attempts,
                 at,
                 reason,
+                ..
             } => {
                 let row = self.row(&machine);
                 (row.stage, row.attempts, row.retry_at, row.last_error) =

@@ -177,7 +177,12 @@ pub enum Action {
     /// Nothing of the node is left in any cloud: it ends.
     EndNode { node: NodeKey },
     /// Destroy what no record wants.
-    DestroyOrphan { cloud: String, cloud_id: String },
+    DestroyOrphan {
+        cloud: String,
+        cloud_id: String,
+        /// Names the wish that it was made for.
+        token: String,
+    },
     /// Record the failed attempt, and with it the stage that the machine is in now.
     RetryLater {
         machine: MachineId,
@@ -185,6 +190,8 @@ pub enum Action {
         attempts: u32,
         at: u64,
         reason: String,
+        /// The cloud refuses for good: whoever waits for the node should know.
+        for_good: bool,
     },
     /// Record what is in the way of the node, or that nothing is.
     Trouble {
@@ -222,6 +229,8 @@ pub enum CallResult {
     /// The cloud refused; it made nothing.
     Refused {
         reason: String,
+        /// Waiting does not help: it would refuse the same again.
+        for_good: bool,
     },
     /// It is not known whether a machine was made.
     Unclear {

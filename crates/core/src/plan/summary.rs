@@ -71,6 +71,11 @@ impl Summary<'_> {
             let text = format!("obtain node {number} ({})", shape.instance_type);
             self.step("obtain_node", text, node.is_some_and(Node::live));
             if let Some(trouble) = node.and_then(|n| n.record.trouble.clone()) {
+                if node.is_some_and(|n| n.record.refused) {
+                    self.failed.get_or_insert_with(|| {
+                        format!("node {number} cannot be obtained: {trouble}")
+                    });
+                }
                 self.trouble.push(Waiting {
                     kind: "node_trouble".to_owned(),
                     text: format!("node {number}: {trouble}"),

@@ -236,6 +236,7 @@ impl World {
                             instance_type: instance_type.clone(),
                             address,
                             trouble: None,
+                            refused: false,
                             told: Default::default(),
                         },
                     );

@@ -6,8 +6,10 @@ use crate::scale::default_roles;
 use crate::shared::Shared;
 use crate::state::{Hosted, system_wish};
 use crate::store::apps::AppRow;
+use crate::store::events::{self, NewEvent};
 use crate::store::services::{self, ReleaseRow, ServiceRow};
 use crate::store::{machines, new_id, now, random_suffix};
+use conpaas_model::event::EventKind;
 use conpaas_model::ids::{Generation, Name, NodeNumber, ReleaseNumber, ServiceId};
 use conpaas_model::spec::RunWish;
 use rusqlite::Connection;
@@ -80,6 +82,13 @@ pub fn settle_systems(
             next.set_run(wish);
             next.generation = next.generation.next();
             services::update_wish(tx, &next)?;
+            let event = NewEvent {
+                service: Some(&next.name),
+                actor: "system",
+                reason: None,
+                what: EventKind::ManagersWished { wish },
+            };
+            events::append(tx, &app.id, &event)?;
             changed = true;
         }
     }

@@ -22,12 +22,7 @@ pub fn new_secret() -> String {
 ///
 /// # Errors
 /// In words: the cloud has no such instance type, or machines there cannot reach the Director.
-pub fn request(
-    shared: &Shared,
-    cloud: &dyn Cloud,
-    birth: &Birth,
-    secret: String,
-) -> Result<CreateMachine, String> {
+pub fn request(shared: &Shared, cloud: &dyn Cloud, birth: &Birth) -> Result<CreateMachine, String> {
     let types = cloud.instance_types();
     let instance_type = types
         .iter()
@@ -58,7 +53,7 @@ pub fn request(
         instance_type,
         roots: shared.roots_pem(),
         director: cloud.director_address(&birth.application, port),
-        token: secret,
+        token: birth.secret.clone(),
     };
     let contextualization = serde_json::to_vec(&context).map_err(|error| error.to_string())?;
     Ok(CreateMachine {

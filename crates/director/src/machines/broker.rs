@@ -9,8 +9,8 @@ use crate::error::DirectorError;
 use crate::store::{self, Millis, events, services};
 use conpaas_cloud::{Cloud, CloudError, CloudMachineId, MachineState};
 use conpaas_core::broker::{
-    Action, BrokerSettings, CallResult, CloudView, Hindrance, Listed, MachineRow, MachineStage, NodeKey,
-    NodeRow, View, answered, decide,
+    Action, BrokerSettings, CallResult, CloudView, Hindrance, Listed, MachineRow, MachineStage,
+    NodeKey, NodeRow, View, answered, decide,
 };
 use conpaas_kill_points::{KillPoint, reached};
 use conpaas_model::event::EventKind;
@@ -32,7 +32,6 @@ const CALLS_AT_ONCE: usize = 8;
 enum Call {
     Create {
         birth: Box<records::Birth>,
-        secret: String,
     },
     Destroy {
         machine: MachineId,
@@ -42,6 +41,7 @@ enum Call {
     Orphan {
         cloud: String,
         cloud_id: String,
+        token: String,
     },
 }
 
@@ -61,6 +61,7 @@ enum Done {
     Orphan {
         cloud: String,
         cloud_id: String,
+        token: String,
         gone: bool,
     },
 }
@@ -272,9 +273,20 @@ impl Broker {
             Done::Orphan {
                 cloud,
                 cloud_id,
+                token,
                 gone,
             } => {
                 self.orphans.remove(&cloud_id);
+                if gone {
+                    let cloud = cloud.clone();
+                    let told = self.shared.store.transaction(move |tx| {
+                        let found = records::machine_of_wish(tx, &cloud, &token)?;
+                        found.map_or(Ok(()), |machine| tell_stray(tx, machine))
+                    });
+                    if let Err(error) = told.await {
+                        tracing::error!(error = full(&error), "a stray machine cannot be told of");
+                    }
+                }
                 if gone
                     && let Some(CloudView::Listed { machines, .. }) =
                         Arc::make_mut(&mut self.views).get_mut(&cloud)
@@ -378,11 +390,11 @@ impl Broker {
         let (sender, slots, shared) =
             (self.sender.clone(), self.slots.clone(), self.shared.clone());
         match call {
-            Call::Create { birth, secret } => {
+            Call::Create { birth } => {
                 Arc::make_mut(&mut self.busy).insert(birth.machine.clone());
                 self.shared.tasks.spawn(async move {
                     let _slot = slots.acquire_owned().await;
-                    let (result, network) = create(&shared, &birth, secret).await;
+                    let (result, network) = create(&shared, &birth).await;
                     let _ = sender.send(Done::Called {
                         machine: birth.machine,
                         cloud: birth.cloud,
@@ -411,7 +423,11 @@ impl Broker {
                     });
                 });
             }
-            Call::Orphan { cloud, cloud_id } => {
+            Call::Orphan {
+                cloud,
+                cloud_id,
+                token,
+            } => {
                 if !self.orphans.insert(cloud_id.clone()) {
                     return;
                 }
@@ -425,7 +441,13 @@ impl Broker {
                             false
                         }
                     };
-                    let _ = sender.send(Done::Orphan { cloud, cloud_id, gone });
+                    let done = Done::Orphan {
+                        cloud,
+                        cloud_id,
+                        token,
+                        gone,
+                    };
+                    let _ = sender.send(done);
                 });
             }
         }
@@ -565,12 +587,9 @@ fn record(
             }
         }
         Action::Create { machine } => {
-            let secret = births::new_secret();
-            let hash = conpaas_pki::hash_token(&secret);
-            let birth = records::creating(tx, machine, &hash, deadline)?;
+            let birth = records::creating(tx, machine, &births::new_secret, deadline)?;
             return Ok(birth.map(|birth| Call::Create {
                 birth: Box::new(birth),
-                secret,
             }));
         }
         Action::Adopt { machine, cloud_id } => {
@@ -644,10 +663,15 @@ fn record(
             tell(tx, node, EventKind::NodeGone { node: node.number }, None)?;
             records::end_node(tx, node)?;
         }
-        Action::DestroyOrphan { cloud, cloud_id } => {
+        Action::DestroyOrphan {
+            cloud,
+            cloud_id,
+            token,
+        } => {
             return Ok(Some(Call::Orphan {
                 cloud: cloud.clone(),
                 cloud_id: cloud_id.clone(),
+                token: token.clone(),
             }));
         }
         Action::RetryLater {
@@ -656,15 +680,23 @@ fn record(
             attempts,
             at,
             reason,
+            for_good,
         } => {
             records::failed_attempt(tx, machine, *stage, *attempts, *at, reason)?;
             if let Some(row) = row
                 && *stage != MachineStage::Destroying
-                && row.last_error.as_ref() != Some(reason)
             {
-                records::set_trouble(tx, &row.node, Some(reason))?;
-                let node = row.node.number;
-                tell(tx, &row.node, EventKind::NodeDelayed { node }, Some(reason))?;
+                records::set_refused(tx, &row.node, *for_good)?;
+                if row.last_error.as_ref() != Some(reason) {
+                    records::set_trouble(tx, &row.node, Some(reason))?;
+                    let what = EventKind::NodeDelayed {
+                        node: row.node.number,
+                        attempts: *attempts,
+                        pause_ms: at.saturating_sub(records::unsigned(now)),
+                        for_good: *for_good,
+                    };
+                    tell(tx, &row.node, what, Some(reason))?;
+                }
             }
         }
         Action::Trouble { node, what } => {
@@ -681,7 +713,8 @@ fn record(
                     tell(tx, node, what, None)?;
                 }
                 Some(Hindrance::Cloud(text)) => {
-                    tell(tx, node, EventKind::NodeDelayed { node: number }, Some(text))?;
+                    let what = EventKind::NodeBlocked { node: number };
+                    tell(tx, node, what, Some(text))?;
                 }
                 None => {}
             }
@@ -709,22 +742,36 @@ pub fn tell(
     events::append(tx, &application, &event)
 }
 
-async fn create(
-    shared: &Shared,
-    birth: &records::Birth,
-    secret: String,
-) -> (CallResult, Option<Network>) {
+/// Tells that a machine which was asked for, and was not wanted any more when it was found, is
+/// destroyed.
+fn tell_stray(tx: &Connection, machine: records::Machine) -> Result<(), DirectorError> {
+    let key = NodeKey {
+        service: machine.service,
+        number: machine.node,
+    };
+    let what = EventKind::StrayDestroyed {
+        node: machine.node,
+        machine: machine.id,
+    };
+    tell(tx, &key, what, None)
+}
+
+async fn create(shared: &Shared, birth: &records::Birth) -> (CallResult, Option<Network>) {
     let Some(cloud) = shared.clouds.get(&birth.cloud) else {
         return (
             CallResult::Refused {
                 reason: format!("there is no cloud '{}'", birth.cloud),
+                for_good: true,
             },
             None,
         );
     };
-    let request = match births::request(shared, cloud.as_ref(), birth, secret) {
+    let request = match births::request(shared, cloud.as_ref(), birth) {
         Ok(request) => request,
-        Err(reason) => return (CallResult::Refused { reason }, None),
+        Err(reason) => {
+            let for_good = true;
+            return (CallResult::Refused { reason, for_good }, None);
+        }
     };
     match cloud.create(request).await {
         Ok(machine) => {
@@ -745,11 +792,18 @@ async fn create(
             let reason = full(&error);
             tracing::warn!(cloud = %birth.cloud, machine = %birth.machine, %reason, "no machine came");
             let result = match error {
-                CloudError::NoCapacity { .. }
-                | CloudError::UnknownInstanceType { .. }
+                // There may be room again later.
+                CloudError::NoCapacity { .. } => CallResult::Refused {
+                    reason,
+                    for_good: false,
+                },
+                CloudError::UnknownInstanceType { .. }
                 | CloudError::Invalid { .. }
                 | CloudError::Unfit { .. }
-                | CloudError::Image { .. } => CallResult::Refused { reason },
+                | CloudError::Image { .. } => CallResult::Refused {
+                    reason,
+                    for_good: true,
+                },
                 _ => CallResult::Unclear { reason },
             };
             (result, None)

@@ -73,6 +73,7 @@ fn service_level(
             instance_type: node.instance_type,
             address: node.address,
             trouble: node.trouble,
+            refused: node.refused,
             told: node.told,
         })
         .collect();

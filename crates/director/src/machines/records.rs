@@ -40,7 +40,7 @@ impl Machine {
 }
 
 /// What a machine is created from.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Birth {
     pub machine: MachineId,
     pub application: ApplicationId,
@@ -51,6 +51,7 @@ pub struct Birth {
     pub cloud_token: String,
     pub instance_type: String,
     pub address: Ipv4Addr,
+    pub secret: String,
 }
 
 /// A node as its record stands, with what a [`NodeRow`] lacks.
@@ -63,6 +64,8 @@ pub struct Node {
     pub wanted: bool,
     pub state: NodeState,
     pub trouble: Option<String>,
+    /// Its cloud refuses it for good.
+    pub refused: bool,
     /// Ends of its processes that were written down.
     pub told: Told,
 }
@@ -251,6 +254,18 @@ pub fn machine(tx: &Connection, id: &MachineId) -> Result<Option<Machine>, Direc
         .optional()?)
 }
 
+/// The machine that a wish at a cloud was for, gone ones too.
+pub fn machine_of_wish(
+    tx: &Connection,
+    cloud: &str,
+    token: &str,
+) -> Result<Option<Machine>, DirectorError> {
+    Ok(tx
+        .prepare_cached("SELECT * FROM machines WHERE cloud = ?1 AND cloud_token = ?2")?
+        .query_row([cloud, token], machine_row)
+        .optional()?)
+}
+
 /// Machines of one service that may speak for its nodes.
 pub fn machines_of(tx: &Connection, service: &ServiceId) -> Result<Vec<Machine>, DirectorError> {
     rows(
@@ -284,6 +299,7 @@ fn node_row(row: &Row<'_>) -> rusqlite::Result<Node> {
         wanted: row.get::<_, String>("wish")? == "present",
         state: node_state(row)?,
         trouble: row.get("trouble")?,
+        refused: row.get("refused")?,
         told: told(row)?,
     })
 }
@@ -394,6 +410,13 @@ pub fn set_trouble(
     Ok(())
 }
 
+/// Records whether its cloud refuses a node for good.
+pub fn set_refused(tx: &Connection, key: &NodeKey, refused: bool) -> Result<(), DirectorError> {
+    tx.prepare_cached("UPDATE nodes SET refused = ?3 WHERE service_id = ?1 AND number = ?2")?
+        .execute(params![key.service.as_str(), signed(key.number.0), refused])?;
+    Ok(())
+}
+
 /// Records a node's state, unless it is on its way out. `trouble` is overwritten.
 pub fn set_node_state(
     tx: &Connection,
@@ -404,6 +427,7 @@ pub fn set_node_state(
 ) -> Result<(), DirectorError> {
     tx.prepare_cached(
         "UPDATE nodes SET state = ?3, trouble = ?4,
+             refused = CASE WHEN ?3 = 'requested' THEN refused ELSE 0 END,
              up_at = CASE WHEN ?3 = 'up' THEN coalesce(up_at, ?5) ELSE up_at END
          WHERE service_id = ?1 AND number = ?2 AND wish = 'present'",
     )?
@@ -461,17 +485,25 @@ pub fn insert_intent(
     Ok(())
 }
 
-/// Records that the cloud is about to be asked, with the secret that the machine will know.
+/// Records that the cloud is about to be asked, with the secret that the machine will know. One
+/// wish has one secret: whichever of several calls bears a machine, it is born with that.
 pub fn creating(
     tx: &Connection,
     id: &MachineId,
-    token_hash: &str,
+    fresh: &dyn Fn() -> String,
     token_expires_at: Millis,
 ) -> Result<Option<Birth>, DirectorError> {
+    let known = tx
+        .prepare_cached("SELECT secret FROM machines WHERE id = ?1")?
+        .query_row([id.as_str()], |row| row.get::<_, Option<String>>(0))
+        .optional()?;
+    let secret = known.flatten().unwrap_or_else(fresh);
+    let token_hash = conpaas_pki::hash_token(&secret);
     tx.prepare_cached(
-        "UPDATE machines SET state = 'creating', token_hash = ?2, token_expires_at = ?3 WHERE id = ?1",
+        "UPDATE machines SET state = 'creating', secret = ?2, token_hash = ?3, token_expires_at = ?4
+         WHERE id = ?1",
     )?
-    .execute(params![id.as_str(), token_hash, token_expires_at])?;
+    .execute(params![id.as_str(), secret, token_hash, token_expires_at])?;
     Ok(tx
         .prepare_cached(
             "SELECT m.*, n.address, a.name || '/' || s.name AS display FROM machines m
@@ -489,6 +521,7 @@ pub fn creating(
                 cloud_token: row.get("cloud_token")?,
                 instance_type: row.get("instance_type")?,
                 address: parse(row, "address")?,
+                secret: row.get("secret")?,
             })
         })
         .optional()?)
@@ -518,7 +551,8 @@ pub fn set_stage(
 ) -> Result<(), DirectorError> {
     tx.prepare_cached(
         "UPDATE machines SET state = ?2, last_error = coalesce(?3, last_error),
-             removed = removed OR ?2 IN ('destroying','gone') WHERE id = ?1",
+             removed = removed OR ?2 IN ('destroying','gone'),
+             secret = CASE WHEN ?2 IN ('up','dead','destroying','gone') THEN NULL ELSE secret END WHERE id = ?1",
     )?
     .execute(params![id.as_str(), stage_word(stage), last_error])?;
     Ok(())

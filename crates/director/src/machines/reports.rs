@@ -196,11 +196,7 @@ fn take_one(
 }
 
 /// Tells that a node is wished gone; one that fell silent is thereby judged dead.
-fn tell_leaving(
-    tx: &Connection,
-    key: &NodeKey,
-    because: LeaveReason,
-) -> Result<(), DirectorError> {
+fn tell_leaving(tx: &Connection, key: &NodeKey, because: LeaveReason) -> Result<(), DirectorError> {
     let node = key.number;
     match because {
         LeaveReason::Silent { seconds } => {

@@ -8,7 +8,8 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 /// Times are milliseconds since the Unix epoch, columns ending in `_json` hold JSON.
-const STEPS: &[&str] = &[r#"
+const STEPS: &[&str] = &[
+    r#"
 CREATE TABLE meta(key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE users(
     id TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, password_hash TEXT NOT NULL, rank TEXT NOT NULL,
@@ -89,8 +90,15 @@ CREATE TABLE leases(
     name TEXT PRIMARY KEY, holder TEXT NOT NULL, fencing INTEGER NOT NULL,
     expires_at INTEGER NOT NULL);
 "#,
-// By process: up to which count its ends were written down as events.
-"ALTER TABLE nodes ADD COLUMN told_json TEXT NOT NULL DEFAULT '{}';",
+    // By process: up to which count its ends were written down as events.
+    "ALTER TABLE nodes ADD COLUMN told_json TEXT NOT NULL DEFAULT '{}';",
+    // What a machine is born with, until it has enrolled: a repeated call asks for the very same.
+    "ALTER TABLE machines ADD COLUMN secret TEXT;",
+    // Its cloud refuses the node, and waiting does not help.
+    "ALTER TABLE nodes ADD COLUMN refused INTEGER NOT NULL DEFAULT 0;",
+    // Releases that were last told as served, and as refused.
+    "ALTER TABLE services ADD COLUMN told_served INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE services ADD COLUMN told_refused INTEGER NOT NULL DEFAULT 0;",
 ];
 
 /// The schema this program writes.

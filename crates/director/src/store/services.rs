@@ -384,3 +384,40 @@ pub fn spec(
         drain_seconds: row.drain_seconds,
     })
 }
+
+/// Releases of a service that were last told in events; zero when none was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ToldReleases {
+    pub served: ReleaseNumber,
+    pub refused: ReleaseNumber,
+}
+
+pub fn told_releases(tx: &Connection, id: &ServiceId) -> Result<ToldReleases, DirectorError> {
+    let found = first(
+        tx,
+        "SELECT told_served, told_refused FROM services WHERE id = ?1",
+        [id.as_str()],
+        |row| {
+            Ok(ToldReleases {
+                served: ReleaseNumber(unsigned(row, "told_served")?),
+                refused: ReleaseNumber(unsigned(row, "told_refused")?),
+            })
+        },
+    )?;
+    Ok(found.unwrap_or(ToldReleases {
+        served: ReleaseNumber(0),
+        refused: ReleaseNumber(0),
+    }))
+}
+
+pub fn set_told_releases(
+    tx: &Connection,
+    id: &ServiceId,
+    told: ToldReleases,
+) -> Result<(), DirectorError> {
+    tx.execute(
+        "UPDATE services SET told_served = ?2, told_refused = ?3 WHERE id = ?1",
+        params![id.as_str(), signed(told.served.0), signed(told.refused.0)],
+    )?;
+    Ok(())
+}

@@ -410,6 +410,7 @@ impl World {
             instance_type: "small".to_owned(),
             address: Ipv4Addr::LOCALHOST,
             trouble: None,
+            refused: false,
             told: Default::default(),
         };
         self.director.level.send_replace(Some(ManagerLevel {

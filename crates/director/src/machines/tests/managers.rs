@@ -40,8 +40,8 @@ fn report(
                 generation: Generation(1),
                 ..ServiceStatus::default()
             },
-            requested: BTreeMap::new(),
-            leaving: BTreeMap::new(),
+            requested: Default::default(),
+            leaving: Default::default(),
             ends: Vec::new(),
         }],
     }

@@ -153,6 +153,59 @@ async fn who_shows_no_certificate_or_is_of_the_wrong_kind_gets_nothing() {
 }
 
 #[tokio::test]
+async fn a_machine_of_an_earlier_attempt_enrols_and_one_that_comes_too_late_is_destroyed() {
+    let world = World::start().await;
+    // It is made, but neither answered nor listed before it is asked for again.
+    world.cloud.hide_next_machine();
+    world.wish(&world.system, RunWish::Running).await;
+    let first = world.birth().await;
+    eventually("it was asked for again and found", || async {
+        let found = world
+            .count("SELECT count(*) FROM machines WHERE state = 'booting' AND attempts > 0")
+            .await;
+        (found == 1).then_some(())
+    })
+    .await;
+    Agent::enrol(&first, None).await.unwrap();
+    world.node_is(&world.system, 1, NodeState::Up).await;
+    assert_eq!(world.cloud.machines().len(), 1);
+    let kept = "SELECT count(*) FROM machines WHERE secret IS NOT NULL";
+    assert_eq!(world.count(kept).await, 0, "it has served");
+
+    // One that shows when its node is not wanted any more is a stray.
+    world.wish(&world.system, RunWish::Stopped).await;
+    eventually("nothing is left", || async {
+        world.cloud.machines().is_empty().then_some(())
+    })
+    .await;
+    for _ in 0..1000 {
+        world.cloud.hide_next_machine();
+    }
+    world.wish(&world.system, RunWish::Running).await;
+    let late = world.birth().await;
+    world.wish(&world.system, RunWish::Stopped).await;
+    eventually("its record is gone", || async {
+        let left = world
+            .count("SELECT count(*) FROM machines WHERE state <> 'gone'")
+            .await;
+        (left == 0).then_some(())
+    })
+    .await;
+    assert_eq!(code_of(Agent::enrol(&late, None).await), "node_removed");
+    if !world.cloud.machines().is_empty() {
+        world.cloud.show_hidden();
+    }
+    eventually("the stray is told of", || async {
+        let told = world
+            .count("SELECT count(*) FROM events WHERE kind = 'stray_destroyed'")
+            .await;
+        (told == 1 && world.cloud.machines().is_empty()).then_some(())
+    })
+    .await;
+    world.end().await;
+}
+
+#[tokio::test]
 async fn lost_answers_and_refusals_and_late_boots_end_in_one_machine() {
     let mut world = World::start().await;
     world.cloud.fail_next_create("no answer");
