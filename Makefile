@@ -1,6 +1,6 @@
 # What people type. Each target is a script of scripts/ (which say more); none needs a terminal.
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-down build image test lint bench soak tools
+.PHONY: help demo demo-down build image test lint bench soak sim tools
 
 help:  ## This list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | column -t -s '|'
@@ -29,6 +29,9 @@ bench:  ## Measure time and cost beside a peer
 
 soak:  ## Let processes die at chance places for long, and see that all ends well
 	@scripts/soak
+
+sim:  ## Let simulated worlds go wrong for a minute, and see that all ends well
+	@scripts/sim
 
 tools:  ## Build the tools that `make lint` uses into the cache folder
 	@scripts/tools

@@ -109,6 +109,8 @@ enum Noun {
     #[cfg(feature = "daemons")]
     #[command(subcommand)]
     Image(crate::commands::image::ImageCommand),
+    #[cfg(feature = "daemons")]
+    Simulate(crate::commands::simulate::SimulateArgs),
     Completion(completion::CompletionArgs),
     /// `TYPE COMMAND TARGET`: a service type's own commands, learned from the Director.
     #[command(external_subcommand)]
@@ -129,6 +131,10 @@ pub fn parser() -> clap::Command {
 
 /// A noun's help shows the first example of each of its verbs.
 fn with_examples_of_verbs(noun: clap::Command) -> clap::Command {
+    // One that does something by itself has examples of its own.
+    if noun.get_after_help().is_some() {
+        return noun;
+    }
     let examples: Vec<String> = noun
         .get_subcommands()
         .filter_map(|verb| {
@@ -219,6 +225,8 @@ async fn dispatch(session: &Session, noun: Noun) -> Outcome {
         Noun::Audit(command) => audit::run(session, command).await,
         #[cfg(feature = "daemons")]
         Noun::Image(command) => crate::commands::image::run(session, command),
+        #[cfg(feature = "daemons")]
+        Noun::Simulate(args) => crate::commands::simulate::run(session, args),
         Noun::Completion(args) => completion::run(session, args),
         Noun::Own(words) => own::run(session, words).await,
     }

@@ -52,6 +52,7 @@ const NOUNS: &[&str] = &[
     "secret",
     "service",
     "shell",
+    "simulate",
     "team",
     "token",
     "top",

@@ -16,6 +16,8 @@ pub mod node;
 pub mod operation;
 pub mod own;
 pub mod service;
+#[cfg(feature = "daemons")]
+pub mod simulate;
 pub mod token;
 pub mod user;
 
