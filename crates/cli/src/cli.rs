@@ -57,6 +57,9 @@ pub struct Global {
     /// Say nothing but data, warnings and errors
     #[arg(long, short = 'q', global = true)]
     pub quiet: bool,
+    /// Change it only if it still is what you looked at: a generation that `show` printed (g12)
+    #[arg(long, global = true, value_name = "GENERATION", hide_short_help = true)]
+    pub if_match: Option<String>,
 }
 
 #[derive(Subcommand)]
@@ -173,6 +176,7 @@ pub fn run(arguments: Vec<OsString>) -> Exit {
     let session = Session {
         printer: Printer::new(global.json, global.quiet),
         context,
+        if_match: global.if_match.take(),
     };
     match on_runtime(&session, noun) {
         Ok(()) => Exit::Done,

@@ -3,7 +3,7 @@
 use crate::contexts::{Context, ContextStore};
 use crate::exit::{CliError, Exit};
 use crate::printer::Printer;
-use conpaas_client::{Client, Endpoint};
+use conpaas_client::{Client, ClientError, Endpoint};
 use conpaas_model::api::Page;
 use std::io::IsTerminal;
 
@@ -12,6 +12,8 @@ pub struct Session {
     pub printer: Printer,
     /// The context that was named on the command line or in the environment.
     pub context: Option<String>,
+    /// Changes are refused unless what they change still is this.
+    pub if_match: Option<String>,
 }
 
 impl Session {
@@ -40,6 +42,10 @@ impl Session {
     /// A client of the chosen Director: `CONPAAS_URL` with `CONPAAS_TOKEN` before any context,
     /// unless one was named.
     pub fn client(&self) -> Result<Client, CliError> {
+        Ok(self.unguarded_client()?.if_match(self.if_match.clone()))
+    }
+
+    fn unguarded_client(&self) -> Result<Client, CliError> {
         let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
         if self.context.is_none()
             && let Some(url) = variable("CONPAAS_URL")
@@ -165,8 +171,8 @@ pub fn secret(file: Option<&std::path::Path>, prompt: &str) -> Result<String, Cl
 /// All items of a collection, page by page, at most `limit`.
 pub async fn all<T>(
     limit: Option<usize>,
-    mut page: impl AsyncFnMut(Option<String>) -> Result<Page<T>, conpaas_client::ClientError>,
-) -> Result<Vec<T>, CliError> {
+    mut page: impl AsyncFnMut(Option<String>) -> Result<Page<T>, ClientError>,
+) -> Result<Vec<T>, ClientError> {
     let limit = limit.unwrap_or(usize::MAX);
     let mut items = Vec::new();
     let mut cursor = None;

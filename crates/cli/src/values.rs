@@ -68,14 +68,14 @@ pub fn settings(schema: &Value, pairs: &[(String, String)]) -> Map<String, Value
         .collect()
 }
 
-/// Counts by role, as `ROLE=N`, `ROLE=+N` or `ROLE=-N`.
+/// Counts by role, as `ROLE=N` or `ROLE=+N`.
 pub fn counts(pairs: &[(String, String)]) -> Result<BTreeMap<String, String>, String> {
     let mut roles = BTreeMap::new();
     for (role, count) in pairs {
-        let digits = count.strip_prefix(['+', '-']).unwrap_or(count);
-        if digits.parse::<u32>().is_err() {
+        let digits = count.strip_prefix('+').unwrap_or(count);
+        if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
             return Err(format!(
-                "'{count}' is no count for {role}: write {role}=4, {role}=+1 or {role}=-1"
+                "'{count}' is no count for {role}: write {role}=4, or {role}=+1 for one more"
             ));
         }
         if roles.insert(role.clone(), count.clone()).is_some() {
@@ -83,6 +83,14 @@ pub fn counts(pairs: &[(String, String)]) -> Result<BTreeMap<String, String>, St
         }
     }
     Ok(roles)
+}
+
+/// A word of the model that serialises as a plain text, for instance a state.
+pub fn word_of<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, String> {
+    serde_json::from_value(Value::String(text.to_owned())).map_err(|error| {
+        // Serde names the words that there are.
+        error.to_string()
+    })
 }
 
 /// A duration such as `90s`, `5m`, `1h30m` or `500ms`.

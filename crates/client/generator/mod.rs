@@ -171,14 +171,19 @@ impl Generator<'_> {
                 bulk = true;
             }
         }
-        let has_key = parameters.iter().any(|p| {
-            p["in"] == "header"
-                && p["name"]
-                    .as_str()
-                    .is_some_and(|n| n.eq_ignore_ascii_case("idempotency-key"))
-        });
-        if !bulk && method == "post" && (has_key || id.starts_with("create_")) {
+        let takes = |header: &str| {
+            parameters.iter().any(|p| {
+                p["in"] == "header"
+                    && p["name"]
+                        .as_str()
+                        .is_some_and(|n| n.eq_ignore_ascii_case(header))
+            })
+        };
+        if !bulk && takes("idempotency-key") {
             call.push_str(".keyed()");
+        }
+        if takes("if-match") {
+            call.push_str(".guarded(self)");
         }
 
         let (answer, send) = match self.answer(operation)? {

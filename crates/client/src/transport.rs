@@ -5,7 +5,7 @@ use bytes::Bytes;
 use conpaas_model::api::ErrorBody;
 use conpaas_pki::SeenFingerprint;
 use futures::stream::{BoxStream, StreamExt};
-use reqwest::{Method, RequestBuilder, Response, Url};
+use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::fmt::Write as _;
@@ -15,6 +15,8 @@ use std::time::Duration;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// For calls with a short answer; streams and bulk have none.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+/// How often, once a second, an answer to a repeated request is waited for.
+const REPEATS: u32 = 30;
 
 /// Where a Director is and how it is known.
 #[derive(Clone)]
@@ -33,6 +35,7 @@ pub struct Client {
     /// Without a slash at its end.
     url: String,
     token: Option<String>,
+    if_match: Option<String>,
 }
 
 /// Bytes to send as a body of their own.
@@ -107,6 +110,7 @@ impl Client {
             http,
             url,
             token: endpoint.token.clone(),
+            if_match: None,
         })
     }
 
@@ -126,9 +130,18 @@ impl Client {
                 http,
                 url,
                 token: None,
+                if_match: None,
             },
             seen,
         ))
+    }
+
+    /// The same client, whose changes are refused unless what they change still is what one looked
+    /// at: an entity tag, or a generation (`g12`).
+    #[must_use]
+    pub fn if_match(mut self, tag: Option<String>) -> Self {
+        self.if_match = tag;
+        self
     }
 
     /// The Director's address.
@@ -248,6 +261,15 @@ impl Call {
         self
     }
 
+    /// What it changes may be said to have to be as the caller saw it.
+    pub(crate) fn guarded(mut self, client: &Client) -> Self {
+        if let Some(tag) = &client.if_match {
+            let tag = tag.trim_matches('"');
+            self.request = self.request.header("if-match", format!("\"{tag}\""));
+        }
+        self
+    }
+
     pub(crate) fn last_event(mut self, id: Option<&str>) -> Self {
         if let Some(id) = id {
             self.request = self.request.header("last-event-id", id);
@@ -318,7 +340,7 @@ impl Call {
         let first = request.send().await;
         let answer = match (first, again) {
             (Err(error), Some(again)) if !error.is_connect() && !error.is_timeout() => {
-                again.send().await
+                repeat(again).await
             }
             (first, _) => first,
         };
@@ -328,6 +350,24 @@ impl Call {
         }
         Err(refusal(answer).await)
     }
+}
+
+/// Sends a request a second time. The first may still be under way at the Director, which says so
+/// (409 with `in_progress`) rather than doing it twice: then its answer is waited for.
+async fn repeat(request: RequestBuilder) -> Result<Response, reqwest::Error> {
+    for _ in 0..REPEATS {
+        let Some(copy) = request.try_clone() else {
+            break;
+        };
+        let answer = copy.send().await?;
+        let waits = answer.status() == StatusCode::CONFLICT
+            && answer.headers().contains_key(reqwest::header::RETRY_AFTER);
+        if !waits {
+            return Ok(answer);
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    request.send().await
 }
 
 /// What the Director answered instead of what was asked.

@@ -48,6 +48,9 @@ pub fn check_password(password: &str) -> Result<(), DirectorError> {
     Ok(())
 }
 
+/// Characters of a random secret.
+pub const SECRET_LENGTH: usize = 40;
+
 /// A random password or secret: 160 bits, lower case.
 pub fn random_secret() -> String {
     let bytes: [u8; 20] = rand::random();
@@ -65,9 +68,9 @@ pub fn make_token(
     label: String,
     lifetime_ms: i64,
     now: Millis,
+    secret: String,
 ) -> Result<(TokenRow, String), DirectorError> {
     let id: TokenId = store::new_id(TokenId::from_suffix)?;
-    let secret = random_secret();
     let public = id.as_str().trim_start_matches("tok-").to_owned();
     let text = format!("cps_{public}_{secret}");
     let row = TokenRow {

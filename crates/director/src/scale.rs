@@ -48,31 +48,38 @@ fn bad(message: String) -> DirectorError {
     DirectorError::invalid("invalid_count", message)
 }
 
-/// `4`, `+1` or `-2`, applied to a count.
+/// `4` or `+1`, applied to a count.
 fn new_count(role: &str, present: u32, text: &str) -> Result<i64, DirectorError> {
-    let digits = text.trim_start_matches(['+', '-']);
-    let number: Option<i64> = (!digits.is_empty()
-        && text.len() - digits.len() <= 1
-        && digits.bytes().all(|b| b.is_ascii_digit()))
-    .then(|| digits.parse().unwrap_or(i64::from(u32::MAX)));
-    let Some(number) = number else {
+    // A number below zero is most often a slip, and would read as "one less" to some and as a
+    // count to others: it is refused instead of guessed.
+    if text.starts_with('-') {
         return Err(bad(format!(
-            "'{text}' is no count for {role}: use a number (4), or a change (+1, -2)"
+            "'{text}' is no count for {role}: a count is not negative, and {role} has {present} now"
+        ))
+        .hint(format!(
+            "say how many there should be, for instance {role}={}",
+            present.saturating_sub(1).max(1)
         )));
+    }
+    let (digits, more) = match text.strip_prefix('+') {
+        Some(digits) => (digits, i64::from(present)),
+        None => (text, 0),
     };
-    let present = i64::from(present);
-    Ok(match text.as_bytes().first() {
-        Some(b'+') => present.saturating_add(number),
-        Some(b'-') => present.saturating_sub(number),
-        _ => number,
-    })
+    if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
+        return Err(bad(format!(
+            "'{text}' is no count for {role}: use a number (4), or how many more (+1)"
+        )));
+    }
+    let number: i64 = digits.parse().unwrap_or(i64::from(u32::MAX));
+    Ok(number.saturating_add(more))
 }
 
-/// The roles as they would be, or why that cannot be.
+/// The roles as they would be, or why that cannot be. `quota` is how many nodes the owner may have.
 pub fn scaled(
     service_type: &dyn ServiceType,
     present: &BTreeMap<RoleName, RoleWish>,
     instance_types: &[InstanceType],
+    quota: u32,
     scale: &Scale,
 ) -> Result<BTreeMap<RoleName, RoleWish>, DirectorError> {
     let owner = scale.owner.unwrap_or(CountOwner::User);
@@ -119,7 +126,7 @@ pub fn scaled(
         let count = new_count(name, pool.count, text)?;
         let (min, max) = (i64::from(role.min), i64::from(role.max));
         let total = count.saturating_add(i64::from(others));
-        if count < 0 || total < min {
+        if total < min {
             return Err(bad(format!(
                 "{name} cannot have {total} nodes: it needs at least {min}, and has {} now",
                 i64::from(pool.count) + i64::from(others)
@@ -128,7 +135,7 @@ pub fn scaled(
         }
         if total > max {
             return Err(bad(format!(
-                "{name} cannot have {total} nodes: it may have at most {max}"
+                "{name} cannot have {total} nodes: it may have at most {max}, and its owner's quota is {quota} nodes"
             )));
         }
         if may_change(wish.owner, owner) {
@@ -155,8 +162,7 @@ mod tests {
     fn counts_are_set_or_changed() {
         assert_eq!(new_count("a", 3, "4").unwrap(), 4);
         assert_eq!(new_count("a", 3, "+1").unwrap(), 4);
-        assert_eq!(new_count("a", 3, "-4").unwrap(), -1);
-        for bad in ["", "+", "-", "x", "1.5", "+-1", "--1", " 1"] {
+        for bad in ["-1", "-4", "-0", "", "+", "-", "x", "1.5", "+-1", "--1", " 1"] {
             assert!(new_count("a", 3, bad).is_err(), "{bad}");
         }
         assert!(new_count("a", 3, "99999999999999999999").unwrap() > 10_000);

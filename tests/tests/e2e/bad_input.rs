@@ -29,7 +29,7 @@ fn impossible_wishes_are_refused_at_once_with_the_numbers() {
     refused(
         world.run(["service", "scale", "shop/web", "backend=10000"]),
         2,
-        &["10000", "256"],
+        &["10000", "256", "quota is 20"],
     );
     refused(
         world.run(["service", "scale", "shop/web", "backend=200"]),
@@ -41,11 +41,13 @@ fn impossible_wishes_are_refused_at_once_with_the_numbers() {
         2,
         &["backend"],
     );
-    refused(
-        world.run(["service", "scale", "shop/web", "backend=-3"]),
-        2,
-        &["backend"],
-    );
+    for negative in ["backend=-3", "backend=-1"] {
+        refused(
+            world.run(["service", "scale", "shop/web", negative]),
+            2,
+            &["backend", "is no count"],
+        );
+    }
     refused(
         world.run(["service", "scale", "shop/web", "frontend=2"]),
         2,
@@ -69,6 +71,18 @@ fn impossible_wishes_are_refused_at_once_with_the_numbers() {
         world.run(["service", "rollback", "shop/web"]),
         5,
         &["release"],
+    );
+    refused(
+        world.run([
+            "service",
+            "set",
+            "shop/web",
+            "memory_limit=64M",
+            "--if-match",
+            "g99",
+        ]),
+        5,
+        &["look again"],
     );
 
     let nothing = world.path().join("nothing.tar.gz");
@@ -99,6 +113,46 @@ fn impossible_wishes_are_refused_at_once_with_the_numbers() {
         before,
         "nothing was changed by what was refused"
     );
+}
+
+#[test]
+fn more_than_the_computer_has_is_refused_with_the_numbers() {
+    let world = World::start();
+    world.ok(["app", "create", "shop"]);
+    world.ok(["service", "add", "shop", "php", "--name", "web"]);
+    world.ok(["user", "quota", "admin", "1000"]);
+    let clouds = world.json(["cloud", "list"]);
+    let free = clouds[0]["free_memory_mib"].as_u64().unwrap();
+    let size = clouds[0]["instance_types"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .max_by_key(|size| size["memory_mib"].as_u64())
+        .unwrap();
+    let fit = free / size["memory_mib"].as_u64().unwrap();
+    let wish = format!("backend={}", (fit + 10).min(250));
+    // Refused when it would begin to take machines: a stopped service takes none.
+    let size = size["name"].as_str().unwrap().to_owned();
+    world.ok([
+        "service",
+        "scale",
+        "shop/web",
+        &wish,
+        "--instance-type",
+        &size,
+    ]);
+    let refusal = world.run(["app", "start", "shop"]);
+    refused(refusal, 5, &["local", "MiB free", "cloud list"]);
+    assert_eq!(world.service("shop/web")["state"], "INIT");
+    assert!(
+        world
+            .json(["node", "list", "shop"])
+            .as_array()
+            .unwrap()
+            .is_empty(),
+        "nothing was begun"
+    );
+    world.ok(["service", "scale", "shop/web", "backend=1"]);
 }
 
 #[test]

@@ -34,6 +34,7 @@ on_both!(
     a_version_switches_and_comes_back,
     a_dead_machine_is_replaced,
     a_managers_machine_is_replaced,
+    a_service_has_a_manager_of_its_own,
     the_director_restarts_amid_a_scale,
     a_cancelled_scale_leaves_what_was,
     a_stranger_sees_nothing,
@@ -213,7 +214,7 @@ fn lives(world: &World, subject: &Subject) {
             "service",
             "scale",
             "shop/it",
-            &format!("{}=-1", subject.role),
+            &format!("{}=2", subject.role),
         ],
     );
     assert_eq!(ready(world, subject.role), 2);
@@ -500,6 +501,65 @@ fn a_managers_machine_is_replaced(world: &World) {
         before.is_subset(&numbers(world)) || !numbers(world).is_disjoint(&before),
         "the new manager goes on with the nodes there are"
     );
+    world.wait_no_leak();
+}
+
+/// A service that asked for it is managed from a machine of its own, which comes and goes with it.
+fn a_service_has_a_manager_of_its_own(world: &World) {
+    shop(world, "helloworld");
+    world.ok([
+        "service",
+        "add",
+        "shop",
+        "helloworld",
+        "--name",
+        "own",
+        "--own-manager",
+        "--start",
+    ]);
+    let managers = || {
+        let nodes = world.json(["node", "list", "shop"]);
+        let nodes = nodes.as_array().unwrap().iter();
+        let nodes = nodes.filter(|node| node["manager"] == true && node["state"] == "up");
+        let mut names: Vec<String> = nodes
+            .map(|node| node["service"].as_str().unwrap().to_owned())
+            .collect();
+        names.sort();
+        names
+    };
+    let both = managers();
+    assert_eq!(both.len(), 2, "one for the application, one for the service");
+    assert_ne!(both[0], both[1]);
+    world.ok(["service", "scale", "shop/own", "greeter=2"]);
+    let victim = world.json(["node", "list", "shop"]);
+    let own = both.iter().find(|name| name.ends_with("own")).cloned();
+    let own = own.unwrap_or_else(|| panic!("which is the service's? {both:?}"));
+    let victim = victim.as_array().unwrap().iter();
+    let victim = victim
+        .filter(|node| node["service"] == own.as_str())
+        .find_map(|node| node["number"].as_u64())
+        .unwrap();
+    world.kill_machine(&format!("shop/{own}/{victim}"));
+    wait_for(
+        "another manager of the service",
+        Duration::from_secs(60),
+        || match managers() {
+            names if names == both => Ok(()),
+            names => Err(names),
+        },
+    );
+    world.ok(["service", "scale", "shop/own", "greeter=1"]);
+    world.ok(["service", "delete", "shop/own", "--yes"]);
+    wait_for(
+        "its manager's machine gone",
+        Duration::from_secs(60),
+        || match managers() {
+            names if names.len() == 1 => Ok(()),
+            names => Err(names),
+        },
+    );
+    let (status, _) = world.get(HOST, "/").unwrap();
+    assert_eq!(status, 200, "the other service goes on");
     world.wait_no_leak();
 }
 

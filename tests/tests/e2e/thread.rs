@@ -60,6 +60,48 @@ fn a_site_starts_on_one_machine_scales_and_packs_again_without_a_failed_request(
     );
 }
 
+/// The rule of adding, draining and removing is the core's: it holds for another type as well.
+#[test]
+fn helloworld_scales_and_drains_without_a_failed_request() {
+    let world = World::start();
+    world.ok(["app", "create", "shop"]);
+    // What the load takes for a page of version 1.
+    world.ok([
+        "service",
+        "add",
+        "shop",
+        "helloworld",
+        "--name",
+        "web",
+        "--set",
+        "greeting=version 1 from a greeter",
+    ]);
+    world.ok(["app", "start", "shop"]);
+    world.wait_status(HOST, "/", 200);
+    let load = load::start(world.edge_port, HOST, "/", Duration::from_millis(20));
+    for counts in [
+        ["greeter=3", "front=1"],
+        ["greeter=3", "front=3"],
+        ["greeter=1", "front=2"],
+        ["greeter=2", "front=1"],
+        ["greeter=1", "front=1"],
+    ] {
+        world.ok(["service", "scale", "shop/web", counts[0], counts[1]]);
+        assert_eq!(world.ready_roles("shop/web"), [counts[1], counts[0]]);
+    }
+    let number = world.service("shop/web")["nodes"][0]["number"].to_string();
+    world.ok(["node", "replace", &format!("shop/web/{number}")]);
+    let counts = load.finish();
+    println!(
+        "helloworld under load: {} requests, {} failed",
+        counts.sent,
+        counts.failed.len()
+    );
+    assert_eq!(counts.failed, Vec::<String>::new());
+    assert!(counts.sent > 100, "{counts:?}");
+    world.wait_no_leak();
+}
+
 #[test]
 fn every_role_scales_and_a_new_version_switches_at_one_instant_and_back() {
     let world = World::with_shop();

@@ -11,22 +11,35 @@ use conpaas_client::ListAuditQuery;
 pub enum AuditCommand {
     /// List changes, newest first (for operators)
     #[command(
-        after_help = "Examples:\n  conpaas audit list\n  conpaas audit list --limit 500 --json"
+        after_help = "Examples:\n  conpaas audit list\n  conpaas audit list --limit 500 --json\n  conpaas audit list --actor ada --action delete_app"
     )]
     List {
         /// At most so many
         #[arg(long, value_name = "N", default_value_t = 50)]
         limit: usize,
+        /// Only what this user did
+        #[arg(long, value_name = "USER")]
+        actor: Option<String>,
+        /// Only this operation of the API, for instance delete_app
+        #[arg(long, value_name = "ACTION")]
+        action: Option<String>,
     },
 }
 
-pub async fn run(session: &Session, AuditCommand::List { limit }: AuditCommand) -> Outcome {
+pub async fn run(session: &Session, command: AuditCommand) -> Outcome {
+    let AuditCommand::List {
+        limit,
+        actor,
+        action,
+    } = command;
     let client = session.client()?;
     let rows = all(Some(limit), async |cursor| {
         client
             .list_audit(&ListAuditQuery {
                 cursor,
-                ..Default::default()
+                limit: None,
+                actor: actor.clone(),
+                action: action.clone(),
             })
             .await
     })

@@ -4,9 +4,10 @@
 use crate::commands::number;
 use crate::exit::{CliError, Exit, Outcome};
 use crate::printer::{Table, print_pairs};
-use crate::session::Session;
+use crate::session::{Session, all};
 use crate::values::nearest;
 use clap::Subcommand;
+use conpaas_client::{Client, ClientError, ListCloudsQuery, ListInstanceTypesQuery};
 use conpaas_model::api::CloudInfo;
 use conpaas_model::instance::InstanceType;
 use serde::Serialize;
@@ -84,9 +85,20 @@ fn find<'a>(clouds: &'a [CloudInfo], name: &str) -> Result<&'a CloudInfo, CliErr
     found.ok_or_else(|| missing("cloud", name, known()))
 }
 
+async fn all_clouds(client: &Client) -> Result<Vec<CloudInfo>, ClientError> {
+    all(None, async |cursor| {
+        let query = ListCloudsQuery {
+            cursor,
+            ..Default::default()
+        };
+        client.list_clouds(&query).await
+    })
+    .await
+}
+
 pub async fn clouds(session: &Session, command: CloudCommand) -> Outcome {
     let client = session.client()?;
-    let clouds = client.list_clouds().await?.items;
+    let clouds = all_clouds(&client).await?;
     match command {
         CloudCommand::List => session.printer.either(&clouds, |printer| {
             let mut table = Table::new([
@@ -202,7 +214,14 @@ fn sizes(types: &[InstanceType]) -> Table {
 
 pub async fn instance_types(session: &Session, command: InstanceTypeCommand) -> Outcome {
     let client = session.client()?;
-    let types = client.list_instance_types().await?.items;
+    let types = all(None, async |cursor| {
+        let query = ListInstanceTypesQuery {
+            cursor,
+            ..Default::default()
+        };
+        client.list_instance_types(&query).await
+    })
+    .await?;
     let find = |name: &str| {
         let known = || types.iter().map(|size| size.name.as_str());
         let found = types.iter().find(|size| size.name == name);
@@ -220,7 +239,7 @@ pub async fn instance_types(session: &Session, command: InstanceTypeCommand) -> 
         }
         InstanceTypeCommand::Check { name } => {
             let size = find(&name)?;
-            let clouds = client.list_clouds().await?.items;
+            let clouds = all_clouds(&client).await?;
             let room: Vec<Room> = clouds
                 .iter()
                 .filter(|cloud| cloud.instance_types.iter().any(|has| has.name == size.name))

@@ -1,5 +1,6 @@
 //! `conpaas logs`: what daemons wrote.
 
+use crate::commands::service::all_services;
 use crate::exit::Outcome;
 use crate::session::Session;
 use crate::target::Target;
@@ -92,7 +93,7 @@ async fn read(
     let services = match &args.target.service {
         Some(service) => vec![service.clone()],
         None => {
-            let services = client.list_services(&args.target.app).await?.items;
+            let services = all_services(client, &args.target.app).await?;
             services
                 .into_iter()
                 .map(|service| service.name.to_string())

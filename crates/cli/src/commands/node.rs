@@ -4,20 +4,27 @@ use crate::commands::{time, word};
 use crate::exit::{CliError, Outcome};
 use crate::follow::{Wait, finish};
 use crate::printer::{Table, print_pairs};
-use crate::session::Session;
+use crate::session::{Session, all};
 use crate::target::{NodeTarget, Target};
 use clap::Subcommand;
-use conpaas_model::status::NodeSummary;
+use conpaas_client::{ListAppNodesQuery, ListNodesQuery};
+use conpaas_model::status::{NodeState, NodeSummary};
 
 #[derive(Subcommand)]
 pub enum NodeCommand {
     /// List the nodes of an application or a service
     #[command(
-        after_help = "Examples:\n  conpaas node list shop\n  conpaas node list shop/web --json"
+        after_help = "Examples:\n  conpaas node list shop\n  conpaas node list shop/web --json\n  conpaas node list shop/web --role backend --state up"
     )]
     List {
         /// APP (managers' nodes too) or APP/SERVICE
         target: Target,
+        /// Only with this role
+        #[arg(long, value_name = "ROLE")]
+        role: Option<String>,
+        /// Only in this state: requested, booting, up, dead or releasing
+        #[arg(long, value_name = "STATE", value_parser = crate::values::word_of::<NodeState>)]
+        state: Option<NodeState>,
     },
     /// Show a node
     #[command(
@@ -57,7 +64,11 @@ pub fn roles(node: &NodeSummary) -> String {
 pub async fn run(session: &Session, command: NodeCommand) -> Outcome {
     let client = session.client()?;
     match command {
-        NodeCommand::List { target } => {
+        NodeCommand::List {
+            target,
+            role,
+            state,
+        } => {
             let nodes = match &target {
                 Target { node: Some(_), .. } => {
                     return Err(CliError::usage(
@@ -66,12 +77,28 @@ pub async fn run(session: &Session, command: NodeCommand) -> Outcome {
                 }
                 Target {
                     app, service: None, ..
-                } => client.list_app_nodes(app).await?.items,
+                } => {
+                    all(None, async |cursor| {
+                        let role = role.clone();
+                        let limit = None;
+                        let query = ListAppNodesQuery { cursor, limit, state, role };
+                        client.list_app_nodes(app, &query).await
+                    })
+                    .await?
+                }
                 Target {
                     app,
                     service: Some(service),
                     ..
-                } => client.list_nodes(app, service).await?.items,
+                } => {
+                    all(None, async |cursor| {
+                        let role = role.clone();
+                        let limit = None;
+                        let query = ListNodesQuery { cursor, limit, state, role };
+                        client.list_nodes(app, service, &query).await
+                    })
+                    .await?
+                }
             };
             session.printer.either(&nodes, |printer| {
                 let mut table = Table::new([

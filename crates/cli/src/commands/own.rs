@@ -20,9 +20,12 @@ pub fn take_global(words: &[String], global: &mut Global) {
             "--json" | "-j" => global.json = true,
             "--quiet" | "-q" => global.quiet = true,
             "--context" => global.context = rest.next().cloned().or(global.context.take()),
+            "--if-match" => global.if_match = rest.next().cloned().or(global.if_match.take()),
             _ => {
                 if let Some(name) = word.strip_prefix("--context=") {
                     global.context = Some(name.to_owned());
+                } else if let Some(tag) = word.strip_prefix("--if-match=") {
+                    global.if_match = Some(tag.to_owned());
                 }
             }
         }
@@ -35,8 +38,8 @@ fn without_global(words: Vec<String>) -> Vec<String> {
     while let Some(word) = rest.next() {
         match word.as_str() {
             "--json" | "-j" | "--quiet" | "-q" => {}
-            "--context" => drop(rest.next()),
-            text if text.starts_with("--context=") => {}
+            "--context" | "--if-match" => drop(rest.next()),
+            text if text.starts_with("--context=") || text.starts_with("--if-match=") => {}
             _ => kept.push(word),
         }
     }

@@ -8,7 +8,9 @@ use crate::session::{Session, all};
 use crate::target::{AppTarget, ServiceTarget};
 use crate::values;
 use clap::Subcommand;
-use conpaas_client::{Client, ListReleasesQuery};
+use conpaas_client::{
+    Client, ClientError, ListReleasesQuery, ListServiceTypesQuery, ListServicesQuery,
+};
 use conpaas_model::api::{
     Rename, Rollback, Scale, Service, ServiceCreate, ServiceTypeInfo, SettingsChange,
 };
@@ -57,10 +59,18 @@ pub enum ServiceCommand {
         wait: Wait,
     },
     /// List the services of an application
-    #[command(after_help = "Examples:\n  conpaas service list shop")]
+    #[command(
+        after_help = "Examples:\n  conpaas service list shop\n  conpaas service list shop --label tier=front --json"
+    )]
     List {
         /// APP or OWNER:APP, by name or id
         app: AppTarget,
+        /// Only with these labels: KEY=VALUE or KEY, several by comma
+        #[arg(long, value_name = "LABELS")]
+        label: Option<String>,
+        /// Only of this service type
+        #[arg(long = "type", value_name = "TYPE")]
+        service_type: Option<String>,
     },
     /// Show a service with its roles, settings and nodes
     #[command(after_help = "Examples:\n  conpaas service show shop/web")]
@@ -113,7 +123,7 @@ pub enum ServiceCommand {
     },
     /// Set how many nodes its roles have
     #[command(
-        after_help = "Examples:\n  conpaas service scale shop/web backend=4 web=2\n  conpaas service scale shop/web backend=+1\n  conpaas service scale shop/web backend=-1 --no-wait"
+        after_help = "Examples:\n  conpaas service scale shop/web backend=4 web=2\n  conpaas service scale shop/web backend=+1\n  conpaas service scale shop/web backend=2 --no-wait\n  conpaas service scale shop/web backend=4 --if-match g12"
     )]
     Scale {
         /// APP/SERVICE, by name or id
@@ -239,8 +249,17 @@ pub async fn run(session: &Session, command: ServiceCommand) -> Outcome {
                 }
             }
         }
-        ServiceCommand::List { app } => {
-            let services = client.list_services(&app.app).await?.items;
+        ServiceCommand::List {
+            app,
+            label,
+            service_type,
+        } => {
+            let query = ListServicesQuery {
+                label,
+                kind: service_type,
+                ..Default::default()
+            };
+            let services = services_of(&client, &app.app, query).await?;
             printer.either(&services, |p| table_of(&services).print(p))
         }
         ServiceCommand::Show { target } => show(session, &client, &target).await,
@@ -346,8 +365,36 @@ pub async fn run(session: &Session, command: ServiceCommand) -> Outcome {
 }
 
 /// All service types the Director offers.
-pub async fn all_types(client: &Client) -> Result<Vec<ServiceTypeInfo>, CliError> {
-    Ok(client.list_service_types().await?.items)
+pub async fn all_types(client: &Client) -> Result<Vec<ServiceTypeInfo>, ClientError> {
+    all(None, async |cursor| {
+        let query = ListServiceTypesQuery {
+            cursor,
+            ..Default::default()
+        };
+        client.list_service_types(&query).await
+    })
+    .await
+}
+
+/// All services of an application that match.
+async fn services_of(
+    client: &Client,
+    app: &str,
+    query: ListServicesQuery,
+) -> Result<Vec<Service>, ClientError> {
+    all(None, async |cursor| {
+        let query = ListServicesQuery {
+            cursor,
+            ..query.clone()
+        };
+        client.list_services(app, &query).await
+    })
+    .await
+}
+
+/// All services of an application.
+pub async fn all_services(client: &Client, app: &str) -> Result<Vec<Service>, ClientError> {
+    services_of(client, app, ListServicesQuery::default()).await
 }
 
 async fn find_type(client: &Client, name: &str) -> Result<ServiceTypeInfo, CliError> {

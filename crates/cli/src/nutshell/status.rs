@@ -6,7 +6,7 @@ use crate::contexts::Context;
 use crate::exit::{CliError, Outcome};
 use crate::printer::{Table, print_pairs};
 use crate::session::{Session, all};
-use conpaas_client::{Client, Endpoint, ListAppsQuery};
+use conpaas_client::{Client, Endpoint, ListAppsQuery, ListCloudsQuery};
 use conpaas_model::api::{App, CloudInfo};
 use serde::Serialize;
 use std::path::PathBuf;
@@ -100,11 +100,14 @@ pub async fn collect(
         }
         if let Some(client) = own_client(session, place) {
             // Without a valid login the rest is worth showing all the same.
-            clouds = client
-                .list_clouds()
-                .await
-                .map(|page| page.items)
-                .unwrap_or_default();
+            let found = all(None, async |cursor| {
+                let query = ListCloudsQuery {
+                    cursor,
+                    ..Default::default()
+                };
+                client.list_clouds(&query).await
+            });
+            clouds = found.await.unwrap_or_default();
             let apps = all(None, async |cursor| {
                 client
                     .list_apps(&ListAppsQuery {

@@ -1,6 +1,6 @@
 //! Applications and their events.
 
-use super::take::{IfMatch, PageQuery, Params, Payload, labels_match, page};
+use super::take::{Caller, IfMatch, PageQuery, Params, Payload, labels_match, page};
 use super::views;
 use crate::auth::Principal;
 use crate::error::DirectorError;
@@ -21,26 +21,51 @@ use utoipa::IntoParams;
 pub(super) type Here = State<Arc<Shared>>;
 type Tagged<T> = ([(HeaderName, String); 1], Json<T>);
 
+/// A change of wishes under way, with the state that the caller thinks of.
+pub(super) struct Changing<'a> {
+    change: Change<'a>,
+    precondition: IfMatch,
+}
+
+impl<'a> std::ops::Deref for Changing<'a> {
+    type Target = Change<'a>;
+    fn deref(&self) -> &Change<'a> {
+        &self.change
+    }
+}
+
+impl Changing<'_> {
+    /// Refuses to change what changed since the caller looked.
+    pub(super) fn check(&self, etag: &str) -> Result<(), DirectorError> {
+        self.precondition.check(etag)
+    }
+}
+
 /// Runs a change of wishes in a transaction and wakes the machine side.
 pub(super) async fn change<T, F>(
     shared: &Arc<Shared>,
-    principal: &Principal,
+    caller: &Caller,
     clouds: Vec<CloudInfo>,
     work: F,
 ) -> Result<T, DirectorError>
 where
-    F: FnOnce(&Change<'_>) -> Result<T, DirectorError> + Send + 'static,
+    F: FnOnce(&Changing<'_>) -> Result<T, DirectorError> + Send + 'static,
     T: Send + 'static,
 {
-    let (here, actor) = (shared.clone(), principal.user.name.to_string());
+    let (here, actor) = (shared.clone(), caller.principal.user.name.to_string());
+    let precondition = caller.precondition.clone();
     let value = shared
         .store
         .transaction(move |tx| {
-            work(&Change {
+            let change = Change {
                 tx,
                 shared: &here,
                 actor: &actor,
                 clouds: &clouds,
+            };
+            work(&Changing {
+                change,
+                precondition,
             })
         })
         .await?;
@@ -52,19 +77,19 @@ where
 /// Like [`change`], for what ends in an operation. `grows`: ask first what the clouds have free.
 pub(super) async fn accept<F>(
     shared: &Arc<Shared>,
-    principal: &Principal,
+    caller: &Caller,
     grows: bool,
     work: F,
 ) -> Result<(StatusCode, Json<Accepted>), DirectorError>
 where
-    F: FnOnce(&Change<'_>) -> Result<Option<OperationRow>, DirectorError> + Send + 'static,
+    F: FnOnce(&Changing<'_>) -> Result<Option<OperationRow>, DirectorError> + Send + 'static,
 {
     let clouds = if grows {
         shared.machines.capacity().await
     } else {
         Vec::new()
     };
-    let accepted = change(shared, principal, clouds, move |change| {
+    let accepted = change(shared, caller, clouds, move |change| {
         let row = work(change)?;
         views::accepted(change.tx, row)
     })
@@ -73,7 +98,7 @@ where
 }
 
 pub(super) fn app_etag(row: &AppRow) -> Result<String, DirectorError> {
-    views::etag(row.generation, &(&row.name, &row.description, &row.labels))
+    views::etag(&row.generation.to_string(), &(&row.name, &row.description, &row.labels))
 }
 
 #[derive(Debug, Deserialize, IntoParams)]
@@ -140,15 +165,14 @@ pub(super) async fn list_apps(
 
 /// Create an application.
 #[utoipa::path(post, path = "/v1/apps", operation_id = "create_app", request_body = AppCreate,
-    params(("Idempotency-Key" = Option<String>, Header, description = "Names this request, so that it can be sent again.")),
     responses((status = 201, description = "The application.", body = App)))]
 pub(super) async fn create_app(
     State(shared): Here,
-    Extension(principal): Extension<Principal>,
+    caller: Caller,
     Payload(wish): Payload<AppCreate>,
 ) -> Result<(StatusCode, Json<App>), DirectorError> {
-    let owner = principal.user.clone();
-    let app = change(&shared, &principal, Vec::new(), move |change| {
+    let owner = caller.principal.user.clone();
+    let app = change(&shared, &caller, Vec::new(), move |change| {
         let row = change.create_app(&owner, wish)?;
         views::app(change.tx, change.shared, row)
     })
@@ -175,19 +199,16 @@ pub(super) async fn show_app(
 
 /// Rename or relabel an application.
 #[utoipa::path(patch, path = "/v1/apps/{app}", operation_id = "update_app", request_body = Rename,
-    params(("app" = String, Path, description = "NAME, OWNER:NAME or id."),
-        ("If-Match" = Option<String>, Header, description = "The ETag of what one looked at.")),
+    params(("app" = String, Path, description = "NAME, OWNER:NAME or id.")),
     responses((status = 200, description = "The application.", body = App)))]
 pub(super) async fn update_app(
     State(shared): Here,
-    Extension(principal): Extension<Principal>,
+    caller: Caller,
     Extension(row): Extension<AppRow>,
-    precondition: IfMatch,
     Payload(wish): Payload<Rename>,
 ) -> Result<Json<App>, DirectorError> {
-    let app = change(&shared, &principal, Vec::new(), move |change| {
+    let app = change(&shared, &caller, Vec::new(), move |change| {
         let row = fresh_app(change, &row)?;
-        precondition.check(&app_etag(&row)?)?;
         let row = change.rename_app(row, wish)?;
         views::app(change.tx, change.shared, row)
     })
@@ -195,8 +216,16 @@ pub(super) async fn update_app(
     Ok(Json(app))
 }
 
-/// An application as it is within the transaction that changes it.
-pub(super) fn fresh_app(change: &Change<'_>, row: &AppRow) -> Result<AppRow, DirectorError> {
+/// An application as it is within the transaction that changes it, if it is still what the caller
+/// thinks of.
+pub(super) fn fresh_app(change: &Changing<'_>, row: &AppRow) -> Result<AppRow, DirectorError> {
+    let row = present_app(change, row)?;
+    change.check(&app_etag(&row)?)?;
+    Ok(row)
+}
+
+/// An application as it is within the transaction that changes one of its services.
+pub(super) fn present_app(change: &Change<'_>, row: &AppRow) -> Result<AppRow, DirectorError> {
     apps::get(change.tx, &row.id)?
         .ok_or_else(|| DirectorError::not_found(format!("no application '{}'", row.name)))
 }
@@ -207,10 +236,10 @@ pub(super) fn fresh_app(change: &Change<'_>, row: &AppRow) -> Result<AppRow, Dir
     responses((status = 202, description = "What to follow.", body = Accepted)))]
 pub(super) async fn delete_app(
     State(shared): Here,
-    Extension(principal): Extension<Principal>,
+    caller: Caller,
     Extension(row): Extension<AppRow>,
 ) -> Result<(StatusCode, Json<Accepted>), DirectorError> {
-    accept(&shared, &principal, false, move |change| {
+    accept(&shared, &caller, false, move |change| {
         change.delete_app(fresh_app(change, &row)?)
     })
     .await
@@ -222,10 +251,10 @@ pub(super) async fn delete_app(
     responses((status = 202, description = "What to follow.", body = Accepted)))]
 pub(super) async fn start_app(
     State(shared): Here,
-    Extension(principal): Extension<Principal>,
+    caller: Caller,
     Extension(row): Extension<AppRow>,
 ) -> Result<(StatusCode, Json<Accepted>), DirectorError> {
-    accept(&shared, &principal, true, move |change| {
+    accept(&shared, &caller, true, move |change| {
         change.start_app(fresh_app(change, &row)?)
     })
     .await
@@ -237,10 +266,10 @@ pub(super) async fn start_app(
     responses((status = 202, description = "What to follow.", body = Accepted)))]
 pub(super) async fn stop_app(
     State(shared): Here,
-    Extension(principal): Extension<Principal>,
+    caller: Caller,
     Extension(row): Extension<AppRow>,
 ) -> Result<(StatusCode, Json<Accepted>), DirectorError> {
-    accept(&shared, &principal, false, move |change| {
+    accept(&shared, &caller, false, move |change| {
         change.stop_app(fresh_app(change, &row)?)
     })
     .await

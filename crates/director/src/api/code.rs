@@ -2,9 +2,8 @@
 
 use super::apps::{Here, accept, change};
 use super::services::fresh;
-use super::take::{PageQuery, Params, Segments, page};
+use super::take::{Caller, PageQuery, Params, Segments, page};
 use super::views;
-use crate::auth::Principal;
 use crate::blobs;
 use crate::error::DirectorError;
 use crate::store::apps::AppRow;
@@ -27,7 +26,6 @@ use utoipa::IntoParams;
 
 type App = Extension<AppRow>;
 type Row = Extension<ServiceRow>;
-type Who = Extension<Principal>;
 
 /// Code versions, newest first.
 #[utoipa::path(get, path = "/v1/apps/{app}/services/{service}/code", operation_id = "list_code",
@@ -82,13 +80,12 @@ fn tame(filename: &str) -> String {
 /// Upload an archive (tar, tar.gz, tar.bz2, tar.xz, tar.zst or zip).
 #[utoipa::path(post, path = "/v1/apps/{app}/services/{service}/code", operation_id = "upload_code",
     params(UploadQuery, ("app" = String, Path, description = "NAME, OWNER:NAME or id."),
-        ("service" = String, Path, description = "NAME or id."),
-        ("Idempotency-Key" = Option<String>, Header, description = "Names this request, so that it can be sent again.")),
+        ("service" = String, Path, description = "NAME or id.")),
     request_body(content_type = "application/octet-stream", description = "The archive's bytes."),
     responses((status = 201, description = "The code version.", body = Code)))]
 pub(super) async fn upload_code(
     State(shared): Here,
-    Extension(principal): Who,
+    caller: Caller,
     Extension(app): App,
     Extension(row): Row,
     Params(query): Params<UploadQuery>,
@@ -135,11 +132,11 @@ pub(super) async fn upload_code(
         original_size,
         original_sha256,
         created_at: now(),
-        actor: principal.user.name.to_string(),
+        actor: caller.principal.user.name.to_string(),
         deleted_at: None,
     };
     let activate = query.activate;
-    let kept = change(&shared, &principal, Vec::new(), move |change| {
+    let kept = change(&shared, &caller, Vec::new(), move |change| {
         let (app, row) = fresh(change, &app, &row)?;
         codes::insert(change.tx, &code)?;
         let bytes = codes::bytes_of_owner(change.tx, &app.owner)?;
@@ -231,12 +228,12 @@ pub(super) async fn download_code(
     responses((status = 204, description = "Deleted.")))]
 pub(super) async fn delete_code(
     State(shared): Here,
-    Extension(principal): Who,
+    caller: Caller,
     Extension(app): App,
     Extension(row): Row,
     Segments(params): Segments,
 ) -> Result<StatusCode, DirectorError> {
-    change(&shared, &principal, Vec::new(), move |change| {
+    change(&shared, &caller, Vec::new(), move |change| {
         let (app, row) = fresh(change, &app, &row)?;
         let code = find(change.tx, &row, &wanted(&params))?;
         let active = services::get_release(change.tx, &row.id, row.active)?;
@@ -264,12 +261,12 @@ pub(super) async fn delete_code(
     responses((status = 202, description = "What to follow.", body = Accepted)))]
 pub(super) async fn activate_code(
     State(shared): Here,
-    Extension(principal): Who,
+    caller: Caller,
     Extension(app): App,
     Extension(row): Row,
     Segments(params): Segments,
 ) -> Result<(StatusCode, Json<Accepted>), DirectorError> {
-    accept(&shared, &principal, false, move |change| {
+    accept(&shared, &caller, false, move |change| {
         let (app, row) = fresh(change, &app, &row)?;
         change.activate_code(app, &row, &wanted(&params))
     })

@@ -3,6 +3,7 @@
 //! missing in just the same words.
 
 use super::Operations;
+use super::repeat::{TokenSecret, TokenSecrets};
 use crate::access::{self, Access};
 use crate::auth::{Principal, authenticate, sha256_hex};
 use crate::blobs;
@@ -160,6 +161,7 @@ async fn admit(gate: Gate, request: Request, next: Next) -> Result<Response, Dir
     }
     // Looked at before the audit row is begun: it refuses what was not begun at all.
     let key = key_of(&parts, &id)?;
+    let secrets = TokenSecrets::of(&principal.token, bearer(&parts)?);
     let (actor, token) = (principal.user.name.to_string(), principal.token.clone());
     let (action, target) = (id.clone(), parts.uri.path().to_owned());
     let row = shared
@@ -173,7 +175,7 @@ async fn admit(gate: Gate, request: Request, next: Next) -> Result<Response, Dir
             Err(error) => error.into_response(),
             Ok(request) => match key {
                 None => next.run(request).await,
-                Some(key) => keyed(&shared, &principal.user.id, key, &id, request, next)
+                Some(key) => keyed(&shared, (&principal.user.id, key), secrets, &id, request, next)
                     .await
                     .unwrap_or_else(IntoResponse::into_response),
             },
@@ -232,14 +234,25 @@ async fn named(
     Ok(Request::from_parts(parts, body))
 }
 
-/// Operations whose answers hold a secret, which is kept nowhere: a key does nothing there.
-const NEVER_KEPT: &[&str] = &["create_token"];
+/// Whether an operation takes an idempotency key: all that make or begin something, except what
+/// begins or ends a login. Other changes come to the same when they are repeated.
+pub(super) fn takes_key(method: &Method, id: &str) -> bool {
+    *method == Method::POST && access::of(id) != Some(Access::Public) && id != "logout"
+}
+
+/// Whether an operation changes something that has an entity tag: an application, a service or a
+/// user. Commands of a service type leave the service's wish as it is.
+pub(super) fn takes_precondition(method: &Method, path: &str) -> bool {
+    *method != Method::GET
+        && (path.contains("{app}") || path.contains("{user}"))
+        && !path.contains("{command}")
+}
 
 fn key_of(parts: &http::request::Parts, id: &str) -> Result<Option<String>, DirectorError> {
     let Some(key) = parts.headers.get(IDEMPOTENCY_KEY) else {
         return Ok(None);
     };
-    if parts.method != Method::POST || NEVER_KEPT.contains(&id) {
+    if !takes_key(&parts.method, id) {
         return Ok(None);
     }
     let key = key
@@ -262,8 +275,8 @@ enum Key {
 /// Runs a request under a key, or answers what it was answered the first time.
 async fn keyed(
     shared: &Shared,
-    user: &PrincipalId,
-    key: String,
+    (user, key): (&PrincipalId, String),
+    secrets: TokenSecrets,
     id: &str,
     request: Request,
     next: Next,
@@ -279,7 +292,11 @@ async fn keyed(
         let bytes = to_bytes(body, super::MAX_JSON)
             .await
             .map_err(|_| DirectorError::too_large("this request is too large"))?;
-        let content = sha256_hex(&bytes);
+        let mut content = sha256_hex(&bytes);
+        if id == "create_token" {
+            content.push_str(secrets.token.as_str());
+            parts.extensions.insert(secrets.next());
+        }
         (Body::from(bytes), content)
     };
     let hash = sha256_hex(format!("{} {} {content}", parts.method, parts.uri));
@@ -298,7 +315,9 @@ async fn keyed(
                     Err(DirectorError::conflict(
                         "in_progress",
                         "this very request is under way already",
-                    ))
+                    )
+                    .hint("send it again, with the same key, for its answer")
+                    .retry_after(1))
                 }
                 Some(row) if row.answer.is_some() => Ok(row
                     .answer
@@ -312,18 +331,23 @@ async fn keyed(
         .await?;
     if let Key::Answered(status, body) = found {
         let status = StatusCode::from_u16(status).unwrap_or(StatusCode::OK);
+        let body = secrets.put_back(body);
         let kind = [
             (header::CONTENT_TYPE.as_str(), "application/json"),
             (REPLAYED, "true"),
         ];
         return Ok((status, kind, body).into_response());
     }
+    let given = parts.extensions.get::<TokenSecret>().cloned();
     let response = next.run(Request::from_parts(parts, body)).await;
     let (parts, body) = response.into_parts();
     let broken = |error| DirectorError::internal("an answer broke off", error);
     let bytes = to_bytes(body, 64 << 20).await.map_err(broken)?;
     let status = parts.status;
-    let text = String::from_utf8(bytes.to_vec()).ok();
+    let mut text = String::from_utf8(bytes.to_vec()).ok();
+    if let (Some(text), Some(given)) = (&mut text, &given) {
+        *text = given.take_out(text);
+    }
     shared
         .store
         .quiet(move |tx| match text.filter(|_| status.is_success()) {

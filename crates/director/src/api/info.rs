@@ -1,6 +1,6 @@
 //! The Director itself: version, health, what it offers, its audit rows.
 
-use super::take::{PageQuery, Params, page, whole};
+use super::take::{PageQuery, Params, page, page_of};
 use crate::auth::Principal;
 use crate::error::DirectorError;
 use crate::shared::Shared;
@@ -12,7 +12,9 @@ use conpaas_model::api::{
     AuditRow, CloudInfo, CommandInfo, DirectorInfo, Page, RoleInfo, ServiceTypeInfo,
 };
 use conpaas_model::instance::InstanceType;
+use serde::Deserialize;
 use std::sync::Arc;
+use utoipa::IntoParams;
 
 type Here = State<Arc<Shared>>;
 
@@ -101,49 +103,84 @@ fn describe(service_type: &dyn ServiceType) -> ServiceTypeInfo {
 }
 
 /// Types of services one can add.
-#[utoipa::path(get, path = "/v1/service-types", operation_id = "list_service_types",
+#[utoipa::path(get, path = "/v1/service-types", operation_id = "list_service_types", params(PageQuery),
     responses((status = 200, description = "Types.", body = Page<ServiceTypeInfo>)))]
-pub(super) async fn list_service_types(State(shared): Here) -> Json<Page<ServiceTypeInfo>> {
+pub(super) async fn list_service_types(
+    State(shared): Here,
+    Params(query): Params<PageQuery>,
+) -> Result<Json<Page<ServiceTypeInfo>>, DirectorError> {
     let offered = shared
         .registry
         .all()
         .filter(|entry| !entry.service_type.internal());
-    Json(whole(
-        offered.map(|entry| describe(entry.service_type)).collect(),
-    ))
+    let types = offered.map(|entry| describe(entry.service_type)).collect();
+    Ok(Json(page_of(types, &query, |found: &ServiceTypeInfo| {
+        found.name.clone()
+    })?))
 }
 
 /// Sizes of machines.
-#[utoipa::path(get, path = "/v1/instance-types", operation_id = "list_instance_types",
+#[utoipa::path(get, path = "/v1/instance-types", operation_id = "list_instance_types", params(PageQuery),
     responses((status = 200, description = "Sizes with their prices.", body = Page<InstanceType>)))]
-pub(super) async fn list_instance_types(State(shared): Here) -> Json<Page<InstanceType>> {
-    Json(whole(shared.config.instance_types.clone()))
+pub(super) async fn list_instance_types(
+    State(shared): Here,
+    Params(query): Params<PageQuery>,
+) -> Result<Json<Page<InstanceType>>, DirectorError> {
+    // In the order in which the operator wrote them down: from small to large.
+    let types = shared.config.instance_types.iter().enumerate().collect();
+    let Page { items, next } = page_of(types, &query, |(place, _)| format!("{place:06}"))?;
+    let items = items.into_iter().map(|(_, found)| found.clone()).collect();
+    Ok(Json(Page { items, next }))
 }
 
 /// Where machines come from. How many there are is for operators.
-#[utoipa::path(get, path = "/v1/clouds", operation_id = "list_clouds",
+#[utoipa::path(get, path = "/v1/clouds", operation_id = "list_clouds", params(PageQuery),
     responses((status = 200, description = "Clouds.", body = Page<CloudInfo>)))]
 pub(super) async fn list_clouds(
     State(shared): Here,
     Extension(principal): Extension<Principal>,
-) -> Json<Page<CloudInfo>> {
+    Params(query): Params<PageQuery>,
+) -> Result<Json<Page<CloudInfo>>, DirectorError> {
     let mut clouds = shared.machines.capacity().await;
     if !principal.is_operator() {
         clouds.iter_mut().for_each(|cloud| cloud.machines = 0);
     }
-    Json(whole(clouds))
+    Ok(Json(page_of(clouds, &query, |cloud| cloud.name.clone())?))
+}
+
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(super) struct AuditQuery {
+    /// `next` of the page before.
+    cursor: Option<String>,
+    /// Most items on a page (default 100, at most 1000).
+    limit: Option<u32>,
+    /// Only what this user did.
+    actor: Option<String>,
+    /// Only this operation of the API, for instance `delete_app`.
+    action: Option<String>,
 }
 
 /// Who changed what, newest first.
-#[utoipa::path(get, path = "/v1/audit", operation_id = "list_audit", params(PageQuery),
+#[utoipa::path(get, path = "/v1/audit", operation_id = "list_audit", params(AuditQuery),
     responses((status = 200, description = "Audit rows.", body = Page<AuditRow>)))]
 pub(super) async fn list_audit(
     State(shared): Here,
-    Params(query): Params<PageQuery>,
+    Params(query): Params<AuditQuery>,
 ) -> Result<Json<Page<AuditRow>>, DirectorError> {
-    let (before, limit) = (query.number_position(u64::MAX)?, query.limit());
+    let paging = PageQuery {
+        cursor: query.cursor,
+        limit: query.limit,
+    };
+    let (before, limit) = (paging.number_position(u64::MAX)?, paging.limit());
+    let (actor, action) = (query.actor, query.action);
     let look = move |tx: &rusqlite::Transaction<'_>| {
-        let rows = housekeeping::list_audit(tx, before, limit as u64 + 1)?;
+        let rows = housekeeping::list_audit(
+            tx,
+            (actor.as_deref(), action.as_deref()),
+            before,
+            limit as u64 + 1,
+        )?;
         page(rows, limit, |row| row.id.to_string(), Ok)
     };
     Ok(Json(shared.store.read(look).await?))

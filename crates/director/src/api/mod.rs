@@ -10,6 +10,7 @@ mod logs;
 mod nodes;
 mod operations;
 mod people;
+mod repeat;
 mod serve;
 mod services;
 mod stream;
@@ -24,8 +25,12 @@ use crate::shared::Shared;
 use axum::Router;
 use std::collections::HashMap;
 use std::sync::Arc;
+use utoipa::openapi::path::{ParameterBuilder, ParameterIn};
+use utoipa::openapi::schema::{ObjectBuilder, Type};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
-use utoipa::openapi::{ComponentsBuilder, Content, OpenApi, Ref, RefOr, ResponseBuilder};
+use utoipa::openapi::{
+    ComponentsBuilder, Content, OpenApi, Ref, RefOr, Required, ResponseBuilder,
+};
 use utoipa::{PartialSchema, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -144,15 +149,16 @@ fn finish(mut document: OpenApi) -> OpenApi {
         .security_schemes
         .insert("token".to_owned(), scheme);
     document.components = Some(components);
-    for item in document.paths.paths.values_mut() {
+    for (path, item) in &mut document.paths.paths {
         let operations = [
-            &mut item.get,
-            &mut item.post,
-            &mut item.patch,
-            &mut item.delete,
-            &mut item.put,
+            (http::Method::GET, &mut item.get),
+            (http::Method::POST, &mut item.post),
+            (http::Method::PATCH, &mut item.patch),
+            (http::Method::DELETE, &mut item.delete),
+            (http::Method::PUT, &mut item.put),
         ];
-        for operation in operations.into_iter().flatten() {
+        for (method, operation) in operations {
+            let Some(operation) = operation else { continue };
             let content = Content::new(Some(RefOr::Ref(Ref::from_schema_name(&name))));
             let response = ResponseBuilder::new()
                 .description("What went wrong, why, and the next step.")
@@ -164,6 +170,29 @@ fn finish(mut document: OpenApi) -> OpenApi {
                 .insert("default".to_owned(), RefOr::T(response));
             let id = operation.operation_id.clone().unwrap_or_default();
             operation.tags = None;
+            let headers = [
+                (
+                    gate::takes_key(&method, &id),
+                    "Idempotency-Key",
+                    "Names this request, so that it can be sent again without happening twice.",
+                ),
+                (
+                    gate::takes_precondition(&method, path),
+                    "If-Match",
+                    "The ETag of what one looked at, or its generation: refused if it changed since.",
+                ),
+            ];
+            for (_, name, description) in headers.into_iter().filter(|(taken, ..)| *taken) {
+                let text = ObjectBuilder::new().schema_type(Type::String).build();
+                let header = ParameterBuilder::new()
+                    .name(name)
+                    .parameter_in(ParameterIn::Header)
+                    .required(Required::False)
+                    .description(Some(description))
+                    .schema(Some(text))
+                    .build();
+                operation.parameters.get_or_insert_default().push(header);
+            }
             if crate::access::of(&id) != Some(crate::access::Access::Public) {
                 let need = utoipa::openapi::SecurityRequirement::new("token", Vec::<String>::new());
                 operation.security = Some(vec![need]);

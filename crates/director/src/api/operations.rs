@@ -2,7 +2,7 @@
 
 use super::apps::{Here, change};
 use super::gate::find_app;
-use super::take::{PageQuery, Params, page};
+use super::take::{Caller, PageQuery, Params, page};
 use super::views;
 use crate::auth::Principal;
 use crate::error::DirectorError;
@@ -98,11 +98,11 @@ pub(super) async fn show_operation(
     responses((status = 200, description = "The operation.", body = Operation)))]
 pub(super) async fn cancel_operation(
     State(shared): Here,
-    Extension(principal): Extension<Principal>,
+    caller: Caller,
     Extension(row): Extension<OperationRow>,
 ) -> Result<Json<Operation>, DirectorError> {
     let clouds = shared.machines.capacity().await;
-    let operation = change(&shared, &principal, clouds, move |change| {
+    let operation = change(&shared, &caller, clouds, move |change| {
         let gone = || DirectorError::not_found(format!("no operation '{}'", row.id));
         let fresh = operations::get(change.tx, row.id.as_str())?.ok_or_else(gone)?;
         let app = apps::get(change.tx, &fresh.app)?

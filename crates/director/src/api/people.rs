@@ -1,8 +1,9 @@
 //! Logging in and out, users, tokens.
 
-use super::take::{PageQuery, Params, Payload, page};
+use super::repeat::TokenSecret;
+use super::take::{IfMatch, PageQuery, Params, Payload, page};
 use super::views;
-use crate::auth::{Principal, check_password, make_token};
+use crate::auth::{Principal, check_password, make_token, random_secret};
 use crate::error::DirectorError;
 use crate::shared::Shared;
 use crate::store::users::{self, TokenRow, UserRow};
@@ -13,7 +14,7 @@ use conpaas_model::api::{
     Login, NewToken, Page, PasswordChange, QuotaChange, Rank, Token, TokenCreate, User, UserCreate,
 };
 use conpaas_model::ids::PrincipalId;
-use http::StatusCode;
+use http::{HeaderName, StatusCode, header};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -49,9 +50,10 @@ async fn new_token(
     user: UserRow,
     label: String,
     lifetime_ms: i64,
+    secret: String,
 ) -> Result<NewToken, DirectorError> {
     check_label(&label)?;
-    let (row, secret) = make_token(&user.id, label, lifetime_ms, now())?;
+    let (row, secret) = make_token(&user.id, label, lifetime_ms, now(), secret)?;
     shared
         .store
         .quiet(move |tx| {
@@ -113,7 +115,7 @@ pub(super) async fn login(
     let answer = match right.map(|right| user.filter(|_| right)) {
         Ok(Some(user)) => {
             let label = wish.label.unwrap_or_else(|| "login".to_owned());
-            new_token(&shared, user, label, lifetime_ms).await
+            new_token(&shared, user, label, lifetime_ms, random_secret()).await
         }
         Ok(None) => Err(DirectorError::unauthenticated("wrong name or password")),
         Err(error) => Err(error),
@@ -180,7 +182,6 @@ pub(super) async fn list_users(
 
 /// Add a user.
 #[utoipa::path(post, path = "/v1/users", operation_id = "create_user", request_body = UserCreate,
-    params(("Idempotency-Key" = Option<String>, Header, description = "Names this request, so that it can be sent again.")),
     responses((status = 201, description = "The user.", body = User)))]
 pub(super) async fn create_user(
     State(shared): Here,
@@ -221,14 +222,30 @@ pub(super) async fn create_user(
 /// One user: oneself, or any for an operator.
 #[utoipa::path(get, path = "/v1/users/{user}", operation_id = "show_user",
     params(("user" = String, Path, description = "Name or id.")),
-    responses((status = 200, description = "The user.", body = User)))]
+    responses((status = 200, description = "The user.", body = User, headers(("ETag" = String, description = "For If-Match.")))))]
 pub(super) async fn show_user(
     State(shared): Here,
     Extension(row): Extension<UserRow>,
-) -> Result<Json<User>, DirectorError> {
-    Ok(Json(
-        shared.store.read(move |tx| views::user(tx, row)).await?,
-    ))
+) -> Result<([(HeaderName, String); 1], Json<User>), DirectorError> {
+    let tag = user_etag(&row)?;
+    let user = shared.store.read(move |tx| views::user(tx, row)).await?;
+    Ok(([(header::ETAG, tag)], Json(user)))
+}
+
+fn user_etag(row: &UserRow) -> Result<String, DirectorError> {
+    views::etag("user", &(&row.name, row.rank, row.node_quota, &row.password_hash))
+}
+
+/// A user as it is within the transaction that changes it, if it is still what the caller thinks of.
+fn fresh(
+    tx: &rusqlite::Connection,
+    row: &UserRow,
+    precondition: &IfMatch,
+) -> Result<UserRow, DirectorError> {
+    let found = users::find(tx, row.id.as_str())?;
+    let found = found.ok_or_else(|| DirectorError::not_found(format!("no user '{}'", row.name)))?;
+    precondition.check(&user_etag(&found)?)?;
+    Ok(found)
 }
 
 /// Remove a user who has no applications.
@@ -239,6 +256,7 @@ pub(super) async fn delete_user(
     State(shared): Here,
     Extension(principal): Extension<Principal>,
     Extension(row): Extension<UserRow>,
+    precondition: IfMatch,
 ) -> Result<StatusCode, DirectorError> {
     if row.id == principal.user.id {
         return Err(DirectorError::conflict(
@@ -247,6 +265,7 @@ pub(super) async fn delete_user(
         ));
     }
     let remove = move |tx: &rusqlite::Transaction<'_>| {
+        let row = fresh(tx, &row, &precondition)?;
         let apps = apps::list(tx, Some(&row.id), "", 1)?;
         if let Some(app) = apps.first() {
             return Err(DirectorError::conflict(
@@ -277,6 +296,7 @@ pub(super) async fn change_password(
     Extension(principal): Extension<Principal>,
     Extension(address): Extension<SocketAddr>,
     Extension(row): Extension<UserRow>,
+    precondition: IfMatch,
     Payload(wish): Payload<PasswordChange>,
 ) -> Result<StatusCode, DirectorError> {
     check_password(&wish.new)?;
@@ -293,6 +313,7 @@ pub(super) async fn change_password(
     let hash = shared.passwords.hash(wish.new).await?;
     let keep = own.then_some(principal.token);
     let change = move |tx: &rusqlite::Transaction<'_>| {
+        fresh(tx, &row, &precondition)?;
         users::set_password(tx, &row.id, &hash)?;
         users::revoke_all_tokens(tx, &row.id, keep.as_ref(), now())
     };
@@ -308,9 +329,11 @@ pub(super) async fn change_password(
 pub(super) async fn set_quota(
     State(shared): Here,
     Extension(row): Extension<UserRow>,
+    precondition: IfMatch,
     Payload(wish): Payload<QuotaChange>,
 ) -> Result<Json<User>, DirectorError> {
     let change = move |tx: &rusqlite::Transaction<'_>| {
+        let row = fresh(tx, &row, &precondition)?;
         users::set_quota(tx, &row.id, wish.node_quota)?;
         views::user(
             tx,
@@ -350,10 +373,12 @@ pub(super) async fn list_tokens(
 pub(super) async fn create_token(
     State(shared): Here,
     Extension(principal): Extension<Principal>,
+    repeatable: Option<Extension<TokenSecret>>,
     Payload(wish): Payload<TokenCreate>,
 ) -> Result<(StatusCode, Json<NewToken>), DirectorError> {
     let lifetime_ms = lifetime(&shared, wish.lifetime_seconds)?;
-    let token = new_token(&shared, principal.user, wish.label, lifetime_ms).await?;
+    let secret = repeatable.map_or_else(random_secret, |Extension(given)| given.secret);
+    let token = new_token(&shared, principal.user, wish.label, lifetime_ms, secret).await?;
     Ok((StatusCode::CREATED, Json(token)))
 }
 

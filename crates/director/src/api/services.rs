@@ -1,11 +1,9 @@
 //! Services: life cycle, counts, settings, releases, commands.
 
-use super::apps::{Here, accept, change, fresh_app};
-use super::take::{IfMatch, PageQuery, Params, Payload, Segments, page, whole};
+use super::apps::{Changing, Here, accept, change, fresh_app, present_app};
+use super::take::{Caller, PageQuery, Params, Payload, Segments, labels_match, page, page_of};
 use super::views;
-use crate::auth::Principal;
 use crate::error::DirectorError;
-use crate::life::Change;
 use crate::settings;
 use crate::store::apps::AppRow;
 use crate::store::services::{self, ServiceRow};
@@ -17,52 +15,81 @@ use conpaas_model::api::{
 };
 use conpaas_model::spec::RunWish;
 use http::{HeaderName, StatusCode, header};
+use serde::Deserialize;
 use serde_json::{Value, json};
+use utoipa::IntoParams;
 
 type Changed = Result<(StatusCode, Json<Accepted>), DirectorError>;
 pub(super) type App = Extension<AppRow>;
 pub(super) type Row = Extension<ServiceRow>;
-type Who = Extension<Principal>;
 
 fn etag(row: &ServiceRow) -> Result<String, DirectorError> {
-    views::etag(row.generation, &(&row.name, &row.description, &row.labels))
+    views::etag(&row.generation.to_string(), &(&row.name, &row.description, &row.labels))
 }
 
-/// A service and its application as they are within the transaction that changes them.
+/// A service and its application as they are within the transaction that changes the service, if
+/// it is still what the caller thinks of.
 pub(super) fn fresh(
-    change: &Change<'_>,
+    change: &Changing<'_>,
     app: &AppRow,
     row: &ServiceRow,
 ) -> Result<(AppRow, ServiceRow), DirectorError> {
-    let app = fresh_app(change, app)?;
+    let app = present_app(change, app)?;
     let found = services::get(change.tx, &row.id)?;
     let found =
         found.ok_or_else(|| DirectorError::not_found(format!("no service '{}'", row.name)))?;
+    change.check(&etag(&found)?)?;
     Ok((app, found))
 }
 
-/// The services of an application.
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(super) struct ServicesQuery {
+    /// `next` of the page before.
+    cursor: Option<String>,
+    /// Most items on a page (default 100, at most 1000).
+    limit: Option<u32>,
+    /// `key=value` or `key`, several by comma.
+    label: Option<String>,
+    /// Only of this service type.
+    #[serde(rename = "type")]
+    service_type: Option<String>,
+}
+
+/// The services of an application, by name.
 #[utoipa::path(get, path = "/v1/apps/{app}/services", operation_id = "list_services",
-    params(("app" = String, Path, description = "NAME, OWNER:NAME or id.")),
+    params(ServicesQuery, ("app" = String, Path, description = "NAME, OWNER:NAME or id.")),
     responses((status = 200, description = "Services.", body = Page<Service>)))]
 pub(super) async fn list_services(
     State(shared): Here,
     Extension(app): App,
+    Params(query): Params<ServicesQuery>,
 ) -> Result<Json<Page<Service>>, DirectorError> {
+    let paging = PageQuery {
+        cursor: query.cursor,
+        limit: query.limit,
+    };
     let here = shared.clone();
     let look = move |tx: &rusqlite::Transaction<'_>| views::services_of(tx, &here, &app);
-    Ok(Json(whole(shared.store.read(look).await?)))
+    let mut found = shared.store.read(look).await?;
+    found.retain(|service| {
+        let wanted = query.service_type.as_ref();
+        labels_match(query.label.as_deref(), &service.labels)
+            && wanted.is_none_or(|wanted| *wanted == service.service_type)
+    });
+    Ok(Json(page_of(found, &paging, |service| {
+        service.name.to_string()
+    })?))
 }
 
 /// Add a service to an application.
 #[utoipa::path(post, path = "/v1/apps/{app}/services", operation_id = "create_service",
     request_body = ServiceCreate,
-    params(("app" = String, Path, description = "NAME, OWNER:NAME or id."),
-        ("Idempotency-Key" = Option<String>, Header, description = "Names this request, so that it can be sent again.")),
+    params(("app" = String, Path, description = "NAME, OWNER:NAME or id.")),
     responses((status = 201, description = "The service.", body = Service)))]
 pub(super) async fn create_service(
     State(shared): Here,
-    Extension(principal): Who,
+    caller: Caller,
     Extension(app): App,
     Payload(wish): Payload<ServiceCreate>,
 ) -> Result<(StatusCode, Json<Service>), DirectorError> {
@@ -71,7 +98,7 @@ pub(super) async fn create_service(
     } else {
         Vec::new()
     };
-    let service = change(&shared, &principal, clouds, move |change| {
+    let service = change(&shared, &caller, clouds, move |change| {
         let app = fresh_app(change, &app)?;
         let row = change.create_service(app.clone(), wish)?;
         views::service(change.tx, change.shared, &app, row)
@@ -103,20 +130,17 @@ pub(super) async fn show_service(
 #[utoipa::path(patch, path = "/v1/apps/{app}/services/{service}", operation_id = "update_service",
     request_body = Rename,
     params(("app" = String, Path, description = "NAME, OWNER:NAME or id."),
-        ("service" = String, Path, description = "NAME or id."),
-        ("If-Match" = Option<String>, Header, description = "The ETag of what one looked at.")),
+        ("service" = String, Path, description = "NAME or id.")),
     responses((status = 200, description = "The service.", body = Service)))]
 pub(super) async fn update_service(
     State(shared): Here,
-    Extension(principal): Who,
+    caller: Caller,
     Extension(app): App,
     Extension(row): Row,
-    precondition: IfMatch,
     Payload(wish): Payload<Rename>,
 ) -> Result<Json<Service>, DirectorError> {
-    let service = change(&shared, &principal, Vec::new(), move |change| {
+    let service = change(&shared, &caller, Vec::new(), move |change| {
         let (app, row) = fresh(change, &app, &row)?;
-        precondition.check(&etag(&row)?)?;
         let row = change.rename_service(&app, row, wish)?;
         views::service(change.tx, change.shared, &app, row)
     })
@@ -131,11 +155,11 @@ pub(super) async fn update_service(
     responses((status = 202, description = "What to follow.", body = Accepted)))]
 pub(super) async fn delete_service(
     State(shared): Here,
-    Extension(principal): Who,
+    caller: Caller,
     Extension(app): App,
     Extension(row): Row,
 ) -> Changed {
-    accept(&shared, &principal, false, move |change| {
+    accept(&shared, &caller, false, move |change| {
         let (app, row) = fresh(change, &app, &row)?;
         change.delete_service(app, &row)
     })
@@ -149,11 +173,11 @@ pub(super) async fn delete_service(
     responses((status = 202, description = "What to follow.", body = Accepted)))]
 pub(super) async fn start_service(
     State(shared): Here,
-    Extension(principal): Who,
+    caller: Caller,
     Extension(app): App,
     Extension(row): Row,
 ) -> Changed {
-    accept(&shared, &principal, true, move |change| {
+    accept(&shared, &caller, true, move |change| {
         let (app, row) = fresh(change, &app, &row)?;
         change.start_service(app, &row)
     })
@@ -167,11 +191,11 @@ pub(super) async fn start_service(
     responses((status = 202, description = "What to follow.", body = Accepted)))]
 pub(super) async fn stop_service(
     State(shared): Here,
-    Extension(principal): Who,
+    caller: Caller,
     Extension(app): App,
     Extension(row): Row,
 ) -> Changed {
-    accept(&shared, &principal, false, move |change| {
+    accept(&shared, &caller, false, move |change| {
         let (app, row) = fresh(change, &app, &row)?;
         change.stop_service(app, &row)
     })
@@ -182,20 +206,17 @@ pub(super) async fn stop_service(
 #[utoipa::path(post, path = "/v1/apps/{app}/services/{service}/scale", operation_id = "scale_service",
     request_body = Scale,
     params(("app" = String, Path, description = "NAME, OWNER:NAME or id."),
-        ("service" = String, Path, description = "NAME or id."),
-        ("If-Match" = Option<String>, Header, description = "The ETag of what one looked at.")),
+        ("service" = String, Path, description = "NAME or id.")),
     responses((status = 202, description = "What to follow.", body = Accepted)))]
 pub(super) async fn scale_service(
     State(shared): Here,
-    Extension(principal): Who,
+    caller: Caller,
     Extension(app): App,
     Extension(row): Row,
-    precondition: IfMatch,
     Payload(wish): Payload<Scale>,
 ) -> Changed {
-    accept(&shared, &principal, true, move |change| {
+    accept(&shared, &caller, true, move |change| {
         let (app, row) = fresh(change, &app, &row)?;
-        precondition.check(&etag(&row)?)?;
         change.scale_service(app, &row, &wish)
     })
     .await
@@ -205,20 +226,17 @@ pub(super) async fn scale_service(
 #[utoipa::path(patch, path = "/v1/apps/{app}/services/{service}/settings", operation_id = "set_settings",
     request_body = SettingsChange,
     params(("app" = String, Path, description = "NAME, OWNER:NAME or id."),
-        ("service" = String, Path, description = "NAME or id."),
-        ("If-Match" = Option<String>, Header, description = "The ETag of what one looked at.")),
+        ("service" = String, Path, description = "NAME or id.")),
     responses((status = 202, description = "What to follow.", body = Accepted)))]
 pub(super) async fn set_settings(
     State(shared): Here,
-    Extension(principal): Who,
+    caller: Caller,
     Extension(app): App,
     Extension(row): Row,
-    precondition: IfMatch,
     Payload(wish): Payload<SettingsChange>,
 ) -> Changed {
-    accept(&shared, &principal, false, move |change| {
+    accept(&shared, &caller, false, move |change| {
         let (app, row) = fresh(change, &app, &row)?;
-        precondition.check(&etag(&row)?)?;
         change.set_settings(app, &row, &wish.settings)
     })
     .await
@@ -255,12 +273,12 @@ pub(super) async fn list_releases(
     responses((status = 202, description = "What to follow.", body = Accepted)))]
 pub(super) async fn rollback_service(
     State(shared): Here,
-    Extension(principal): Who,
+    caller: Caller,
     Extension(app): App,
     Extension(row): Row,
     Payload(wish): Payload<Rollback>,
 ) -> Changed {
-    accept(&shared, &principal, false, move |change| {
+    accept(&shared, &caller, false, move |change| {
         let (app, row) = fresh(change, &app, &row)?;
         change.rollback(app, &row, wish.release)
     })

@@ -1,6 +1,7 @@
 //! What handlers take from a request: bodies, queries, pages, preconditions; each refused in the
 //! API's own words.
 
+use crate::auth::Principal;
 use crate::error::{DirectorError, Explain};
 use crate::store::Millis;
 use axum::Json;
@@ -144,9 +145,21 @@ pub fn page<R, T>(
     Ok(Page { items, next })
 }
 
-/// A whole small collection.
-pub fn whole<T>(items: Vec<T>) -> Page<T> {
-    Page { items, next: None }
+/// A page of a collection that is made anew for each request. `key` says where an item stands, and
+/// the order of items is that of their keys.
+pub fn page_of<T>(
+    items: Vec<T>,
+    query: &PageQuery,
+    key: impl Fn(&T) -> String,
+) -> Result<Page<T>, DirectorError> {
+    let (after, limit) = (query.position()?, query.limit());
+    let mut items: Vec<(String, T)> = items
+        .into_iter()
+        .map(|item| (key(&item), item))
+        .filter(|(key, _)| after.as_ref().is_none_or(|after| key > after))
+        .collect();
+    items.sort_by(|(a, _), (b, _)| a.cmp(b));
+    page(items, limit, |(key, _)| key.clone(), |(_, item)| Ok(item))
 }
 
 /// Whether labels match a filter `key=value` (or `key`: it is there), several by comma.
@@ -162,6 +175,7 @@ pub fn labels_match(filter: Option<&str>, labels: &Labels) -> bool {
 }
 
 /// `If-Match`, if the request has one.
+#[derive(Clone)]
 pub struct IfMatch(Option<String>);
 
 impl<S: Send + Sync> FromRequestParts<S> for IfMatch {
@@ -202,6 +216,25 @@ impl IfMatch {
     }
 }
 
+/// Who asks for a change, and of which state of the thing they think.
+pub struct Caller {
+    pub principal: Principal,
+    pub precondition: IfMatch,
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Caller {
+    type Rejection = DirectorError;
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, DirectorError> {
+        let Ok(precondition) = IfMatch::from_request_parts(parts, state).await;
+        let principal = parts.extensions.get::<Principal>().cloned();
+        Ok(Self {
+            principal: principal
+                .ok_or_else(|| DirectorError::unauthenticated("this needs a login"))?,
+            precondition,
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -220,6 +253,8 @@ mod tests {
         };
         assert_eq!(next.position().unwrap().as_deref(), Some("2"));
         assert!(page(vec![3], 2, i32::to_string, Ok).unwrap().next.is_none());
+        let rest = page_of(vec![3, 1, 2], &next, i32::to_string).unwrap();
+        assert_eq!((rest.items, rest.next), (vec![3], None));
         let bad = PageQuery {
             cursor: Some("nonsense".to_owned()),
             limit: None,

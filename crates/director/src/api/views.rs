@@ -264,7 +264,7 @@ pub(super) fn node(row: NodeRow, service: Option<&ServiceRow>) -> Node {
 
 /// The entity tag of something with a generation; texts that change without one are hashed in.
 pub(super) fn etag(
-    generation: conpaas_model::ids::Generation,
+    generation: &str,
     texts: &impl serde::Serialize,
 ) -> Result<String, DirectorError> {
     let hash = crate::auth::sha256_hex(serde_json::to_vec(texts)?);

@@ -17,7 +17,8 @@ use crate::store::apps::{self, AppRow};
 use crate::store::events::{self, NewEvent};
 use crate::store::operations::{self as rows, OperationRow};
 use crate::store::services::{self, ReleaseRow, ServiceRow};
-use crate::store::{codes, machines, new_id, now, users::UserRow};
+use crate::store::users::{self, UserRow};
+use crate::store::{codes, machines, new_id, now};
 use crate::{operations, settings};
 use conpaas_model::api::{AppCreate, CloudInfo, Outcome, Rename, Scale, ServiceCreate};
 use conpaas_model::event::EventKind;
@@ -381,10 +382,12 @@ impl Change<'_> {
     pub fn scale_service(&self, app: AppRow, row: &ServiceRow, wish: &Scale) -> Accepted {
         self.living_service(&app, row)?;
         let service_type = self.shared.service_type(&row.service_type)?;
+        let owner = users::find(self.tx, app.owner.as_str())?;
         let roles = scaled(
             service_type,
             &row.roles,
             &self.shared.config.instance_types,
+            owner.map_or(0, |owner| owner.node_quota),
             wish,
         )?;
         let changes = roles != row.roles;

@@ -31,16 +31,18 @@ pub fn end_audit(tx: &Connection, id: i64, status: u16) -> Result<(), DirectorEr
     Ok(())
 }
 
-/// Audit rows below a number, newest first.
+/// Rows before `before`, newest first, of one actor and one action where those are named.
 pub fn list_audit(
     tx: &Connection,
+    (actor, action): (Option<&str>, Option<&str>),
     before: u64,
     limit: u64,
 ) -> Result<Vec<AuditRow>, DirectorError> {
     all(
         tx,
-        "SELECT * FROM audit WHERE id < ?1 ORDER BY id DESC LIMIT ?2",
-        params![signed(before), signed(limit)],
+        "SELECT * FROM audit WHERE id < ?1 AND (?3 IS NULL OR actor = ?3)
+         AND (?4 IS NULL OR action = ?4) ORDER BY id DESC LIMIT ?2",
+        params![signed(before), signed(limit), actor, action],
         |row| {
             Ok(AuditRow {
                 id: unsigned(row, "id")?,

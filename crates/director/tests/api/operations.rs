@@ -1,0 +1,114 @@
+//! Operations: followed, late, outlived by a restart.
+
+use crate::world::*;
+
+#[tokio::test]
+async fn an_operation_is_followed_live_to_its_end() {
+    let world = World::new().await;
+    let ann = world.user("ann").await;
+    let service = world.shop(&ann).await;
+    let id = world.get(&service, &ann).await.body["id"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let started = world
+        .post(&format!("{service}/start"), &ann, json!({}))
+        .await;
+    let operation = started.body["operation"]["id"].as_str().unwrap();
+    let url = world.url(&format!("/v1/operations/{operation}/stream"));
+    let mut response = world
+        .client
+        .get(url)
+        .bearer_auth(&ann)
+        .send()
+        .await
+        .unwrap();
+    let first = response.chunk().await.unwrap().unwrap();
+    assert!(String::from_utf8_lossy(&first).contains("\"outcome\":\"running\""));
+    world.manager_says(&id, None).await;
+    let mut rest = String::new();
+    while let Some(chunk) = response.chunk().await.unwrap() {
+        rest.push_str(&String::from_utf8_lossy(&chunk));
+    }
+    assert!(rest.contains("\"outcome\":\"done\""), "{rest}");
+    let url = world.url("/v1/apps/shop/events/stream");
+    let request = world
+        .client
+        .get(url)
+        .bearer_auth(&ann)
+        .header("last-event-id", "1");
+    let mut response = request.send().await.unwrap();
+    let chunk = response.chunk().await.unwrap().unwrap();
+    assert!(
+        String::from_utf8_lossy(&chunk).contains("id: 2"),
+        "{chunk:?}"
+    );
+    world.director.stop().await;
+}
+
+#[tokio::test]
+async fn deadlines_end_operations_and_a_restart_keeps_everything() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut short = config(folder.path());
+    short.operation_deadline = std::time::Duration::ZERO;
+    let director = start(short.clone()).await.unwrap();
+    let again = start(short.clone()).await.err().unwrap();
+    assert!(matches!(again, StartError::StateInUse { .. }), "{again}");
+    let mut other = config(&folder.path().join("other"));
+    other.listen = director.address();
+    let taken = start(other).await.err().unwrap();
+    assert!(matches!(taken, StartError::AddressTaken { .. }), "{taken}");
+    let (fingerprint, installation) = (
+        director.fingerprint().to_owned(),
+        director.installation().clone(),
+    );
+    let mode = std::fs::metadata(folder.path().join("state"))
+        .unwrap()
+        .permissions()
+        .mode();
+    assert_eq!(mode & 0o777, 0o700);
+    director.stop().await;
+    let director = start(short).await.unwrap();
+    assert_eq!(
+        (director.fingerprint(), director.installation()),
+        (fingerprint.as_str(), &installation)
+    );
+    director.stop().await;
+}
+
+#[tokio::test]
+async fn a_wish_that_takes_too_long_fails_visibly_and_goes_on() {
+    let world = World::new().await;
+    let ann = world.user("ann").await;
+    let service = world.shop(&ann).await;
+    let id = world.get(&service, &ann).await.body["id"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let started = world
+        .post(&format!("{service}/start"), &ann, json!({}))
+        .await;
+    let operation = started.body["operation"]["id"].as_str().unwrap().to_owned();
+    let late = operation.clone();
+    let end = move |tx: &rusqlite::Transaction<'_>| {
+        tx.execute("UPDATE operations SET deadline = 0 WHERE id = ?1", [&late])?;
+        let row = rows::get(tx, &late)?.unwrap();
+        assert_eq!(row.outcome, Outcome::Running);
+        Ok(())
+    };
+    world.director.store().transaction(end).await.unwrap();
+    let path = format!("/v1/operations/{operation}");
+    let failed = world
+        .until(&path, &ann, |answer| answer.body["outcome"] == "failed")
+        .await;
+    assert!(
+        failed.body["reason"]
+            .as_str()
+            .unwrap()
+            .contains("work goes on")
+    );
+    assert_eq!(world.get(&service, &ann).await.body["state"], "ERROR");
+    world.manager_says(&id, None).await;
+    assert_eq!(world.get(&service, &ann).await.body["state"], "RUNNING");
+    world.director.stop().await;
+}
