@@ -5,6 +5,8 @@ use crate::nutshell::process::keep_log_bounded;
 use crate::nutshell::settings::{Place, Settings};
 use conpaas_cloud::{Cloud, LocalCloud};
 use conpaas_director::Director;
+use conpaas_edge::Listeners;
+use conpaas_pki::ApiCertificate;
 use conpaas_services::registry::Registry;
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -20,6 +22,8 @@ use tokio::signal::unix::{SignalKind, signal};
 
 /// How long a Director may take to finish requests in flight.
 const STOP_LIMIT: Duration = Duration::from_secs(20);
+/// How long a certificate of the edge's own making is valid: it is looked at when the edge starts.
+const OWN_CERTIFICATE: Duration = Duration::from_secs(800 * 24 * 3600);
 
 /// Runs what the first arguments name, if that is no command for people.
 pub fn dispatch(arguments: &[OsString]) -> Option<ExitCode> {
@@ -48,7 +52,7 @@ pub fn dispatch(arguments: &[OsString]) -> Option<ExitCode> {
         "nutshell-keeper" if option == Some("--state") => Some(keeper(arguments)),
         "edge" if option == Some("--state") => Some(daemon(
             Workers::Some,
-            edge(state(arguments), listener(arguments)),
+            edge(state(arguments), listeners(arguments)),
         )),
         _ => None,
     }
@@ -66,10 +70,13 @@ fn state(arguments: &[OsString]) -> Option<PathBuf> {
     arguments.get(3).map(PathBuf::from)
 }
 
-/// A socket that whoever started this process left open for it.
-fn listener(arguments: &[OsString]) -> Option<RawFd> {
-    let at = arguments.iter().position(|word| word == "--listener")?;
-    arguments.get(at + 1)?.to_str()?.parse().ok()
+/// Sockets that whoever started this process left open for it.
+fn listeners(arguments: &[OsString]) -> Vec<RawFd> {
+    arguments
+        .windows(2)
+        .filter(|words| words[0] == "--listener")
+        .filter_map(|words| words[1].to_str()?.parse().ok())
+        .collect()
 }
 
 /// Director and edge are started by it, and started again when they end.
@@ -77,7 +84,7 @@ fn keeper(arguments: &[OsString]) -> ExitCode {
     let state = state(arguments);
     start_logging();
     let work = match state {
-        Some(state) => crate::nutshell::keeper::run(Place::new(state), listener(arguments)),
+        Some(state) => crate::nutshell::keeper::run(Place::new(state), &listeners(arguments)),
         None => Err("say where the state is: --state FOLDER".into()),
     };
     ended(work)
@@ -192,19 +199,40 @@ async fn director(state: Option<PathBuf>) -> Result<(), AnyError> {
     Ok(())
 }
 
-async fn edge(state: Option<PathBuf>, listener: Option<RawFd>) -> Result<(), AnyError> {
+async fn edge(state: Option<PathBuf>, listeners: Vec<RawFd>) -> Result<(), AnyError> {
     let (place, settings) = settings(state)?;
     tokio::spawn(keep_log_bounded(place.log("edge")));
-    let listener = listener.map(|descriptor| {
+    let mut listeners = listeners.into_iter().map(|descriptor| {
         // SAFETY: the keeper left it open for this process, and nobody else here has it.
         TcpListener::from(unsafe { OwnedFd::from_raw_fd(descriptor) })
     });
+    let listeners = Listeners {
+        http: listeners.next(),
+        https: listeners.next(),
+    };
+    let config = settings.edge(&place);
+    if config.https.is_some() && settings.certificate.is_none() {
+        own_certificate(&place, &settings)?;
+    }
     let ready = || {
         let pid = std::process::id().to_string();
         if let Err(error) = crate::contexts::write_private(&place.edge_ready(), pid.as_bytes()) {
             tracing::error!(error = error.what, "cannot say that this edge serves");
         }
     };
-    conpaas_edge::run(settings.edge(&place), listener, ready).await?;
+    conpaas_edge::run(config, listeners, ready).await?;
+    Ok(())
+}
+
+/// Makes a certificate for the base domain, for those who bring none, or renews it.
+fn own_certificate(place: &Place, settings: &Settings) -> Result<(), AnyError> {
+    let base = &settings.base_domain;
+    let names = [base.clone(), format!("*.{base}")];
+    ApiCertificate::load_or_create(
+        &place.edge_certificate(),
+        &names,
+        OWN_CERTIFICATE,
+        std::time::SystemTime::now(),
+    )?;
     Ok(())
 }

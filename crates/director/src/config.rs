@@ -18,6 +18,8 @@ pub struct DirectorConfig {
     pub base_domain: String,
     /// Port of the edge as people reach it, for URLs.
     pub edge_port: u16,
+    /// The edge's port for HTTPS, if it has one.
+    pub edge_https_port: Option<u16>,
     /// Where the edge can be reached, as text for people.
     pub edge: Option<String>,
     /// The edge's folder (`STATE/edge` when absent).
@@ -65,6 +67,7 @@ impl DirectorConfig {
             names: Vec::new(),
             base_domain: "localhost".to_owned(),
             edge_port: 8080,
+            edge_https_port: None,
             edge: None,
             edge_folder: None,
             host_listener: None,

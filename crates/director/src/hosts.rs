@@ -21,12 +21,13 @@ pub fn host(app: &Name, owner: &Name, service: &Name, first: bool, base: &str) -
     }
 }
 
-/// The address to type into a browser.
-pub fn url(host: &str, edge_port: u16) -> String {
-    if edge_port == 80 {
-        format!("http://{host}/")
-    } else {
-        format!("http://{host}:{edge_port}/")
+/// The address to type into a browser, at the edge's ports for HTTP and, if it has one, HTTPS.
+pub fn url(host: &str, http: u16, https: Option<u16>) -> String {
+    match (http, https) {
+        (_, Some(443)) => format!("https://{host}/"),
+        (_, Some(port)) => format!("https://{host}:{port}/"),
+        (80, None) => format!("http://{host}/"),
+        (port, None) => format!("http://{host}:{port}/"),
     }
 }
 
@@ -46,7 +47,9 @@ mod tests {
             host(&app, &owner, &service, false, "localhost"),
             "web.shop-ann.localhost"
         );
-        assert_eq!(url("a.localhost", 8080), "http://a.localhost:8080/");
-        assert_eq!(url("a.example.org", 80), "http://a.example.org/");
+        assert_eq!(url("a.localhost", 8080, None), "http://a.localhost:8080/");
+        assert_eq!(url("a.example.org", 80, None), "http://a.example.org/");
+        assert_eq!(url("a.example.org", 80, Some(443)), "https://a.example.org/");
+        assert_eq!(url("a.b", 80, Some(8443)), "https://a.b:8443/");
     }
 }

@@ -13,6 +13,9 @@ pub struct EdgeConfig {
     /// Where to listen. Port 0 takes any free port; `applied.json` says which.
     #[serde(default = "defaults::bind")]
     pub bind: SocketAddr,
+    /// Where to listen for HTTPS, if at all.
+    #[serde(default)]
+    pub https: Option<Https>,
     /// The domain below which applications have their names; said on the page for unknown hosts.
     #[serde(default = "defaults::base_domain")]
     pub base_domain: String,
@@ -47,6 +50,20 @@ pub struct EdgeConfig {
     /// How many access logs that were put aside to keep.
     #[serde(default = "defaults::log_files")]
     pub log_files: u32,
+}
+
+/// HTTPS: where to listen, and the files that say who answers there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Https {
+    pub bind: SocketAddr,
+    /// Certificates in PEM, the edge's own first.
+    pub certificate: PathBuf,
+    /// Its key in PEM.
+    pub key: PathBuf,
+    /// Whether requests that come without TLS are sent on to HTTPS.
+    #[serde(default)]
+    pub only: bool,
 }
 
 mod defaults {
@@ -93,6 +110,7 @@ impl EdgeConfig {
         Self {
             folder,
             bind: defaults::bind(),
+            https: None,
             base_domain: defaults::base_domain(),
             trusted_forwarders: Vec::new(),
             idle_seconds: defaults::idle_seconds(),
@@ -163,6 +181,16 @@ pub enum EdgeError {
     Folder {
         path: PathBuf,
         source: std::io::Error,
+    },
+    #[error(
+        "the edge cannot use the certificate {} with the key {}",
+        certificate.display(),
+        key.display()
+    )]
+    Certificate {
+        certificate: PathBuf,
+        key: PathBuf,
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
     #[error("cannot wait for signals")]
     Signals(#[source] std::io::Error),

@@ -71,11 +71,11 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
 }
 
 /// Makes the head that an upstream gets out of the head a client sent. `trusted` says whether
-/// the client is a proxy whose word about its own client counts.
+/// the client is a proxy whose word about its own client counts, `secure` whether it came over TLS.
 pub fn towards_upstream(
     headers: &mut HeaderMap,
     client: IpAddr,
-    trusted: bool,
+    (trusted, secure): (bool, bool),
     host_as_sent: &HeaderValue,
     upgrade: Option<&HeaderValue>,
 ) {
@@ -105,7 +105,7 @@ pub fn towards_upstream(
         .or_insert_with(|| host_as_sent.clone());
     headers
         .entry(FORWARDED_PROTO)
-        .or_insert(HeaderValue::from_static("http"));
+        .or_insert(HeaderValue::from_static(if secure { "https" } else { "http" }));
     headers.insert(HOST, host_as_sent.clone());
     if let Some(protocol) = upgrade {
         headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
@@ -176,7 +176,7 @@ mod tests {
         let shown = HeaderValue::from_static("a");
         let client: IpAddr = "10.0.0.9".parse().unwrap();
         let mut headers = map(&sent);
-        towards_upstream(&mut headers, client, false, &shown, None);
+        towards_upstream(&mut headers, client, (false, false), &shown, None);
         assert_eq!(headers["x-forwarded-for"], "10.0.0.9");
         assert_eq!(headers["x-forwarded-proto"], "http");
         assert_eq!(headers["x-forwarded-host"], "a");
@@ -185,8 +185,12 @@ mod tests {
         assert!(!headers.contains_key("expect"));
 
         let mut headers = map(&sent);
-        towards_upstream(&mut headers, client, true, &shown, None);
+        towards_upstream(&mut headers, client, (true, false), &shown, None);
         assert_eq!(headers["x-forwarded-for"], "6.6.6.6, 10.0.0.9");
+        assert_eq!(headers["x-forwarded-proto"], "https");
+
+        let mut headers = map(&[("x-forwarded-proto", "http")]);
+        towards_upstream(&mut headers, client, (false, true), &shown, None);
         assert_eq!(headers["x-forwarded-proto"], "https");
     }
 

@@ -6,6 +6,7 @@
 mod access_log;
 mod body;
 mod config;
+mod connection;
 mod dial;
 mod feed;
 mod headers;
@@ -13,11 +14,12 @@ mod pages;
 mod proxy;
 mod server;
 mod table;
+mod tls;
 mod upstream;
 
-pub use config::{EdgeConfig, EdgeError};
+pub use config::{EdgeConfig, EdgeError, Https};
 pub use dial::{CloudDial, Dial};
-pub use server::{Edge, Ending};
+pub use server::{Edge, Ending, Listeners};
 
 use std::sync::Arc;
 use tokio::signal::unix::{SignalKind, signal};
@@ -26,24 +28,21 @@ use tokio::signal::unix::{SignalKind, signal};
 /// (at most `shutdown_seconds`) and returns. SIGUSR1 says that another edge listens on the same
 /// socket: then idle connections may still ask once more before they are let go.
 ///
-/// It listens on `listener` if one was handed over, else on its own; `ready` is called once
+/// It listens on those `listeners` that were handed over, else on its own; `ready` is called once
 /// connections are taken.
 ///
 /// # Errors
 /// [`EdgeError`] when it cannot start: port taken, folder missing.
 pub async fn run(
     config: EdgeConfig,
-    listener: Option<std::net::TcpListener>,
+    listeners: Listeners,
     ready: impl FnOnce(),
 ) -> Result<(), EdgeError> {
     let mut handed_over = signal(SignalKind::user_defined1()).map_err(EdgeError::Signals)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(EdgeError::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(EdgeError::Signals)?;
     let dial = Arc::new(CloudDial::default());
-    let edge = match listener {
-        Some(listener) => Edge::with_listener(config, dial, listener)?,
-        None => Edge::bind(config, dial).await?,
-    };
+    let edge = Edge::with_listeners(config, dial, listeners)?;
     ready();
     edge.serve_until(async move {
         tokio::select! {

@@ -1,7 +1,7 @@
 //! What the edge says itself when it leads nobody on: small pages for people, JSON for programs.
 
 use http::header::{
-    ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER,
+    ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION, RETRY_AFTER,
 };
 use http::{Response, StatusCode};
 
@@ -31,6 +31,10 @@ pub enum Page<'a> {
     /// An upstream did not begin its answer in time.
     TooSlow {
         app: &'a str,
+    },
+    /// Only encrypted connections are served.
+    Secure {
+        location: &'a str,
     },
     BadHost,
     NoTunnels,
@@ -108,6 +112,14 @@ fn words(page: &Page<'_>) -> Words {
             "Look whether it was done before you send it again.".into(),
             None,
         ),
+        Page::Secure { location } => (
+            StatusCode::PERMANENT_REDIRECT,
+            "https_only",
+            "This site is encrypted".into(),
+            "It answers over HTTPS only.",
+            format!("Go on at {location}"),
+            None,
+        ),
         Page::BadHost => (
             StatusCode::BAD_REQUEST,
             "bad_host",
@@ -161,6 +173,11 @@ pub fn answer(page: &Page<'_>, request: &HeaderMap) -> Response<String> {
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     if let Some(seconds) = words.retry_after {
         headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    if let Page::Secure { location } = page
+        && let Ok(location) = HeaderValue::from_str(location)
+    {
+        headers.insert(LOCATION, location);
     }
     if words.status == StatusCode::METHOD_NOT_ALLOWED {
         headers.insert(

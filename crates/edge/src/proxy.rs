@@ -30,6 +30,14 @@ use tokio::task::JoinSet;
 /// How long an upstream that refused a connection is passed over.
 const DOWN: Duration = Duration::from_secs(1);
 
+/// Who sends requests over a connection.
+#[derive(Clone, Copy, Debug)]
+pub struct Client {
+    pub address: IpAddr,
+    /// Whether the connection is encrypted.
+    pub secure: bool,
+}
+
 /// Handles requests.
 pub struct Proxy {
     table: Arc<Table>,
@@ -37,6 +45,8 @@ pub struct Proxy {
     log: AccessLog,
     base_domain: String,
     trusted: Vec<IpAddr>,
+    /// The port to send those on to who come without TLS.
+    https_instead: Option<u16>,
     body_pause: Duration,
     connect: Duration,
     answer: Duration,
@@ -83,6 +93,7 @@ enum Failed {
 impl Proxy {
     pub fn new(
         config: &EdgeConfig,
+        https_port: Option<u16>,
         table: Arc<Table>,
         dial: Arc<dyn Dial>,
         log: AccessLog,
@@ -93,6 +104,7 @@ impl Proxy {
             log,
             base_domain: config.base_domain.clone(),
             trusted: config.trusted_forwarders.clone(),
+            https_instead: https_port.filter(|_| config.https.as_ref().is_some_and(|https| https.only)),
             body_pause: Duration::from_secs(config.body_pause_seconds),
             connect: Duration::from_secs(config.connect_seconds),
             answer: Duration::from_secs(config.answer_seconds),
@@ -103,13 +115,13 @@ impl Proxy {
     /// Answers one request of a client.
     pub async fn handle(
         self: &Arc<Self>,
-        client: IpAddr,
+        client: Client,
         mut request: Request<Incoming>,
     ) -> Response<ResponseBody> {
         let asked = request.headers().clone();
         let mut record = Record::new(
             self.log.clone(),
-            client,
+            client.address,
             request.method().clone(),
             request.uri(),
         );
@@ -120,6 +132,16 @@ impl Proxy {
             return own(&Page::BadHost, &asked, record);
         };
         record.host(&host);
+        let trusted = self.trusted.contains(&client.address.to_canonical());
+        if let Some(port) = self.https_instead
+            && !client.secure
+            && !trusted
+        {
+            let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
+            let port = if port == 443 { String::new() } else { format!(":{port}") };
+            let location = format!("https://{host}{port}{path}");
+            return own(&Page::Secure { location: &location }, &asked, record);
+        }
 
         let upgrade = headers::wanted_upgrade(request.version(), request.headers());
         let client_side = upgrade.as_ref().map(|_| hyper::upgrade::on(&mut request));
@@ -136,11 +158,10 @@ impl Proxy {
                 .cloned()
                 .unwrap_or(HeaderValue::from_static("")),
         };
-        let trusted = self.trusted.contains(&client.to_canonical());
         headers::towards_upstream(
             &mut parts.headers,
-            client,
-            trusted,
+            client.address,
+            (trusted, client.secure),
             &shown,
             upgrade.as_ref(),
         );

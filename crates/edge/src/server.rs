@@ -2,17 +2,12 @@
 
 use crate::access_log::{AccessLog, Writer};
 use crate::config::{EdgeConfig, EdgeError};
+use crate::connection::Serving;
 use crate::dial::Dial;
 use crate::feed::Feed;
 use crate::proxy::Proxy;
 use crate::table::Table;
-use http::StatusCode;
-use http::header::{CONNECTION, HeaderValue};
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use nix::sys::socket::{setsockopt, sockopt};
-use std::convert::Infallible;
+use crate::tls::Certificates;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
@@ -24,10 +19,19 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
+/// Sockets that listen already and are handed over to an edge.
+#[derive(Debug, Default)]
+pub struct Listeners {
+    pub http: Option<std::net::TcpListener>,
+    pub https: Option<std::net::TcpListener>,
+}
+
 /// An edge that listens.
 pub struct Edge {
     listener: TcpListener,
     address: SocketAddr,
+    /// The second listener, for HTTPS.
+    secure: Option<(TcpListener, Arc<Certificates>)>,
     config: EdgeConfig,
     proxy: Arc<Proxy>,
     feed: Feed,
@@ -44,53 +48,46 @@ pub enum Ending {
 }
 
 impl Edge {
-    /// Takes the port, loads the routes, answers them, and serves nobody yet.
+    /// Takes the ports, loads the routes, answers them, and serves nobody yet.
     ///
     /// # Errors
-    /// [`EdgeError`] when the port or the folder cannot be used.
-    pub async fn bind(config: EdgeConfig, dial: Arc<dyn Dial>) -> Result<Self, EdgeError> {
-        let address = config.bind;
-        let listener = TcpListener::bind(address)
-            .await
-            .map_err(|source| match source.kind() {
-                io::ErrorKind::AddrInUse => EdgeError::PortTaken { address, source },
-                io::ErrorKind::PermissionDenied => EdgeError::PortForbidden { address, source },
-                _ => EdgeError::Listen { address, source },
-            })?;
-        Self::on(config, dial, listener)
+    /// [`EdgeError`] when a port, the certificate or the folder cannot be used.
+    pub fn bind(config: EdgeConfig, dial: Arc<dyn Dial>) -> Result<Self, EdgeError> {
+        Self::with_listeners(config, dial, Listeners::default())
     }
 
-    /// The same on a socket that listens already.
+    /// The same, on sockets that listen already where there are some.
     ///
     /// # Errors
-    /// [`EdgeError`] when it is none, or the folder cannot be used.
-    pub fn with_listener(
+    /// [`EdgeError`] when they are none, or a port, the certificate or the folder cannot be used.
+    pub fn with_listeners(
         config: EdgeConfig,
         dial: Arc<dyn Dial>,
-        listener: std::net::TcpListener,
+        given: Listeners,
     ) -> Result<Self, EdgeError> {
-        let address = config.bind;
-        let listener = listener
-            .set_nonblocking(true)
-            .and_then(|()| TcpListener::from_std(listener))
-            .map_err(|source| EdgeError::Listen { address, source })?;
-        Self::on(config, dial, listener)
-    }
-
-    fn on(
-        config: EdgeConfig,
-        dial: Arc<dyn Dial>,
-        listener: TcpListener,
-    ) -> Result<Self, EdgeError> {
-        let address = config.bind;
+        let listener = listen(config.bind, given.http)?;
+        let secure = match &config.https {
+            Some(https) => Some((
+                listen(https.bind, given.https)?,
+                Arc::new(Certificates::load(https.clone())?),
+            )),
+            None => None,
+        };
         let folder_error = |source| EdgeError::Folder {
             path: config.folder.clone(),
             source,
         };
         std::fs::create_dir_all(&config.folder).map_err(folder_error)?;
-        let address = listener
-            .local_addr()
-            .map_err(|source| EdgeError::Listen { address, source })?;
+        let local = |listener: &TcpListener, address| {
+            listener
+                .local_addr()
+                .map_err(|source| EdgeError::Listen { address, source })
+        };
+        let address = local(&listener, config.bind)?;
+        let https_port = match &secure {
+            Some((listener, _)) => Some(local(listener, config.bind)?.port()),
+            None => None,
+        };
         let table = Arc::new(Table::default());
         let (log, log_writer) = AccessLog::open(
             config.folder.join("access.log"),
@@ -100,10 +97,11 @@ impl Edge {
         .map_err(folder_error)?;
         let feed = Feed::start(config.folder.clone(), table.clone(), dial.clone(), address)
             .map_err(folder_error)?;
-        let proxy = Arc::new(Proxy::new(&config, table, dial, log));
+        let proxy = Arc::new(Proxy::new(&config, https_port, table, dial, log));
         Ok(Self {
             listener,
             address,
+            secure,
             config,
             proxy,
             feed,
@@ -114,6 +112,12 @@ impl Edge {
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Where it listens for HTTPS, if it does.
+    pub fn https_address(&self) -> Option<SocketAddr> {
+        let (listener, _) = self.secure.as_ref()?;
+        listener.local_addr().ok()
     }
 
     /// Serves until `end`; then stops listening, lets requests in flight finish for at most
@@ -133,17 +137,21 @@ impl Edge {
         let Self {
             listener,
             address,
+            secure,
             config,
             proxy,
             feed,
             log_writer,
         } = self;
-        tracing::info!(%address, "the edge serves");
+        tracing::info!(%address, https = secure.is_some(), "the edge serves");
         let answering = feed.answering();
         let feed = tokio::spawn(feed.follow());
         let (leaving, left) = watch::channel(false);
         let (ending, ended) = watch::channel(false);
         let slots = Arc::new(Semaphore::new(config.max_connections.max(1)));
+        let serving = Serving::new(proxy.clone(), &config, left, ended);
+        let certificates = secure.as_ref().map(|(_, tls)| tls.clone());
+        let certificates = certificates.map(|tls| tokio::spawn(tls.follow()));
         let mut connections = JoinSet::new();
         let mut end = pin!(end);
         let why = loop {
@@ -154,57 +162,15 @@ impl Edge {
             let Ok(slot) = slot else { break Ending::Stop };
             let accepted = tokio::select! {
                 why = &mut end => break why,
-                accepted = listener.accept() => accepted,
+                accepted = listener.accept() => accepted.map(|(stream, client)| (stream, client, None)),
+                accepted = accept_secure(secure.as_ref()) => accepted,
             };
             match accepted {
-                Ok((stream, client)) => {
-                    let proxy = proxy.clone();
-                    let (left, mut ended) = (left.clone(), ended.clone());
-                    let mut builder = http1::Builder::new();
-                    builder
-                        .timer(TokioTimer::new())
-                        .header_read_timeout(Duration::from_secs(config.idle_seconds))
-                        .max_buf_size(config.max_header_bytes.max(8192))
-                        .keep_alive(true);
+                Ok((stream, client, tls)) => {
+                    let serving = serving.clone();
                     connections.spawn(async move {
                         let _slot = slot;
-                        prepare(&stream);
-                        let service = service_fn(move |request| {
-                            let (proxy, left) = (proxy.clone(), left.clone());
-                            async move {
-                                let mut answer = proxy.handle(client.ip(), request).await;
-                                if *left.borrow()
-                                    && answer.status() != StatusCode::SWITCHING_PROTOCOLS
-                                {
-                                    // The next request goes to whoever listens now.
-                                    let close = HeaderValue::from_static("close");
-                                    answer.headers_mut().insert(CONNECTION, close);
-                                }
-                                Ok::<_, Infallible>(answer)
-                            }
-                        });
-                        let serving = builder
-                            .serve_connection(TokioIo::new(stream), service)
-                            .with_upgrades();
-                        let mut serving = pin!(serving);
-                        let ending = async {
-                            // Also when nobody is left who could say so.
-                            let _ = ended.wait_for(|ended| *ended).await;
-                        };
-                        let outcome = tokio::select! {
-                            outcome = &mut serving => Some(outcome),
-                            () = ending => None,
-                        };
-                        let outcome = match outcome {
-                            Some(outcome) => outcome,
-                            None => {
-                                serving.as_mut().graceful_shutdown();
-                                serving.await
-                            }
-                        };
-                        if let Err(error) = outcome {
-                            tracing::debug!(%client, %error, "a client's connection ended early");
-                        }
+                        serving.serve(stream, client, tls).await;
                     });
                     while connections.try_join_next().is_some() {}
                 }
@@ -215,7 +181,7 @@ impl Edge {
                 }
             }
         };
-        drop(listener);
+        drop((listener, secure, serving));
         tracing::info!(?why, "the edge stops; requests in flight may finish");
         let limit = Duration::from_secs(config.shutdown_seconds);
         if why == Ending::HandedOver {
@@ -235,6 +201,9 @@ impl Edge {
         }
         connections.shutdown().await;
         proxy.end_tunnels().await;
+        if let Some(certificates) = certificates {
+            certificates.abort();
+        }
         feed.abort();
         let _ = feed.await;
         drop(proxy);
@@ -244,15 +213,36 @@ impl Edge {
     }
 }
 
-/// Small writes go out at once, and a client that vanished is noticed.
-fn prepare(stream: &TcpStream) {
-    let options = stream
-        .set_nodelay(true)
-        .and_then(|()| Ok(setsockopt(stream, sockopt::KeepAlive, &true)?))
-        .and_then(|()| Ok(setsockopt(stream, sockopt::TcpKeepIdle, &60)?))
-        .and_then(|()| Ok(setsockopt(stream, sockopt::TcpKeepInterval, &15)?))
-        .and_then(|()| Ok(setsockopt(stream, sockopt::TcpKeepCount, &4)?));
-    if let Err(error) = options {
-        tracing::debug!(%error, "cannot set a connection's options");
+/// A socket that listens: the one that was handed over, or a new one.
+fn listen(
+    address: SocketAddr,
+    given: Option<std::net::TcpListener>,
+) -> Result<TcpListener, EdgeError> {
+    let listener = match given {
+        Some(listener) => listener,
+        None => std::net::TcpListener::bind(address).map_err(|source| match source.kind() {
+            io::ErrorKind::AddrInUse => EdgeError::PortTaken { address, source },
+            io::ErrorKind::PermissionDenied => EdgeError::PortForbidden { address, source },
+            _ => EdgeError::Listen { address, source },
+        })?,
+    };
+    listener
+        .set_nonblocking(true)
+        .and_then(|()| TcpListener::from_std(listener))
+        .map_err(|source| EdgeError::Listen { address, source })
+}
+
+type Accepted = (TcpStream, SocketAddr, Option<Arc<Certificates>>);
+
+/// The next connection for HTTPS; never, where there is no listener for it.
+async fn accept_secure(
+    secure: Option<&(TcpListener, Arc<Certificates>)>,
+) -> io::Result<Accepted> {
+    match secure {
+        Some((listener, tls)) => {
+            let (stream, client) = listener.accept().await?;
+            Ok((stream, client, Some(tls.clone())))
+        }
+        None => std::future::pending().await,
     }
 }

@@ -130,7 +130,7 @@ impl Processes {
             }
         });
         let (config, board) = (self.edge_config.lock().unwrap().clone(), self.board.clone());
-        let bound = threads.run(Edge::bind(config, Arc::new(board)));
+        let bound = threads.run(async { Edge::bind(config, Arc::new(board)) });
         let port = match bound {
             Ok(edge) => {
                 let edge = edge.map_err(std::io::Error::other)?;

@@ -142,10 +142,12 @@ fn disk(state: &Path) -> Result<String, (String, String)> {
 /// Whether the ports of what does not run yet are free.
 fn ports(place: &Place, settings: &Settings) -> Vec<Check> {
     let mut checks = Vec::new();
-    for (daemon, address, option) in [
+    let listens = [
         (DIRECTOR, settings.api, "--api-port"),
         (EDGE, settings.edge, "--edge-port"),
-    ] {
+    ];
+    let https = settings.https.map(|address| (EDGE, address, "--https-port"));
+    for (daemon, address, option) in listens.into_iter().chain(https) {
         // The keeper holds the edge's port also while the edge is started again.
         if process::running(place, daemon).is_some() || process::running(place, KEEPER).is_some() {
             continue;

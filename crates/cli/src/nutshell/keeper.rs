@@ -85,12 +85,13 @@ struct Keeper {
     daemons: [Daemon; 2],
     /// Old edges that finish what they have.
     leaving: Vec<Identity>,
-    listener: Option<TcpListener>,
+    /// The edge's sockets, in the order of its addresses.
+    listeners: Vec<TcpListener>,
     kept: Kept,
 }
 
 /// The program `conpaas nutshell-keeper --state FOLDER`; returns when all has ended.
-pub fn run(place: Place, listener: Option<RawFd>) -> Result<(), AnyError> {
+pub fn run(place: Place, listeners: &[RawFd]) -> Result<(), AnyError> {
     let mut signals = SigSet::empty();
     for signal in [
         Signal::SIGCHLD,
@@ -102,12 +103,13 @@ pub fn run(place: Place, listener: Option<RawFd>) -> Result<(), AnyError> {
     }
     // They wait until asked for; children get the usual ones back.
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&signals), None)?;
-    let listener = listener.map(|descriptor| {
+    let take = |descriptor: &RawFd| {
         // SAFETY: the keeper that became this program left it open for this purpose, and nobody
         // else has it.
-        TcpListener::from(unsafe { OwnedFd::from_raw_fd(descriptor) })
-    });
-    if let Some(listener) = &listener {
+        TcpListener::from(unsafe { OwnedFd::from_raw_fd(*descriptor) })
+    };
+    let listeners: Vec<TcpListener> = listeners.iter().map(take).collect();
+    for listener in &listeners {
         inheritable(listener.as_raw_fd(), false)?;
     }
     let daemon = |name| Daemon {
@@ -120,7 +122,7 @@ pub fn run(place: Place, listener: Option<RawFd>) -> Result<(), AnyError> {
     let mut keeper = Keeper {
         daemons: [daemon(DIRECTOR), daemon(EDGE)],
         leaving: Vec::new(),
-        listener,
+        listeners,
         kept: seen(&place),
         place,
     };
@@ -178,24 +180,19 @@ impl Keeper {
     }
 
     fn spawn(&mut self, name: &'static str) -> Result<Identity, AnyError> {
-        let mut arguments = Vec::new();
-        let mut inherited = None;
+        let mut inherited = Vec::new();
         if name == EDGE {
-            let listener = match &self.listener {
-                Some(listener) => listener,
-                None => {
-                    let address = Settings::load(&self.place)
-                        .map_err(|error| error.what)?
-                        .edge;
-                    let listener = TcpListener::bind(address)
-                        .map_err(|error| format!("cannot listen on {address}: {error}"))?;
-                    self.listener.insert(listener)
-                }
-            };
-            inherited = Some(listener.as_raw_fd());
-            arguments = vec!["--listener".to_owned(), listener.as_raw_fd().to_string()];
+            let settings = Settings::load(&self.place).map_err(|error| error.what)?;
+            let addresses = settings.edge_addresses();
+            for address in addresses.iter().skip(self.listeners.len()) {
+                let listener = TcpListener::bind(address)
+                    .map_err(|error| format!("cannot listen on {address}: {error}"))?;
+                self.listeners.push(listener);
+            }
+            inherited = self.listeners.iter().map(AsRawFd::as_raw_fd).collect();
         }
-        process::start(&self.place, name, &arguments, inherited)
+        let arguments = named(&inherited);
+        process::start(&self.place, name, &arguments, &inherited)
             .map(|(_, identity)| identity)
             .map_err(|error| error.what.into())
     }
@@ -268,7 +265,7 @@ impl Keeper {
                 pid = old.pid,
                 "another program takes its place"
             );
-            if name == EDGE && self.listener.is_some() {
+            if name == EDGE && !self.listeners.is_empty() {
                 let new = self.spawn(EDGE)?;
                 if !self.is_ready(&new) {
                     // The old one goes on; nobody noticed.
@@ -315,21 +312,21 @@ impl Keeper {
             .arg0("conpaas")
             .args([KEEPER, "--state"])
             .arg(self.place.state());
-        if let Some(listener) = &self.listener {
-            let descriptor = listener.as_raw_fd();
-            if let Err(error) = inheritable(descriptor, true) {
+        let descriptors: Vec<RawFd> = self.listeners.iter().map(AsRawFd::as_raw_fd).collect();
+        for descriptor in &descriptors {
+            if let Err(error) = inheritable(*descriptor, true) {
                 tracing::error!(%error, "the edge's socket cannot be handed over");
                 return;
             }
-            command.args(["--listener", &descriptor.to_string()]);
         }
+        command.args(named(&descriptors));
         tracing::info!(program = path, "another program takes over");
         let error = command.exec();
         tracing::error!(%error, program = path, "cannot become another program");
-        if let Some(listener) = &self.listener
-            && let Err(error) = inheritable(listener.as_raw_fd(), false)
-        {
-            tracing::warn!(%error, "children may inherit the edge's socket");
+        for descriptor in descriptors {
+            if let Err(error) = inheritable(descriptor, false) {
+                tracing::warn!(%error, "children may inherit the edge's socket");
+            }
         }
     }
 
@@ -341,7 +338,7 @@ impl Keeper {
                 .iter()
                 .filter_map(|daemon| daemon.process.clone()),
         );
-        self.listener = None;
+        self.listeners.clear();
         finish(&all, GRACE);
         for daemon in &self.daemons {
             remove_if_there(&self.place.record(daemon.name)).map_err(|error| error.what)?;
@@ -351,6 +348,12 @@ impl Keeper {
         tracing::info!("ended");
         Ok(())
     }
+}
+
+/// How a program is told which sockets were left open for it.
+fn named(descriptors: &[RawFd]) -> Vec<String> {
+    let word = |descriptor: &RawFd| ["--listener".to_owned(), descriptor.to_string()];
+    descriptors.iter().flat_map(word).collect()
 }
 
 /// Asks processes to end, waits, and after `grace` asks no more.

@@ -53,6 +53,18 @@ pub struct Change {
     /// Port where applications are reached (0: any free one, which is then kept)
     #[arg(long, value_name = "PORT")]
     edge_port: Option<u16>,
+    /// Port where applications are reached over HTTPS (0: any free one, which is then kept)
+    #[arg(long, value_name = "PORT")]
+    https_port: Option<u16>,
+    /// Send people who come without TLS on to HTTPS
+    #[arg(long, value_name = "YES", num_args = 0..=1, default_missing_value = "true")]
+    https_only: Option<bool>,
+    /// Certificates for HTTPS, as a PEM file (by default one of this computer's own making)
+    #[arg(long, value_name = "FILE", requires = "key")]
+    certificate: Option<PathBuf>,
+    /// The certificate's key, as a PEM file
+    #[arg(long, value_name = "FILE", requires = "certificate")]
+    key: Option<PathBuf>,
     /// Applications are NAME-OWNER.DOMAIN
     #[arg(long, value_name = "DOMAIN")]
     base_domain: Option<String>,
@@ -65,7 +77,7 @@ pub struct Change {
 pub enum NutshellCommand {
     /// Start ConPaaS here; what runs already goes on
     #[command(
-        after_help = "Examples:\n  conpaas nutshell up\n  conpaas nutshell up --api-port 7443 --edge-port 80 --bind 0.0.0.0 --base-domain apps.example.org\n\nThe machine image comes from CONPAAS_IMAGE, or is the newest one in the cache folder."
+        after_help = "Examples:\n  conpaas nutshell up\n  conpaas nutshell up --api-port 7443 --edge-port 80 --bind 0.0.0.0 --base-domain apps.example.org\n  conpaas nutshell up --https-port 443 --certificate fullchain.pem --key privkey.pem\n\nThe machine image comes from CONPAAS_IMAGE, or is the newest one in the cache folder."
     )]
     Up {
         #[command(flatten)]

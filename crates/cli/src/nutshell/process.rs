@@ -107,7 +107,7 @@ pub fn start(
     place: &Place,
     daemon: &str,
     arguments: &[String],
-    inherited: Option<RawFd>,
+    inherited: &[RawFd],
 ) -> Result<(Child, Identity), CliError> {
     let log = open_log(&place.log(daemon))?;
     let failed = |error: std::io::Error| {
@@ -115,6 +115,7 @@ pub fn start(
     };
     let errors = log.try_clone().map_err(failed)?;
     let mut command = Command::new(PROGRAM);
+    let inherited = inherited.to_vec();
     // SAFETY: runs in the child alone, calls only what may be called after a fork, and touches no
     // memory of others.
     unsafe {
@@ -123,9 +124,9 @@ pub fn start(
             let none = nix::sys::signal::SigSet::empty();
             let how = nix::sys::signal::SigmaskHow::SIG_SETMASK;
             nix::sys::signal::sigprocmask(how, Some(&none), None)?;
-            inherited.map_or(Ok(()), |descriptor| {
-                super::keeper::inheritable(descriptor, true)
-            })
+            inherited
+                .iter()
+                .try_for_each(|descriptor| super::keeper::inheritable(*descriptor, true))
         });
     }
     let child = command

@@ -4,7 +4,7 @@
 use crate::exit::CliError;
 use conpaas_cloud::LocalConfig;
 use conpaas_director::config::DirectorConfig;
-use conpaas_edge::EdgeConfig;
+use conpaas_edge::{EdgeConfig, Https};
 use conpaas_model::instance::{InstanceType, default_instance_types};
 use serde::{Deserialize, Serialize};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -92,6 +92,10 @@ impl Place {
     pub fn program(&self) -> PathBuf {
         self.run().join("program")
     }
+    /// Where the edge's own certificate is, for those who bring none.
+    pub fn edge_certificate(&self) -> PathBuf {
+        self.edge().join("certificate")
+    }
     /// The process id of the newest edge that serves.
     pub fn edge_ready(&self) -> PathBuf {
         self.run().join("edge.ready")
@@ -112,6 +116,18 @@ pub struct Settings {
     pub api: SocketAddr,
     /// Where applications are reached.
     pub edge: SocketAddr,
+    /// Where applications are reached over HTTPS, if at all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub https: Option<SocketAddr>,
+    /// Send requests that come without TLS on to HTTPS.
+    pub https_only: bool,
+    /// Certificates for HTTPS in PEM; absent: one of this computer's own making, which browsers
+    /// warn of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub certificate: Option<PathBuf>,
+    /// Its key in PEM.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key: Option<PathBuf>,
     /// Applications are `NAME-OWNER.BASE`.
     pub base_domain: String,
     /// Further names and addresses of this computer, for the API's certificate.
@@ -142,6 +158,10 @@ impl Default for Settings {
         Self {
             api: SocketAddr::from((Ipv4Addr::LOCALHOST, 7070)),
             edge: SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)),
+            https: None,
+            https_only: false,
+            certificate: None,
+            key: None,
             base_domain: "localhost".to_owned(),
             names: Vec::new(),
             image: None,
@@ -177,6 +197,21 @@ impl Settings {
     }
 
     fn check(&self, path: &Path) -> Result<(), CliError> {
+        let wrong = |why: &str| {
+            Err(CliError::usage(format!("{}: {why}", path.display())).hint(
+                "for HTTPS set `https` (an address), and `certificate` with `key` (PEM files) unless \
+                 a certificate of this computer's own making will do",
+            ))
+        };
+        if self.certificate.is_some() != self.key.is_some() {
+            return wrong("`certificate` and `key` belong together");
+        }
+        if self.https.is_none() && (self.https_only || self.certificate.is_some()) {
+            return wrong("there is a setting for HTTPS, and no address to listen on for it");
+        }
+        if self.https == Some(self.edge) {
+            return wrong("HTTP and HTTPS cannot share one port");
+        }
         // Ids of people and of the system's own users must never stand behind a machine's.
         if self.id_base < 65_536 || self.id_base.checked_add(65_535).is_none() {
             return Err(CliError::usage(format!(
@@ -235,6 +270,7 @@ impl Settings {
         }
         config.base_domain = self.base_domain.clone();
         config.edge_port = self.edge.port();
+        config.edge_https_port = self.https.map(|address| address.port());
         config.edge = Some(self.edge.to_string());
         config.edge_folder = Some(place.edge());
         config.instance_types = self.instance_types.clone();
@@ -245,9 +281,27 @@ impl Settings {
         config
     }
 
+    /// Where the edge listens: for HTTP, and for HTTPS if it does.
+    pub fn edge_addresses(&self) -> Vec<SocketAddr> {
+        std::iter::once(self.edge).chain(self.https).collect()
+    }
+
     pub fn edge(&self, place: &Place) -> EdgeConfig {
         let mut config = EdgeConfig::new(place.edge());
         config.bind = self.edge;
+        config.https = self.https.map(|bind| {
+            let own = || place.edge_certificate();
+            let (certificate, key) = match (&self.certificate, &self.key) {
+                (Some(certificate), Some(key)) => (certificate.clone(), key.clone()),
+                _ => (own().join("api.crt"), own().join("api.key")),
+            };
+            Https {
+                bind,
+                certificate,
+                key,
+                only: self.https_only,
+            }
+        });
         config.base_domain = self.base_domain.clone();
         config
     }
@@ -276,6 +330,9 @@ mod tests {
             "api = 'x'",
             "default_instance_type = 'huge'",
             "id_base = 1000",
+            "https_only = true",
+            "https = '127.0.0.1:8080'",
+            "https = '127.0.0.1:8443'\ncertificate = '/x.pem'",
         ] {
             std::fs::write(place.settings(), bad).unwrap();
             assert_eq!(

@@ -50,6 +50,8 @@ pub struct Status {
     /// Starts Director and edge, and starts them again when they end.
     pub keeper: Daemon,
     pub edge_address: String,
+    /// Where the edge listens for HTTPS, if it does.
+    pub https_address: Option<String>,
     pub base_domain: String,
     pub clouds: Vec<CloudInfo>,
     /// What machines of this computer cannot do, and why.
@@ -152,6 +154,7 @@ pub async fn collect(
         edge,
         keeper,
         edge_address: settings.edge.to_string(),
+        https_address: settings.https.map(|address| address.to_string()),
         base_domain: settings.base_domain.clone(),
         missing: missing(place, settings),
         clouds,
@@ -253,8 +256,14 @@ pub fn show(session: &Session, status: &Status) -> Outcome {
             (
                 "applications at",
                 format!(
-                    "NAME-OWNER.{}, port of {}",
-                    status.base_domain, status.edge_address
+                    "NAME-OWNER.{}, port of {}{}",
+                    status.base_domain,
+                    status.edge_address,
+                    status
+                        .https_address
+                        .as_ref()
+                        .map(|address| format!(", https at {address}"))
+                        .unwrap_or_default()
                 ),
             ),
             ("mode", status.mode.to_owned()),

@@ -55,6 +55,7 @@ async fn bring_up(session: &Session, place: &Place, change: Change) -> Outcome {
     if !(director_runs && edge_runs || runs(KEEPER)) {
         settings.api = some_port(settings.api)?;
         settings.edge = some_port(settings.edge)?;
+        settings.https = settings.https.map(some_port).transpose()?;
         if let Some(error) = checks::refuse(&checks::all(place, &settings)?) {
             return Err(error);
         }
@@ -127,10 +128,28 @@ fn changed(mut settings: Settings, change: &Change) -> Settings {
     };
     edit(&mut settings.api, change.api_port, change.bind);
     edit(&mut settings.edge, change.edge_port, change.bind);
+    if let Some(port) = change.https_port {
+        settings.https = Some(SocketAddr::new(settings.edge.ip(), port));
+    }
+    if let (Some(https), Some(ip)) = (&mut settings.https, change.bind) {
+        https.set_ip(ip);
+    }
+    if let Some(only) = change.https_only {
+        settings.https_only = only;
+    }
+    if let (Some(certificate), Some(key)) = (&change.certificate, &change.key) {
+        settings.certificate = Some(absolute(certificate));
+        settings.key = Some(absolute(key));
+    }
     if let Some(domain) = &change.base_domain {
         settings.base_domain = domain.trim_matches('.').to_ascii_lowercase();
     }
     settings
+}
+
+/// A path as daemons need it, whose working folder is another.
+fn absolute(path: &std::path::Path) -> std::path::PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
 }
 
 /// Port 0 becomes a free one, which is kept from then on: addresses must not change by themselves.
@@ -160,7 +179,7 @@ async fn start(place: &Place, settings: &Settings) -> Result<String, CliError> {
             .await?;
         }
         Some(_) => {}
-        None => keeper = Some(process::start(place, KEEPER, &[], None)?.0),
+        None => keeper = Some(process::start(place, KEEPER, &[], &[])?.0),
     }
     let outcome = answers(place, settings, &mut keeper).await;
     if outcome.is_err() && keeper.is_some() {

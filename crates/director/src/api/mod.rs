@@ -191,7 +191,7 @@ fn finish(mut document: OpenApi) -> OpenApi {
                     .description(Some(description))
                     .schema(Some(text))
                     .build();
-                operation.parameters.get_or_insert_default().push(header);
+                operation.parameters.get_or_insert_default().push(RefOr::T(header));
             }
             if crate::access::of(&id) != Some(crate::access::Access::Public) {
                 let need = utoipa::openapi::SecurityRequirement::new("token", Vec::<String>::new());

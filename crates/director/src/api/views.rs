@@ -67,7 +67,7 @@ pub(super) fn service(
         let first = first_exposed(shared, &siblings).as_ref() == Some(&row.id);
         let base = &shared.config.base_domain;
         let host = hosts::host(&app.name, &app.owner_name, &row.name, first, base);
-        hosts::url(&host, shared.config.edge_port)
+        hosts::url(&host, shared.config.edge_port, shared.config.edge_https_port)
     });
     let settings = services::get_release(tx, &row.id, row.active)?
         .map(|release| release.settings)

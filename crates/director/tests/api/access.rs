@@ -4,7 +4,7 @@ use crate::world::*;
 
 #[test]
 fn the_committed_document_is_the_codes_own() {
-    let committed = include_str!("../../../openapi/director.json");
+    let committed = include_str!("../../../../openapi/director.json");
     let made = conpaas_director::openapi().to_pretty_json().unwrap();
     assert!(
         committed.trim_end() == made,

@@ -3,6 +3,7 @@
 // Helpers of tests may end a test; the lint knows only functions marked as tests.
 #[allow(clippy::unwrap_used, clippy::panic)]
 mod support;
+mod tls;
 
 use conpaas_model::edge::RouteState;
 use std::time::Duration;
@@ -319,7 +320,11 @@ async fn a_socket_is_handed_to_another_edge_without_losing_a_connection() {
         let config = conpaas_edge::EdgeConfig::new(folder.path().to_owned());
         let own = listener.try_clone().unwrap();
         let dial = std::sync::Arc::new(support::Loopback);
-        let edge = conpaas_edge::Edge::with_listener(config, dial, own).unwrap();
+        let given = conpaas_edge::Listeners {
+            http: Some(own),
+            https: None,
+        };
+        let edge = conpaas_edge::Edge::with_listeners(config, dial, given).unwrap();
         tokio::spawn(edge.serve_until(async move { end.await.unwrap() }))
     };
     let routes = conpaas_model::edge::Routes {
@@ -366,7 +371,7 @@ async fn a_port_that_is_taken_is_said_with_the_cure() {
     let folder = tempfile::tempdir().unwrap();
     let mut config = conpaas_edge::EdgeConfig::new(folder.path().to_owned());
     config.bind = edge.address;
-    let Err(error) = conpaas_edge::Edge::bind(config, std::sync::Arc::new(support::Loopback)).await
+    let Err(error) = conpaas_edge::Edge::bind(config, std::sync::Arc::new(support::Loopback))
     else {
         panic!("two edges on one port");
     };

@@ -1,6 +1,6 @@
 //! An edge on a port of its own and upstreams with the manners a test asks for.
 
-use conpaas_edge::{Dial, Edge, EdgeConfig};
+use conpaas_edge::{Dial, Edge, EdgeConfig, Https};
 use conpaas_model::edge::{
     APPLIED_FILE, Applied, NetworkAccess, ROUTES_FILE, Route, RouteState, Routes, Upstream,
 };
@@ -42,6 +42,7 @@ pub async fn wait<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() 
 
 pub struct TestEdge {
     pub address: SocketAddr,
+    pub https: Option<SocketAddr>,
     folder: TempDir,
     end: oneshot::Sender<()>,
     task: tokio::task::JoinHandle<()>,
@@ -53,16 +54,22 @@ impl TestEdge {
     }
 
     pub async fn start_in(folder: TempDir) -> Self {
+        Self::start_with(folder, None).await
+    }
+
+    pub async fn start_with(folder: TempDir, https: Option<Https>) -> Self {
         let mut config = EdgeConfig::new(folder.path().to_owned());
         config.bind = SocketAddr::from(([127, 0, 0, 1], 0));
-        let edge = Edge::bind(config, Arc::new(Loopback)).await.unwrap();
-        let address = edge.address();
+        config.https = https;
+        let edge = Edge::bind(config, Arc::new(Loopback)).unwrap();
+        let (address, https) = (edge.address(), edge.https_address());
         let (end, ended) = oneshot::channel();
         let task = tokio::spawn(edge.serve(async move {
             let _ = ended.await;
         }));
         Self {
             address,
+            https,
             folder,
             end,
             task,
