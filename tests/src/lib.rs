@@ -16,4 +16,4 @@ pub mod load;
 pub mod memory;
 pub mod world;
 
-pub use world::{Finished, Person, Platform, World, program, signal, wait_for};
+pub use world::{Finished, Person, Platform, World, free_port, program, signal, wait_for};

@@ -53,6 +53,10 @@ fn pause(ms: u64) -> String {
 fn what(kind: &EventKind) -> String {
     match kind {
         EventKind::ApplicationCreated { name } => format!("application {name} was created"),
+        EventKind::ApplicationTrashed { name } => {
+            format!("{name} was deleted and rests in the trash")
+        }
+        EventKind::ApplicationRestored { name } => format!("{name} came back from the trash"),
         EventKind::ApplicationRenamed { from, to } => {
             format!("application {from} was renamed to {to}")
         }
@@ -212,6 +216,16 @@ mod tests {
                 "application_renamed",
                 json!({"from": "shop", "to": "store"}),
                 "application shop was renamed to store",
+            ),
+            (
+                "application_trashed",
+                json!({"name": "shop"}),
+                "shop was deleted and rests in the trash",
+            ),
+            (
+                "application_restored",
+                json!({"name": "shop"}),
+                "shop came back from the trash",
             ),
             (
                 "service_added",

@@ -28,6 +28,17 @@ pub struct ListAppsQuery {
     /// Another owner's, for operators; `*` for everybody's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub owner: Option<String>,
+    /// Those in the trash instead.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trash: Option<bool>,
+}
+
+/// What [`Client::delete_app`] may be asked for.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct DeleteAppQuery {
+    /// For good, rather than into the trash.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub now: Option<bool>,
 }
 
 /// What [`Client::list_events`] may be asked for.
@@ -42,6 +53,41 @@ pub struct ListEventsQuery {
     /// Most items on a page (default 100, at most 1000).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limit: Option<u32>,
+}
+
+/// What [`Client::list_app_nodes`] may be asked for.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct ListAppNodesQuery {
+    /// `next` of the page before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cursor: Option<String>,
+    /// Most items on a page (default 100, at most 1000).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit: Option<u32>,
+    /// Only in this state, for instance `up`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub state: Option<NodeState>,
+    /// Only with this role.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub role: Option<String>,
+}
+
+/// What [`Client::list_services`] may be asked for.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct ListServicesQuery {
+    /// `next` of the page before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cursor: Option<String>,
+    /// Most items on a page (default 100, at most 1000).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit: Option<u32>,
+    /// `key=value` or `key`, several by comma.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub label: Option<String>,
+    /// Only of this service type.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(rename = "type")]
+    pub kind: Option<String>,
 }
 
 /// What [`Client::list_code`] may be asked for.
@@ -91,6 +137,23 @@ pub struct ReadLogsQuery {
     pub cursor: Option<String>,
 }
 
+/// What [`Client::list_nodes`] may be asked for.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct ListNodesQuery {
+    /// `next` of the page before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cursor: Option<String>,
+    /// Most items on a page (default 100, at most 1000).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit: Option<u32>,
+    /// Only in this state, for instance `up`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub state: Option<NodeState>,
+    /// Only with this role.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub role: Option<String>,
+}
+
 /// What [`Client::list_releases`] may be asked for.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct ListReleasesQuery {
@@ -111,6 +174,34 @@ pub struct ListAuditQuery {
     /// Most items on a page (default 100, at most 1000).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limit: Option<u32>,
+    /// Only what this user did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub actor: Option<String>,
+    /// Only this operation of the API, for instance `delete_app`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub action: Option<String>,
+}
+
+/// What [`Client::list_clouds`] may be asked for.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct ListCloudsQuery {
+    /// `next` of the page before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cursor: Option<String>,
+    /// Most items on a page (default 100, at most 1000).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit: Option<u32>,
+}
+
+/// What [`Client::list_instance_types`] may be asked for.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct ListInstanceTypesQuery {
+    /// `next` of the page before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cursor: Option<String>,
+    /// Most items on a page (default 100, at most 1000).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit: Option<u32>,
 }
 
 /// What [`Client::list_operations`] may be asked for.
@@ -125,6 +216,17 @@ pub struct ListOperationsQuery {
     /// Only with this outcome, for instance `running`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub outcome: Option<Outcome>,
+    /// `next` of the page before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cursor: Option<String>,
+    /// Most items on a page (default 100, at most 1000).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit: Option<u32>,
+}
+
+/// What [`Client::list_service_types`] may be asked for.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct ListServiceTypesQuery {
     /// `next` of the page before.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cursor: Option<String>,
@@ -160,28 +262,28 @@ impl Client {
     ///
     /// `POST /v1/apps/{app}/services/{service}/code/{code}/activate`
     pub async fn activate_code(&self, app: &str, service: &str, code: &str) -> Result<Accepted, ClientError> {
-        self.call(Method::POST, &format!("/v1/apps/{}/services/{}/code/{}/activate", segment(app), segment(service), segment(code))).answer().await
+        self.call(Method::POST, &format!("/v1/apps/{}/services/{}/code/{}/activate", segment(app), segment(service), segment(code))).keyed().guarded(self).answer().await
     }
 
     /// Run a command of the service's type.
     ///
     /// `POST /v1/apps/{app}/services/{service}/commands/{command}`
     pub async fn call_command(&self, app: &str, service: &str, command: &str, body: &CommandCall) -> Result<CommandAnswer, ClientError> {
-        self.call(Method::POST, &format!("/v1/apps/{}/services/{}/commands/{}", segment(app), segment(service), segment(command))).json(body).answer().await
+        self.call(Method::POST, &format!("/v1/apps/{}/services/{}/commands/{}", segment(app), segment(service), segment(command))).json(body).keyed().answer().await
     }
 
     /// End an operation and wish what was wanted before.
     ///
     /// `POST /v1/operations/{operation}/cancel`
     pub async fn cancel_operation(&self, operation: &str) -> Result<Operation, ClientError> {
-        self.call(Method::POST, &format!("/v1/operations/{}/cancel", segment(operation))).answer().await
+        self.call(Method::POST, &format!("/v1/operations/{}/cancel", segment(operation))).keyed().answer().await
     }
 
     /// Change a password; other tokens of that user end.
     ///
     /// `POST /v1/users/{user}/password`
     pub async fn change_password(&self, user: &str, body: &PasswordChange) -> Result<(), ClientError> {
-        self.call(Method::POST, &format!("/v1/users/{}/password", segment(user))).json(body).done().await
+        self.call(Method::POST, &format!("/v1/users/{}/password", segment(user))).json(body).keyed().guarded(self).done().await
     }
 
     /// Create an application.
@@ -195,7 +297,7 @@ impl Client {
     ///
     /// `POST /v1/apps/{app}/services`
     pub async fn create_service(&self, app: &str, body: &ServiceCreate) -> Result<Service, ClientError> {
-        self.call(Method::POST, &format!("/v1/apps/{}/services", segment(app))).json(body).keyed().answer().await
+        self.call(Method::POST, &format!("/v1/apps/{}/services", segment(app))).json(body).keyed().guarded(self).answer().await
     }
 
     /// Make a token, for instance for a program.
@@ -212,32 +314,32 @@ impl Client {
         self.call(Method::POST, "/v1/users").json(body).keyed().answer().await
     }
 
-    /// Destroy an application with everything in it.
+    /// Stop an application and put it into the trash, or destroy it with everything in it.
     ///
     /// `DELETE /v1/apps/{app}`
-    pub async fn delete_app(&self, app: &str) -> Result<Accepted, ClientError> {
-        self.call(Method::DELETE, &format!("/v1/apps/{}", segment(app))).answer().await
+    pub async fn delete_app(&self, app: &str, query: &DeleteAppQuery) -> Result<Accepted, ClientError> {
+        self.call(Method::DELETE, &format!("/v1/apps/{}", segment(app))).query(query).guarded(self).answer().await
     }
 
     /// Delete a code version that is not the active one.
     ///
     /// `DELETE /v1/apps/{app}/services/{service}/code/{code}`
     pub async fn delete_code(&self, app: &str, service: &str, code: &str) -> Result<(), ClientError> {
-        self.call(Method::DELETE, &format!("/v1/apps/{}/services/{}/code/{}", segment(app), segment(service), segment(code))).done().await
+        self.call(Method::DELETE, &format!("/v1/apps/{}/services/{}/code/{}", segment(app), segment(service), segment(code))).guarded(self).done().await
     }
 
     /// Destroy a service with its code versions and history.
     ///
     /// `DELETE /v1/apps/{app}/services/{service}`
     pub async fn delete_service(&self, app: &str, service: &str) -> Result<Accepted, ClientError> {
-        self.call(Method::DELETE, &format!("/v1/apps/{}/services/{}", segment(app), segment(service))).answer().await
+        self.call(Method::DELETE, &format!("/v1/apps/{}/services/{}", segment(app), segment(service))).guarded(self).answer().await
     }
 
     /// Remove a user who has no applications.
     ///
     /// `DELETE /v1/users/{user}`
     pub async fn delete_user(&self, user: &str) -> Result<(), ClientError> {
-        self.call(Method::DELETE, &format!("/v1/users/{}", segment(user))).done().await
+        self.call(Method::DELETE, &format!("/v1/users/{}", segment(user))).guarded(self).done().await
     }
 
     /// The Director and its installation.
@@ -264,8 +366,8 @@ impl Client {
     /// All nodes of an application, managers' included.
     ///
     /// `GET /v1/apps/{app}/nodes`
-    pub async fn list_app_nodes(&self, app: &str) -> Result<Page<Node>, ClientError> {
-        self.call(Method::GET, &format!("/v1/apps/{}/nodes", segment(app))).answer().await
+    pub async fn list_app_nodes(&self, app: &str, query: &ListAppNodesQuery) -> Result<Page<Node>, ClientError> {
+        self.call(Method::GET, &format!("/v1/apps/{}/nodes", segment(app))).query(query).answer().await
     }
 
     /// Applications.
@@ -285,8 +387,8 @@ impl Client {
     /// Where machines come from. How many there are is for operators.
     ///
     /// `GET /v1/clouds`
-    pub async fn list_clouds(&self) -> Result<Page<CloudInfo>, ClientError> {
-        self.call(Method::GET, "/v1/clouds").answer().await
+    pub async fn list_clouds(&self, query: &ListCloudsQuery) -> Result<Page<CloudInfo>, ClientError> {
+        self.call(Method::GET, "/v1/clouds").query(query).answer().await
     }
 
     /// Code versions, newest first.
@@ -306,15 +408,15 @@ impl Client {
     /// Sizes of machines.
     ///
     /// `GET /v1/instance-types`
-    pub async fn list_instance_types(&self) -> Result<Page<InstanceType>, ClientError> {
-        self.call(Method::GET, "/v1/instance-types").answer().await
+    pub async fn list_instance_types(&self, query: &ListInstanceTypesQuery) -> Result<Page<InstanceType>, ClientError> {
+        self.call(Method::GET, "/v1/instance-types").query(query).answer().await
     }
 
     /// The nodes of a service.
     ///
     /// `GET /v1/apps/{app}/services/{service}/nodes`
-    pub async fn list_nodes(&self, app: &str, service: &str) -> Result<Page<Node>, ClientError> {
-        self.call(Method::GET, &format!("/v1/apps/{}/services/{}/nodes", segment(app), segment(service))).answer().await
+    pub async fn list_nodes(&self, app: &str, service: &str, query: &ListNodesQuery) -> Result<Page<Node>, ClientError> {
+        self.call(Method::GET, &format!("/v1/apps/{}/services/{}/nodes", segment(app), segment(service))).query(query).answer().await
     }
 
     /// Operations, newest first.
@@ -334,15 +436,15 @@ impl Client {
     /// Types of services one can add.
     ///
     /// `GET /v1/service-types`
-    pub async fn list_service_types(&self) -> Result<Page<ServiceTypeInfo>, ClientError> {
-        self.call(Method::GET, "/v1/service-types").answer().await
+    pub async fn list_service_types(&self, query: &ListServiceTypesQuery) -> Result<Page<ServiceTypeInfo>, ClientError> {
+        self.call(Method::GET, "/v1/service-types").query(query).answer().await
     }
 
-    /// The services of an application.
+    /// The services of an application, by name.
     ///
     /// `GET /v1/apps/{app}/services`
-    pub async fn list_services(&self, app: &str) -> Result<Page<Service>, ClientError> {
-        self.call(Method::GET, &format!("/v1/apps/{}/services", segment(app))).answer().await
+    pub async fn list_services(&self, app: &str, query: &ListServicesQuery) -> Result<Page<Service>, ClientError> {
+        self.call(Method::GET, &format!("/v1/apps/{}/services", segment(app))).query(query).answer().await
     }
 
     /// One's own tokens.
@@ -391,7 +493,14 @@ impl Client {
     ///
     /// `POST /v1/apps/{app}/services/{service}/nodes/{node}/replace`
     pub async fn replace_node(&self, app: &str, service: &str, node: &str) -> Result<Accepted, ClientError> {
-        self.call(Method::POST, &format!("/v1/apps/{}/services/{}/nodes/{}/replace", segment(app), segment(service), segment(node))).answer().await
+        self.call(Method::POST, &format!("/v1/apps/{}/services/{}/nodes/{}/replace", segment(app), segment(service), segment(node))).keyed().guarded(self).answer().await
+    }
+
+    /// Bring an application back from the trash, stopped.
+    ///
+    /// `POST /v1/apps/{app}/restore`
+    pub async fn restore_app(&self, app: &str, body: &Restore) -> Result<App, ClientError> {
+        self.call(Method::POST, &format!("/v1/apps/{}/restore", segment(app))).json(body).keyed().guarded(self).answer().await
     }
 
     /// End a token.
@@ -405,28 +514,28 @@ impl Client {
     ///
     /// `POST /v1/apps/{app}/services/{service}/rollback`
     pub async fn rollback_service(&self, app: &str, service: &str, body: &Rollback) -> Result<Accepted, ClientError> {
-        self.call(Method::POST, &format!("/v1/apps/{}/services/{}/rollback", segment(app), segment(service))).json(body).answer().await
+        self.call(Method::POST, &format!("/v1/apps/{}/services/{}/rollback", segment(app), segment(service))).json(body).keyed().guarded(self).answer().await
     }
 
     /// Change how many nodes roles have.
     ///
     /// `POST /v1/apps/{app}/services/{service}/scale`
     pub async fn scale_service(&self, app: &str, service: &str, body: &Scale) -> Result<Accepted, ClientError> {
-        self.call(Method::POST, &format!("/v1/apps/{}/services/{}/scale", segment(app), segment(service))).json(body).answer().await
+        self.call(Method::POST, &format!("/v1/apps/{}/services/{}/scale", segment(app), segment(service))).json(body).keyed().guarded(self).answer().await
     }
 
     /// Set how many nodes a user may have at once.
     ///
     /// `PATCH /v1/users/{user}`
     pub async fn set_quota(&self, user: &str, body: &QuotaChange) -> Result<User, ClientError> {
-        self.call(Method::PATCH, &format!("/v1/users/{}", segment(user))).json(body).answer().await
+        self.call(Method::PATCH, &format!("/v1/users/{}", segment(user))).json(body).guarded(self).answer().await
     }
 
     /// Change settings: makes a release.
     ///
     /// `PATCH /v1/apps/{app}/services/{service}/settings`
     pub async fn set_settings(&self, app: &str, service: &str, body: &SettingsChange) -> Result<Accepted, ClientError> {
-        self.call(Method::PATCH, &format!("/v1/apps/{}/services/{}/settings", segment(app), segment(service))).json(body).answer().await
+        self.call(Method::PATCH, &format!("/v1/apps/{}/services/{}/settings", segment(app), segment(service))).json(body).guarded(self).answer().await
     }
 
     /// One application.
@@ -468,28 +577,28 @@ impl Client {
     ///
     /// `POST /v1/apps/{app}/start`
     pub async fn start_app(&self, app: &str) -> Result<Accepted, ClientError> {
-        self.call(Method::POST, &format!("/v1/apps/{}/start", segment(app))).answer().await
+        self.call(Method::POST, &format!("/v1/apps/{}/start", segment(app))).keyed().guarded(self).answer().await
     }
 
     /// Start a service.
     ///
     /// `POST /v1/apps/{app}/services/{service}/start`
     pub async fn start_service(&self, app: &str, service: &str) -> Result<Accepted, ClientError> {
-        self.call(Method::POST, &format!("/v1/apps/{}/services/{}/start", segment(app), segment(service))).answer().await
+        self.call(Method::POST, &format!("/v1/apps/{}/services/{}/start", segment(app), segment(service))).keyed().guarded(self).answer().await
     }
 
     /// Stop an application; configuration, code versions and history stay.
     ///
     /// `POST /v1/apps/{app}/stop`
     pub async fn stop_app(&self, app: &str) -> Result<Accepted, ClientError> {
-        self.call(Method::POST, &format!("/v1/apps/{}/stop", segment(app))).answer().await
+        self.call(Method::POST, &format!("/v1/apps/{}/stop", segment(app))).keyed().guarded(self).answer().await
     }
 
     /// Stop a service; configuration, code versions and history stay.
     ///
     /// `POST /v1/apps/{app}/services/{service}/stop`
     pub async fn stop_service(&self, app: &str, service: &str) -> Result<Accepted, ClientError> {
-        self.call(Method::POST, &format!("/v1/apps/{}/services/{}/stop", segment(app), segment(service))).answer().await
+        self.call(Method::POST, &format!("/v1/apps/{}/services/{}/stop", segment(app), segment(service))).keyed().guarded(self).answer().await
     }
 
     /// An application's events as they happen; `Last-Event-ID` is the last sequence number seen.
@@ -510,21 +619,21 @@ impl Client {
     ///
     /// `PATCH /v1/apps/{app}`
     pub async fn update_app(&self, app: &str, body: &Rename) -> Result<App, ClientError> {
-        self.call(Method::PATCH, &format!("/v1/apps/{}", segment(app))).json(body).answer().await
+        self.call(Method::PATCH, &format!("/v1/apps/{}", segment(app))).json(body).guarded(self).answer().await
     }
 
     /// Rename or relabel a service.
     ///
     /// `PATCH /v1/apps/{app}/services/{service}`
     pub async fn update_service(&self, app: &str, service: &str, body: &Rename) -> Result<Service, ClientError> {
-        self.call(Method::PATCH, &format!("/v1/apps/{}/services/{}", segment(app), segment(service))).json(body).answer().await
+        self.call(Method::PATCH, &format!("/v1/apps/{}/services/{}", segment(app), segment(service))).json(body).guarded(self).answer().await
     }
 
     /// Upload an archive (tar, tar.gz, tar.bz2, tar.xz, tar.zst or zip).
     ///
     /// `POST /v1/apps/{app}/services/{service}/code`
     pub async fn upload_code(&self, app: &str, service: &str, query: &UploadCodeQuery, upload: Upload) -> Result<Code, ClientError> {
-        self.call(Method::POST, &format!("/v1/apps/{}/services/{}/code", segment(app), segment(service))).query(query).upload(upload).bulk_answer().await
+        self.call(Method::POST, &format!("/v1/apps/{}/services/{}/code", segment(app), segment(service))).query(query).upload(upload).guarded(self).bulk_answer().await
     }
 
     /// Which version answers. Says no more to the public.

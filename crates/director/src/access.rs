@@ -37,6 +37,7 @@ pub const TABLE: &[(&str, Access)] = &[
     ("show_app", Owner),
     ("update_app", Owner),
     ("delete_app", Owner),
+    ("restore_app", Owner),
     ("start_app", Owner),
     ("stop_app", Owner),
     ("list_events", Owner),

@@ -101,6 +101,14 @@ pub async fn clean(shared: &Arc<Shared>) -> Result<(), DirectorError> {
             codes::forget_deleted(tx, at - CODE_KEPT_MS)
         })
         .await?;
+    let here = shared.clone();
+    let emptied = shared
+        .store
+        .transaction(move |tx| life::empty_trash(tx, &here))
+        .await?;
+    if emptied {
+        shared.machines.wake();
+    }
     blobs::collect(shared).await?;
     clean_logs(shared).await
 }

@@ -54,6 +54,8 @@ pub struct DirectorConfig {
     pub code_quota: u64,
     /// Bytes of the state folder's disk that no upload may take, so that the store can go on.
     pub disk_reserve: u64,
+    /// How long a deleted application rests in the trash; zero: not at all.
+    pub trash: Duration,
     /// Bytes of daemons' logs that are kept of an application; the oldest go first.
     pub logs_per_application: u64,
 }
@@ -86,6 +88,7 @@ impl DirectorConfig {
             max_members: 200_000,
             code_quota: 10 << 30,
             disk_reserve: 1 << 30,
+            trash: Duration::from_secs(72 * 3600),
             logs_per_application: 256 << 20,
         }
     }

@@ -49,7 +49,10 @@ mod tests {
         );
         assert_eq!(url("a.localhost", 8080, None), "http://a.localhost:8080/");
         assert_eq!(url("a.example.org", 80, None), "http://a.example.org/");
-        assert_eq!(url("a.example.org", 80, Some(443)), "https://a.example.org/");
+        assert_eq!(
+            url("a.example.org", 80, Some(443)),
+            "https://a.example.org/"
+        );
         assert_eq!(url("a.b", 80, Some(8443)), "https://a.b:8443/");
     }
 }

@@ -10,6 +10,7 @@ mod blobs;
 pub mod config;
 mod director;
 pub mod error;
+mod hints;
 pub mod hosts;
 pub mod life;
 pub mod logs;

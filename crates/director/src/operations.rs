@@ -20,6 +20,8 @@ use std::collections::BTreeMap;
 pub const DELETE: &str = "delete";
 /// Kind of the operations that end when nothing runs.
 pub const STOP: &str = "stop";
+/// Kind of the operations that put an application into the trash; they end as a stop does.
+pub const TRASH: &str = "trash";
 
 /// Takes a manager's word on a service in: keeps it, records what was reached, ends operations,
 /// and tells changes of state as events. To be called in the transaction that brings it.
@@ -196,7 +198,7 @@ fn judge_one(
             }),
         })
         .collect();
-    if operation.kind == STOP && operation.service.is_none() {
+    if [STOP, TRASH].contains(&operation.kind.as_str()) && operation.service.is_none() {
         // A stopped application holds no machine, its managers' included.
         targets.extend(found.values().filter(|row| row.internal).map(|row| Target {
             service: row.name.as_str(),

@@ -162,7 +162,9 @@ mod tests {
     fn counts_are_set_or_changed() {
         assert_eq!(new_count("a", 3, "4").unwrap(), 4);
         assert_eq!(new_count("a", 3, "+1").unwrap(), 4);
-        for bad in ["-1", "-4", "-0", "", "+", "-", "x", "1.5", "+-1", "--1", " 1"] {
+        for bad in [
+            "-1", "-4", "-0", "", "+", "-", "x", "1.5", "+-1", "--1", " 1",
+        ] {
             assert!(new_count("a", 3, bad).is_err(), "{bad}");
         }
         assert!(new_count("a", 3, "99999999999999999999").unwrap() > 10_000);

@@ -105,7 +105,11 @@ pub fn towards_upstream(
         .or_insert_with(|| host_as_sent.clone());
     headers
         .entry(FORWARDED_PROTO)
-        .or_insert(HeaderValue::from_static(if secure { "https" } else { "http" }));
+        .or_insert(HeaderValue::from_static(if secure {
+            "https"
+        } else {
+            "http"
+        }));
     headers.insert(HOST, host_as_sent.clone());
     if let Some(protocol) = upgrade {
         headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));

@@ -104,7 +104,8 @@ impl Proxy {
             log,
             base_domain: config.base_domain.clone(),
             trusted: config.trusted_forwarders.clone(),
-            https_instead: https_port.filter(|_| config.https.as_ref().is_some_and(|https| https.only)),
+            https_instead: https_port
+                .filter(|_| config.https.as_ref().is_some_and(|https| https.only)),
             body_pause: Duration::from_secs(config.body_pause_seconds),
             connect: Duration::from_secs(config.connect_seconds),
             answer: Duration::from_secs(config.answer_seconds),
@@ -137,10 +138,23 @@ impl Proxy {
             && !client.secure
             && !trusted
         {
-            let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
-            let port = if port == 443 { String::new() } else { format!(":{port}") };
+            let path = request
+                .uri()
+                .path_and_query()
+                .map_or("/", |path| path.as_str());
+            let port = if port == 443 {
+                String::new()
+            } else {
+                format!(":{port}")
+            };
             let location = format!("https://{host}{port}{path}");
-            return own(&Page::Secure { location: &location }, &asked, record);
+            return own(
+                &Page::Secure {
+                    location: &location,
+                },
+                &asked,
+                record,
+            );
         }
 
         let upgrade = headers::wanted_upgrade(request.version(), request.headers());

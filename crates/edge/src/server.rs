@@ -235,9 +235,7 @@ fn listen(
 type Accepted = (TcpStream, SocketAddr, Option<Arc<Certificates>>);
 
 /// The next connection for HTTPS; never, where there is no listener for it.
-async fn accept_secure(
-    secure: Option<&(TcpListener, Arc<Certificates>)>,
-) -> io::Result<Accepted> {
+async fn accept_secure(secure: Option<&(TcpListener, Arc<Certificates>)>) -> io::Result<Accepted> {
     match secure {
         Some((listener, tls)) => {
             let (stream, client) = listener.accept().await?;

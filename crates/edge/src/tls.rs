@@ -109,7 +109,8 @@ fn stamp(files: &Https) -> Option<Stamp> {
 }
 
 fn read(files: &Https) -> Result<CertifiedKey, AnyError> {
-    let chain = CertificateDer::pem_file_iter(&files.certificate)?.collect::<Result<Vec<_>, _>>()?;
+    let chain =
+        CertificateDer::pem_file_iter(&files.certificate)?.collect::<Result<Vec<_>, _>>()?;
     if chain.is_empty() {
         return Err("it holds no certificate".into());
     }

@@ -149,6 +149,19 @@ pub struct App {
     pub generation: Generation,
     /// What the caller may do now, for instance `start`.
     pub allowed: Vec<String>,
+    /// When it was put into the trash, if it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trashed_at: Option<String>,
+    /// When it will be destroyed for good, if it is in the trash.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub destroyed_at: Option<String>,
+}
+
+/// How an application comes back from the trash.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+pub struct Restore {
+    /// Its name from now on; the one it had when absent.
+    pub name: Option<Name>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]

@@ -41,6 +41,14 @@ pub enum EventKind {
         from: Name,
         to: Name,
     },
+    /// It was deleted, and rests in the trash.
+    ApplicationTrashed {
+        name: Name,
+    },
+    /// It came back from the trash.
+    ApplicationRestored {
+        name: Name,
+    },
     ServiceAdded {
         #[serde(rename = "type")]
         service_type: String,

@@ -7,6 +7,7 @@ mod bad_input;
 mod clouds;
 mod deaths;
 mod dokuwiki;
+mod elsewhere;
 mod kill;
 mod load;
 mod nutshell;

@@ -528,7 +528,11 @@ fn a_service_has_a_manager_of_its_own(world: &World) {
         names
     };
     let both = managers();
-    assert_eq!(both.len(), 2, "one for the application, one for the service");
+    assert_eq!(
+        both.len(),
+        2,
+        "one for the application, one for the service"
+    );
     assert_ne!(both[0], both[1]);
     world.ok(["service", "scale", "shop/own", "greeter=2"]);
     let victim = world.json(["node", "list", "shop"]);

@@ -192,6 +192,22 @@ fn stop_keeps_everything_and_delete_leaves_nothing() {
             left => Err(left),
         },
     );
+    // What was deleted comes back from the trash with its code, settings and history.
+    world.ok(["app", "restore", "shop"]);
+    assert_eq!(world.json(["app", "show", "shop"])["state"], "STOPPED");
+    world.ok(["app", "start", "shop"]);
+    assert!(
+        world
+            .wait_status(HOST, "/", 200)
+            .starts_with("version 1 from ")
+    );
+    world.ok(["app", "delete", "shop", "--now", "--yes"]);
+    assert_eq!(
+        world.json(["app", "list", "--trash"]),
+        serde_json::json!([])
+    );
+    assert_eq!(world.run(["app", "restore", "shop"]).code, 4);
+    world.wait_no_leak();
     world.ok(["app", "create", "shop"]);
 }
 

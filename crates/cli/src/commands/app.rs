@@ -10,8 +10,8 @@ use crate::target::AppTarget;
 use crate::values;
 use crate::words::sentence;
 use clap::Subcommand;
-use conpaas_client::{Client, ListAppsQuery, ListEventsQuery};
-use conpaas_model::api::{App, AppCreate, Event, Rename};
+use conpaas_client::{Client, DeleteAppQuery, ListAppsQuery, ListEventsQuery};
+use conpaas_model::api::{App, AppCreate, Event, Rename, Restore};
 use conpaas_model::ids::Name;
 use std::time::Duration;
 
@@ -33,7 +33,7 @@ pub enum AppCommand {
     },
     /// List applications
     #[command(
-        after_help = "Examples:\n  conpaas app list\n  conpaas app list --label team=web --json"
+        after_help = "Examples:\n  conpaas app list\n  conpaas app list --label team=web --json\n  conpaas app list --trash"
     )]
     List {
         /// Those of another owner, or of everybody with '*' (for operators)
@@ -42,6 +42,9 @@ pub enum AppCommand {
         /// Only those with this label
         #[arg(long, value_name = "KEY=VALUE")]
         label: Option<String>,
+        /// Those in the trash, which `app restore` brings back
+        #[arg(long)]
+        trash: bool,
         /// At most so many
         #[arg(long, value_name = "N")]
         limit: Option<usize>,
@@ -88,16 +91,32 @@ pub enum AppCommand {
         #[arg(long = "label", value_name = "KEY=VALUE", value_parser = values::pair)]
         labels: Vec<(String, String)>,
     },
-    /// Delete it with all its services, code and history
-    #[command(after_help = "Examples:\n  conpaas app delete shop\n  conpaas app delete shop --yes")]
+    /// Delete it: stopped at once and put into the trash, from which `app restore` brings it back
+    #[command(
+        after_help = "Examples:\n  conpaas app delete shop\n  conpaas app delete shop --yes\n  conpaas app delete shop --now    # for good, with all its services, code and history"
+    )]
     Delete {
         /// APP or OWNER:APP, by name or id
         app: AppTarget,
+        /// For good, rather than into the trash
+        #[arg(long)]
+        now: bool,
         /// Do not ask for the name
         #[arg(long, short)]
         yes: bool,
         #[command(flatten)]
         wait: Wait,
+    },
+    /// Bring it back from the trash, stopped, with its code, settings and history
+    #[command(
+        after_help = "Examples:\n  conpaas app restore shop\n  conpaas app restore shop --name old-shop"
+    )]
+    Restore {
+        /// APP or OWNER:APP, by the name it had or by id
+        app: AppTarget,
+        /// Another name, for when its own is taken meanwhile
+        #[arg(long)]
+        name: Option<Name>,
     },
     /// Show what happened in it
     #[command(
@@ -149,8 +168,17 @@ pub async fn run(session: &Session, command: AppCommand) -> Outcome {
         AppCommand::List {
             owner,
             label,
+            trash,
             limit,
-        } => list(session, &client, owner, label, limit).await,
+        } => {
+            let query = ListAppsQuery {
+                owner,
+                label,
+                trash: Some(trash),
+                ..Default::default()
+            };
+            list(session, &client, query, limit).await
+        }
         AppCommand::Show { app } => show(session, &client, &app.app).await,
         AppCommand::Start { app, wait } => {
             let accepted = client.start_app(&app.app).await?;
@@ -191,16 +219,40 @@ pub async fn run(session: &Session, command: AppCommand) -> Outcome {
                 .await?;
             printer.either(&app, |p| p.line(app.name.as_str()))
         }
-        AppCommand::Delete { app, yes, wait } => {
+        AppCommand::Delete {
+            app,
+            now,
+            yes,
+            wait,
+        } => {
             let found = client.show_app(&app.app).await?;
+            let how = if now { "destroyed" } else { "deleted" };
             let what = format!(
-                "{} is about to be deleted with its {} services, their code and history",
+                "{} is about to be {how} with its {} services, their code and history",
                 found.name,
                 found.services.len()
             );
             session.confirm(yes, &what, found.name.as_str())?;
-            let accepted = client.delete_app(&app.app).await?;
-            finish(session, &client, accepted, &wait).await
+            let query = DeleteAppQuery { now: Some(now) };
+            let accepted = client.delete_app(&app.app, &query).await?;
+            finish(session, &client, accepted, &wait).await?;
+            // Where there is no trash it is gone by now.
+            let rests = client.show_app(found.id.as_str()).await.ok();
+            if let Some(moment) = rests.and_then(|app| app.destroyed_at) {
+                printer.note(&format!(
+                    "it can be brought back until {}: conpaas app restore {}",
+                    time(&moment),
+                    found.id
+                ));
+            }
+            Ok(())
+        }
+        AppCommand::Restore { app, name } => {
+            let app = client.restore_app(&app.app, &Restore { name }).await?;
+            printer.either(&app, |p| {
+                p.line(app.name.as_str());
+                p.note(&format!("start it: conpaas app start {}", app.name));
+            })
         }
         AppCommand::Events { app, follow, lines } => {
             events(session, &client, &app.app, follow, lines).await
@@ -212,15 +264,9 @@ pub async fn run(session: &Session, command: AppCommand) -> Outcome {
 async fn list(
     session: &Session,
     client: &Client,
-    owner: Option<String>,
-    label: Option<String>,
+    query: ListAppsQuery,
     limit: Option<usize>,
 ) -> Outcome {
-    let query = ListAppsQuery {
-        owner,
-        label,
-        ..Default::default()
-    };
     let apps = all(limit, async |cursor| {
         client
             .list_apps(&ListAppsQuery {

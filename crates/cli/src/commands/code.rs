@@ -194,14 +194,14 @@ pub async fn run(session: &Session, command: CodeCommand) -> Outcome {
 }
 
 async fn list(client: &Client, target: &ServiceTarget) -> Result<Vec<Code>, CliError> {
-    all(None, async |cursor| {
+    let found = all(None, async |cursor| {
         let query = ListCodeQuery {
             cursor,
             ..Default::default()
         };
         client.list_code(&target.app, &target.service, &query).await
-    })
-    .await
+    });
+    Ok(found.await?)
 }
 
 /// The code of the newest release before the active one that has another code.

@@ -81,7 +81,12 @@ pub async fn run(session: &Session, command: NodeCommand) -> Outcome {
                     all(None, async |cursor| {
                         let role = role.clone();
                         let limit = None;
-                        let query = ListAppNodesQuery { cursor, limit, state, role };
+                        let query = ListAppNodesQuery {
+                            cursor,
+                            limit,
+                            state,
+                            role,
+                        };
                         client.list_app_nodes(app, &query).await
                     })
                     .await?
@@ -94,7 +99,12 @@ pub async fn run(session: &Session, command: NodeCommand) -> Outcome {
                     all(None, async |cursor| {
                         let role = role.clone();
                         let limit = None;
-                        let query = ListNodesQuery { cursor, limit, state, role };
+                        let query = ListNodesQuery {
+                            cursor,
+                            limit,
+                            state,
+                            role,
+                        };
                         client.list_nodes(app, service, &query).await
                     })
                     .await?

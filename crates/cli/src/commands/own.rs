@@ -67,7 +67,7 @@ pub async fn run(session: &Session, words: Vec<String>) -> Outcome {
             return Err(if values::nearest(&name, nouns.iter().copied()).is_some() {
                 guess
             } else {
-                error
+                error.into()
             });
         }
     };

@@ -146,7 +146,9 @@ fn ports(place: &Place, settings: &Settings) -> Vec<Check> {
         (DIRECTOR, settings.api, "--api-port"),
         (EDGE, settings.edge, "--edge-port"),
     ];
-    let https = settings.https.map(|address| (EDGE, address, "--https-port"));
+    let https = settings
+        .https
+        .map(|address| (EDGE, address, "--https-port"));
     for (daemon, address, option) in listens.into_iter().chain(https) {
         // The keeper holds the edge's port also while the edge is started again.
         if process::running(place, daemon).is_some() || process::running(place, KEEPER).is_some() {

@@ -143,6 +143,8 @@ pub struct Settings {
     pub code_quota_mib: u64,
     /// How long requests in flight may take when a role is let go.
     pub drain_seconds: u64,
+    /// How long a deleted application can be brought back; 0: not at all.
+    pub trash_hours: u32,
     /// vCPUs promised for each real one.
     pub cpu_overcommit: f64,
     /// All the memory that machines may have, in MiB; absent: what the computer has.
@@ -169,6 +171,7 @@ impl Default for Settings {
             node_quota: 20,
             code_quota_mib: 10_240,
             drain_seconds: 30,
+            trash_hours: 72,
             cpu_overcommit: 8.0,
             memory_mib: None,
             id_base: 1_000_000_000,
@@ -278,6 +281,7 @@ impl Settings {
         config.default_node_quota = self.node_quota;
         config.code_quota = self.code_quota_mib.saturating_mul(1 << 20);
         config.drain = Duration::from_secs(self.drain_seconds);
+        config.trash = Duration::from_secs(u64::from(self.trash_hours) * 3600);
         config
     }
 

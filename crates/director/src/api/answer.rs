@@ -1,6 +1,7 @@
 //! Errors as HTTP answers: the one place where they meet.
 
 use crate::error::DirectorError;
+use crate::hints;
 use axum::Json;
 use axum::response::{IntoResponse, Response};
 use conpaas_model::api::ErrorBody;
@@ -40,7 +41,11 @@ fn body(error: DirectorError) -> ErrorBody {
         | DirectorError::Unavailable(explain) => ErrorBody {
             code: explain.code.to_owned(),
             message: explain.message,
-            hint: explain.hint,
+            hint: Some(
+                explain
+                    .hint
+                    .unwrap_or_else(|| hints::usual(explain.code).to_owned()),
+            ),
         },
         DirectorError::Internal { what, source } => {
             tracing::error!(error = &*source as &dyn std::error::Error, "{what}");
@@ -59,7 +64,9 @@ impl IntoResponse for DirectorError {
     fn into_response(self) -> Response {
         let status = status(&self);
         let retry_after = match &self {
-            DirectorError::Unavailable(explain) => explain.retry_after,
+            DirectorError::Unavailable(explain) | DirectorError::Conflict(explain) => {
+                explain.retry_after
+            }
             _ => None,
         };
         let mut response = (status, Json(body(self))).into_response();

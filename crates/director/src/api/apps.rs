@@ -6,13 +6,13 @@ use crate::auth::Principal;
 use crate::error::DirectorError;
 use crate::life::Change;
 use crate::shared::Shared;
-use crate::store::apps::{self, AppRow};
+use crate::store::apps::{self, AppRow, Which};
 use crate::store::operations::OperationRow;
 use crate::store::{events, users};
 use axum::extract::State;
 use axum::{Extension, Json};
 use conpaas_kill_points::{KillPoint, reached};
-use conpaas_model::api::{Accepted, App, AppCreate, CloudInfo, Event, Page, Rename};
+use conpaas_model::api::{Accepted, App, AppCreate, CloudInfo, Event, Page, Rename, Restore};
 use http::{HeaderName, StatusCode, header};
 use serde::Deserialize;
 use std::sync::Arc;
@@ -98,7 +98,10 @@ where
 }
 
 pub(super) fn app_etag(row: &AppRow) -> Result<String, DirectorError> {
-    views::etag(&row.generation.to_string(), &(&row.name, &row.description, &row.labels))
+    views::etag(
+        &row.generation.to_string(),
+        &(&row.name, &row.description, &row.labels),
+    )
 }
 
 #[derive(Debug, Deserialize, IntoParams)]
@@ -112,6 +115,10 @@ pub(super) struct AppsQuery {
     label: Option<String>,
     /// Another owner's, for operators; `*` for everybody's.
     owner: Option<String>,
+    /// Those in the trash instead.
+    #[serde(default)]
+    #[param(required = false)]
+    trash: bool,
 }
 
 /// Applications.
@@ -147,7 +154,12 @@ pub(super) async fn list_apps(
         // Labels are matched here, so pages are filled from as many rows as it takes.
         let mut found: Vec<AppRow> = Vec::new();
         while found.len() <= limit {
-            let rows = apps::list(tx, owner.as_ref(), &after, limit as u64 + 1)?;
+            let which = if query.trash {
+                Which::Trashed
+            } else {
+                Which::Present
+            };
+            let rows = apps::list(tx, owner.as_ref(), which, &after, limit as u64 + 1)?;
             let Some(last) = rows.last() else { break };
             after = last.id.to_string();
             let fits = |row: &AppRow| labels_match(query.label.as_deref(), &row.labels);
@@ -230,19 +242,47 @@ pub(super) fn present_app(change: &Change<'_>, row: &AppRow) -> Result<AppRow, D
         .ok_or_else(|| DirectorError::not_found(format!("no application '{}'", row.name)))
 }
 
-/// Destroy an application with everything in it.
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(super) struct DeleteQuery {
+    /// For good, rather than into the trash.
+    #[serde(default)]
+    #[param(required = false)]
+    now: bool,
+}
+
+/// Stop an application and put it into the trash, or destroy it with everything in it.
 #[utoipa::path(delete, path = "/v1/apps/{app}", operation_id = "delete_app",
-    params(("app" = String, Path, description = "NAME, OWNER:NAME or id.")),
+    params(DeleteQuery, ("app" = String, Path, description = "NAME, OWNER:NAME or id.")),
     responses((status = 202, description = "What to follow.", body = Accepted)))]
 pub(super) async fn delete_app(
     State(shared): Here,
     caller: Caller,
     Extension(row): Extension<AppRow>,
+    Params(query): Params<DeleteQuery>,
 ) -> Result<(StatusCode, Json<Accepted>), DirectorError> {
     accept(&shared, &caller, false, move |change| {
-        change.delete_app(fresh_app(change, &row)?)
+        change.delete_app(fresh_app(change, &row)?, query.now)
     })
     .await
+}
+
+/// Bring an application back from the trash, stopped.
+#[utoipa::path(post, path = "/v1/apps/{app}/restore", operation_id = "restore_app", request_body = Restore,
+    params(("app" = String, Path, description = "NAME, OWNER:NAME or id.")),
+    responses((status = 200, description = "The application.", body = App)))]
+pub(super) async fn restore_app(
+    State(shared): Here,
+    caller: Caller,
+    Extension(row): Extension<AppRow>,
+    Payload(wish): Payload<Restore>,
+) -> Result<Json<App>, DirectorError> {
+    let app = change(&shared, &caller, Vec::new(), move |change| {
+        let row = change.restore_app(fresh_app(change, &row)?, wish.name)?;
+        views::app(change.tx, change.shared, row)
+    })
+    .await?;
+    Ok(Json(app))
 }
 
 /// Start an application with all its services.

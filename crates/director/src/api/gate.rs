@@ -69,14 +69,33 @@ pub(super) fn find_app(
         })
 }
 
+/// An application in the trash by name or `OWNER:NAME`, if the principal may know of it.
+fn find_trashed(
+    tx: &Connection,
+    principal: &Principal,
+    text: &str,
+) -> Result<Option<AppRow>, DirectorError> {
+    let own = principal.user.name.as_str();
+    let (owner, name) = text.split_once(':').unwrap_or((own, text));
+    let found = apps::trashed_by_name(tx, owner, name)?;
+    Ok(found.filter(|found| principal.is_operator() || principal.owns(&found.owner)))
+}
+
 fn look_up(
     tx: &Connection,
     principal: &Principal,
+    id: &str,
     params: &BTreeMap<String, String>,
 ) -> Result<Named, DirectorError> {
     let mut named = Named::default();
     if let Some(text) = params.get("app") {
-        let app = find_app(tx, principal, text)?;
+        let app = match find_app(tx, principal, text) {
+            // What is to be brought back may be named by the name it had.
+            Err(missing) if id == "restore_app" => {
+                find_trashed(tx, principal, text)?.ok_or(missing)?
+            }
+            found => found?,
+        };
         if let Some(text) = params.get("service") {
             let found = services::find(tx, &app.id, text)?;
             named.service = Some(found.ok_or_else(|| {
@@ -156,7 +175,7 @@ async fn admit(gate: Gate, request: Request, next: Next) -> Result<Response, Dir
     let shared = gate.shared;
     let principal = authenticate(&shared.store, bearer(&parts)?).await?;
     if matches!(parts.method, Method::GET | Method::HEAD) {
-        let request = named(&shared, &principal, access, parts, body).await?;
+        let request = named(&shared, &principal, &id, access, parts, body).await?;
         return Ok(next.run(request).await);
     }
     // Looked at before the audit row is begun: it refuses what was not begun at all.
@@ -171,13 +190,20 @@ async fn admit(gate: Gate, request: Request, next: Next) -> Result<Response, Dir
     // What changes something runs to its end, even when the caller hangs up.
     let store = shared.store.clone();
     let work = async move {
-        let response = match named(&shared, &principal, access, parts, body).await {
+        let response = match named(&shared, &principal, &id, access, parts, body).await {
             Err(error) => error.into_response(),
             Ok(request) => match key {
                 None => next.run(request).await,
-                Some(key) => keyed(&shared, (&principal.user.id, key), secrets, &id, request, next)
-                    .await
-                    .unwrap_or_else(IntoResponse::into_response),
+                Some(key) => keyed(
+                    &shared,
+                    (&principal.user.id, key),
+                    secrets,
+                    &id,
+                    request,
+                    next,
+                )
+                .await
+                .unwrap_or_else(IntoResponse::into_response),
             },
         };
         let status = response.status().as_u16();
@@ -201,6 +227,7 @@ async fn admit(gate: Gate, request: Request, next: Next) -> Result<Response, Dir
 async fn named(
     shared: &Shared,
     principal: &Principal,
+    id: &str,
     access: Access,
     mut parts: http::request::Parts,
     body: Body,
@@ -218,10 +245,10 @@ async fn named(
         .map(|(name, value)| (name.to_owned(), value.to_owned()))
         .collect();
     if !params.is_empty() {
-        let asking = principal.clone();
+        let (asking, id) = (principal.clone(), id.to_owned());
         let found = shared
             .store
-            .read(move |tx| look_up(tx, &asking, &params))
+            .read(move |tx| look_up(tx, &asking, &id, &params))
             .await?;
         let extensions = &mut parts.extensions;
         found.app.map(|row| extensions.insert(row));

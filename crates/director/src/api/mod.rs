@@ -28,9 +28,7 @@ use std::sync::Arc;
 use utoipa::openapi::path::{ParameterBuilder, ParameterIn};
 use utoipa::openapi::schema::{ObjectBuilder, Type};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
-use utoipa::openapi::{
-    ComponentsBuilder, Content, OpenApi, Ref, RefOr, Required, ResponseBuilder,
-};
+use utoipa::openapi::{ComponentsBuilder, Content, OpenApi, Ref, RefOr, Required, ResponseBuilder};
 use utoipa::{PartialSchema, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -62,6 +60,7 @@ fn routes() -> OpenApiRouter<Arc<Shared>> {
         .routes(routes!(info::list_audit))
         .routes(routes!(apps::list_apps, apps::create_app))
         .routes(routes!(apps::show_app, apps::update_app, apps::delete_app))
+        .routes(routes!(apps::restore_app))
         .routes(routes!(apps::start_app))
         .routes(routes!(apps::stop_app))
         .routes(routes!(apps::list_events))
@@ -191,7 +190,10 @@ fn finish(mut document: OpenApi) -> OpenApi {
                     .description(Some(description))
                     .schema(Some(text))
                     .build();
-                operation.parameters.get_or_insert_default().push(RefOr::T(header));
+                operation
+                    .parameters
+                    .get_or_insert_default()
+                    .push(RefOr::T(header));
             }
             if crate::access::of(&id) != Some(crate::access::Access::Public) {
                 let need = utoipa::openapi::SecurityRequirement::new("token", Vec::<String>::new());

@@ -233,7 +233,10 @@ pub(super) async fn show_user(
 }
 
 fn user_etag(row: &UserRow) -> Result<String, DirectorError> {
-    views::etag("user", &(&row.name, row.rank, row.node_quota, &row.password_hash))
+    views::etag(
+        "user",
+        &(&row.name, row.rank, row.node_quota, &row.password_hash),
+    )
 }
 
 /// A user as it is within the transaction that changes it, if it is still what the caller thinks of.
@@ -266,18 +269,24 @@ pub(super) async fn delete_user(
     }
     let remove = move |tx: &rusqlite::Transaction<'_>| {
         let row = fresh(tx, &row, &precondition)?;
-        let apps = apps::list(tx, Some(&row.id), "", 1)?;
+        let apps = apps::list(tx, Some(&row.id), apps::Which::All, "", 1)?;
         if let Some(app) = apps.first() {
             return Err(DirectorError::conflict(
                 "has_applications",
                 format!(
-                    "'{}' still has applications, for instance '{}'",
-                    row.name, app.name
+                    "'{}' still has applications, for instance '{}'{}",
+                    row.name,
+                    app.name,
+                    if app.trashed_at.is_some() {
+                        " in the trash"
+                    } else {
+                        ""
+                    }
                 ),
             )
             .hint(format!(
-                "delete them first: conpaas app delete {}:{}",
-                row.name, app.name
+                "delete them for good first: conpaas app delete {} --now",
+                app.id
             )));
         }
         users::delete(tx, &row.id)

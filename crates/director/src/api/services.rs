@@ -24,7 +24,10 @@ pub(super) type App = Extension<AppRow>;
 pub(super) type Row = Extension<ServiceRow>;
 
 fn etag(row: &ServiceRow) -> Result<String, DirectorError> {
-    views::etag(&row.generation.to_string(), &(&row.name, &row.description, &row.labels))
+    views::etag(
+        &row.generation.to_string(),
+        &(&row.name, &row.description, &row.labels),
+    )
 }
 
 /// A service and its application as they are within the transaction that changes the service, if

@@ -67,7 +67,11 @@ pub(super) fn service(
         let first = first_exposed(shared, &siblings).as_ref() == Some(&row.id);
         let base = &shared.config.base_domain;
         let host = hosts::host(&app.name, &app.owner_name, &row.name, first, base);
-        hosts::url(&host, shared.config.edge_port, shared.config.edge_https_port)
+        hosts::url(
+            &host,
+            shared.config.edge_port,
+            shared.config.edge_https_port,
+        )
     });
     let settings = services::get_release(tx, &row.id, row.active)?
         .map(|release| release.settings)
@@ -142,7 +146,17 @@ pub(super) fn app(tx: &Connection, shared: &Shared, row: AppRow) -> Result<App, 
         .map(|size| size.credits_per_hour)
         .sum();
     Ok(App {
-        allowed: app_verbs(row.run, &shown, all_running),
+        allowed: match row.trashed_at {
+            Some(_) if row.run != RunWish::Deleted => {
+                ["restore", "delete"].map(str::to_owned).to_vec()
+            }
+            _ => app_verbs(row.run, &shown, all_running),
+        },
+        trashed_at: row.trashed_at.map(show_time),
+        destroyed_at: row.trashed_at.map(|at| {
+            let rest = i64::try_from(shared.config.trash.as_millis()).unwrap_or(i64::MAX);
+            show_time(at.saturating_add(rest))
+        }),
         state: shown.state,
         reason: shown.reason,
         urls: services

@@ -59,7 +59,7 @@ fn demand_of_owner(
     owner: &PrincipalId,
 ) -> Result<Demand, DirectorError> {
     let mut demand = Demand::new();
-    for app in apps::list(tx, Some(owner), "", u64::from(u32::MAX))? {
+    for app in apps::list(tx, Some(owner), apps::Which::All, "", u64::from(u32::MAX))? {
         for row in services::of_app(tx, &app.id)? {
             if row.run != RunWish::Running {
                 continue;

@@ -5,9 +5,11 @@
 mod draft;
 mod settle;
 mod systems;
+mod trash;
 
 pub use draft::nodes_wanted;
 pub use settle::settle;
+pub use trash::empty_trash;
 
 use crate::error::DirectorError;
 use crate::hosts::{LABEL_MAX, label};
@@ -108,6 +110,13 @@ impl Change<'_> {
                 format!("the application '{}' is being deleted", app.name),
             ));
         }
+        if app.trashed_at.is_some() {
+            return Err(DirectorError::conflict(
+                "in_trash",
+                format!("the application '{}' is in the trash", app.name),
+            )
+            .hint(format!("bring it back: conpaas app restore {}", app.id)));
+        }
         Ok(())
     }
 
@@ -159,6 +168,7 @@ impl Change<'_> {
             ever_started: false,
             generation: Generation(1),
             created_at: now(),
+            trashed_at: None,
         };
         apps::insert(self.tx, &row)?;
         let name = row.name.clone();
@@ -215,8 +225,8 @@ impl Change<'_> {
         self.leave_app(app, operations::STOP, RunWish::Stopped)
     }
 
-    /// Ends an application and everything in it; its name is free at once.
-    pub fn delete_app(&self, app: AppRow) -> Accepted {
+    /// Ends an application and everything in it for good; its name is free at once.
+    pub fn destroy_app(&self, app: AppRow) -> Accepted {
         self.leave_app(app, operations::DELETE, RunWish::Deleted)
     }
 
@@ -533,6 +543,7 @@ impl Change<'_> {
                 "a deletion cannot be cancelled",
             ));
         }
+        let app = self.out_of_trash(app, None)?;
         let reason = format!("cancelled by {}", self.actor);
         operations::end(self.tx, operation, Outcome::Cancelled, Some(&reason))?;
         let subject = match &operation.service {

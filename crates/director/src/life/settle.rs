@@ -24,6 +24,8 @@ pub fn settle(
 ) -> Result<bool, DirectorError> {
     let mut changed = false;
     let at = now();
+    // What was deleted ends, whether it rests in the trash or not.
+    let trashed = apps::get(tx, app)?.is_some_and(|row| row.trashed_at.is_some());
     for row in services::of_app(tx, app)? {
         if row.run == RunWish::Running {
             continue;
@@ -46,9 +48,10 @@ pub fn settle(
             services::set_reached(tx, &row.id, row.generation, false)?;
             services::clear_status(tx, &row.id)?;
             changed = true;
-        } else if row.run == RunWish::Deleted && nodes > 0 {
+        } else if (row.run == RunWish::Deleted || trashed) && nodes > 0 {
             let grace = i64::from(row.drain_seconds).saturating_mul(1000) + DELETE_GRACE_MS;
-            if row.internal || row.run_since.saturating_add(grace) < at {
+            let waits_for_nobody = row.internal && row.run == RunWish::Deleted;
+            if waits_for_nobody || row.run_since.saturating_add(grace) < at {
                 for node in machines::wish_all_gone(tx, &row.id)? {
                     changed = true;
                     let because = LeaveReason::Deleted;

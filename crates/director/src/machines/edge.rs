@@ -215,6 +215,8 @@ async fn places(shared: &Arc<Shared>) -> Result<Vec<Place>, DirectorError> {
         .read(move |tx| {
             let mut places = Vec::new();
             for app in apps::every(tx)? {
+                // The host names of what is in the trash are free for others, like its name.
+                let gone = app.trashed_at.is_some();
                 let mut first = true;
                 for row in services::of_app(tx, &app.id)? {
                     let exposes = registry.get(&row.service_type).is_some_and(|entry| {
@@ -235,7 +237,11 @@ async fn places(shared: &Arc<Shared>) -> Result<Vec<Place>, DirectorError> {
                         owner: app.owner_name.clone(),
                         name: row.name.clone(),
                         first,
-                        run: row.run,
+                        run: if gone {
+                            conpaas_model::spec::RunWish::Deleted
+                        } else {
+                            row.run
+                        },
                         served: row.served,
                         exposure: row.exposure.clone().unwrap_or_default(),
                         nodes: nodes

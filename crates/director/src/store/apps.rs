@@ -20,6 +20,16 @@ pub struct AppRow {
     pub ever_started: bool,
     pub generation: Generation,
     pub created_at: Millis,
+    /// When it was put into the trash, if it was: its name is free, and nothing of it runs.
+    pub trashed_at: Option<Millis>,
+}
+
+/// Which applications of an owner.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Which {
+    Present,
+    Trashed,
+    All,
 }
 
 const SELECT: &str =
@@ -37,6 +47,7 @@ fn app(row: &super::Row<'_>) -> rusqlite::Result<AppRow> {
         ever_started: row.get("ever_started")?,
         generation: Generation(unsigned(row, "generation")?),
         created_at: row.get("created_at")?,
+        trashed_at: row.get("trashed_at")?,
     })
 }
 
@@ -62,7 +73,7 @@ pub fn insert(tx: &Connection, app: &AppRow) -> Result<(), DirectorError> {
 /// Writes everything that may change of an application.
 pub fn update(tx: &Connection, app: &AppRow) -> Result<(), DirectorError> {
     tx.execute(
-        "UPDATE apps SET name=?2, description=?3, labels_json=?4, run=?5, ever_started=?6, generation=?7 WHERE id=?1",
+        "UPDATE apps SET name=?2, description=?3, labels_json=?4, run=?5, ever_started=?6, generation=?7, trashed_at=?8 WHERE id=?1",
         params![
             app.id.as_str(),
             app.name.as_str(),
@@ -70,7 +81,8 @@ pub fn update(tx: &Connection, app: &AppRow) -> Result<(), DirectorError> {
             to_json(&app.labels)?,
             as_word(app.run),
             app.ever_started,
-            signed(app.generation.0)
+            signed(app.generation.0),
+            app.trashed_at
         ],
     )?;
     Ok(())
@@ -96,9 +108,37 @@ pub fn by_name(tx: &Connection, owner: &str, name: &str) -> Result<Option<AppRow
         tx,
         &format!(
             "{SELECT} WHERE users.name = ?1 AND apps.name = ?2
+             AND apps.trashed_at IS NULL
              ORDER BY apps.run = 'deleted', apps.created_at DESC LIMIT 1"
         ),
         [owner, name],
+        app,
+    )
+}
+
+/// The one with a name that was put into the trash last.
+pub fn trashed_by_name(
+    tx: &Connection,
+    owner: &str,
+    name: &str,
+) -> Result<Option<AppRow>, DirectorError> {
+    first(
+        tx,
+        &format!(
+            "{SELECT} WHERE users.name = ?1 AND apps.name = ?2 AND apps.run <> 'deleted'
+             AND apps.trashed_at IS NOT NULL ORDER BY apps.trashed_at DESC LIMIT 1"
+        ),
+        [owner, name],
+        app,
+    )
+}
+
+/// Those that were put into the trash before a moment, and are still there.
+pub fn trashed_before(tx: &Connection, moment: Millis) -> Result<Vec<AppRow>, DirectorError> {
+    all(
+        tx,
+        &format!("{SELECT} WHERE apps.trashed_at < ?1 AND apps.run <> 'deleted'"),
+        [moment],
         app,
     )
 }
@@ -107,14 +147,20 @@ pub fn by_name(tx: &Connection, owner: &str, name: &str) -> Result<Option<AppRow
 pub fn list(
     tx: &Connection,
     owner: Option<&PrincipalId>,
+    which: Which,
     after: &str,
     limit: u64,
 ) -> Result<Vec<AppRow>, DirectorError> {
     let owner = owner.map_or("", PrincipalId::as_str);
+    let which = match which {
+        Which::Present => "AND apps.trashed_at IS NULL",
+        Which::Trashed => "AND apps.trashed_at IS NOT NULL",
+        Which::All => "",
+    };
     all(
         tx,
         &format!(
-            "{SELECT} WHERE apps.id > ?2 AND (?1 = '' OR apps.owner_id = ?1) ORDER BY apps.id LIMIT ?3"
+            "{SELECT} WHERE apps.id > ?2 AND (?1 = '' OR apps.owner_id = ?1) {which} ORDER BY apps.id LIMIT ?3"
         ),
         params![owner, after, signed(limit)],
         app,

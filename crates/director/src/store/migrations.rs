@@ -99,6 +99,12 @@ CREATE TABLE leases(
     // Releases that were last told as served, and as refused.
     "ALTER TABLE services ADD COLUMN told_served INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE services ADD COLUMN told_refused INTEGER NOT NULL DEFAULT 0;",
+    // A deleted application gives its name back, and can come back itself.
+    r#"
+ALTER TABLE apps ADD COLUMN trashed_at INTEGER;
+DROP INDEX apps_name;
+CREATE UNIQUE INDEX apps_name ON apps(owner_id, name) WHERE run <> 'deleted' AND trashed_at IS NULL;
+"#,
 ];
 
 /// The schema this program writes.

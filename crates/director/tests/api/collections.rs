@@ -214,7 +214,10 @@ async fn every_list_is_the_same_in_one_page_and_in_pages_of_one() {
             .get(&format!("/v1/apps/shop/services?{query}"), &admin)
             .await;
         let items = page.body["items"].as_array().unwrap();
-        items.iter().map(|item| item["name"].clone()).collect::<Vec<_>>()
+        items
+            .iter()
+            .map(|item| item["name"].clone())
+            .collect::<Vec<_>>()
     };
     assert_eq!(names("label=tier=two").await, ["two"]);
     assert_eq!(names("label=tier").await, ["cache", "two"]);
@@ -223,7 +226,9 @@ async fn every_list_is_the_same_in_one_page_and_in_pages_of_one() {
     for row in by_ann.body["items"].as_array().unwrap() {
         assert_eq!(row["actor"], "ann");
     }
-    let state = world.get("/v1/apps/shop/nodes?state=nonsense", &admin).await;
+    let state = world
+        .get("/v1/apps/shop/nodes?state=nonsense", &admin)
+        .await;
     assert_eq!(state.body["code"], "invalid_query");
 }
 

@@ -85,7 +85,7 @@ async fn the_life_of_an_application() {
             vec!["no role 'nonsense'", role.as_str()],
         ),
         (scale("0"), vec!["cannot have 0", "at least"]),
-        (scale("-9"), vec!["cannot have -6"]),
+        (scale("-9"), vec!["is no count", "has 3 now"]),
         (scale("x"), vec!["is no count"]),
         (
             json!({"roles": {role.clone(): "2"}, "instance_type": "huge"}),
@@ -137,5 +137,111 @@ async fn the_life_of_an_application() {
         .await;
     let left = world.get("/v1/apps", &ann).await;
     assert_eq!(left.body["items"].as_array().unwrap().len(), 1);
+    world.director.stop().await;
+}
+
+#[tokio::test]
+async fn what_was_deleted_rests_in_the_trash_and_comes_back_with_all_it_had() {
+    let world = World::with(|config| config.trash = std::time::Duration::from_secs(3600)).await;
+    let (ann, bob) = (world.user("ann").await, world.user("bob").await);
+    let service = world.shop(&ann).await;
+    let code = world.upload(&service, &ann, tar("index.php", "one")).await;
+    assert_eq!(code.status, 201, "{code:?}");
+    let id = world.get("/v1/apps/shop", &ann).await.body["id"].clone();
+    let id = id.as_str().unwrap().to_owned();
+    let delete = async |path: &str| world.send(Method::DELETE, path, &ann, None, &[]).await;
+    assert_eq!(delete("/v1/apps/shop").await.status, 202);
+
+    // Gone for all that goes by names, there for who looks into the trash.
+    assert_eq!(world.get("/v1/apps/shop", &ann).await.status, 404);
+    let names = async |query: &str| {
+        let page = world.get(&format!("/v1/apps{query}"), &ann).await;
+        let items = page.body["items"].as_array().unwrap().clone();
+        items
+            .iter()
+            .map(|app| app["name"].clone())
+            .collect::<Vec<_>>()
+    };
+    assert!(names("").await.is_empty());
+    assert_eq!(names("?trash=true").await, ["shop"]);
+    let shown = world.get(&format!("/v1/apps/{id}"), &ann).await;
+    assert!(shown.body["destroyed_at"].is_string(), "{shown:?}");
+    assert_eq!(shown.body["allowed"], json!(["restore", "delete"]));
+    let start = world
+        .post(&format!("/v1/apps/{id}/start"), &ann, json!({}))
+        .await;
+    assert_eq!(start.body["code"], "in_trash");
+    let path = format!("/v1/apps/{id}/services/web/settings");
+    let set = world
+        .send(
+            Method::PATCH,
+            &path,
+            &ann,
+            Some(json!({"settings": {}})),
+            &[],
+        )
+        .await;
+    assert_eq!(set.body["code"], "in_trash");
+    for path in [
+        "/v1/apps/ann:shop/restore",
+        &format!("/v1/apps/{id}/restore"),
+    ] {
+        let foreign = world.post(path, &bob, json!({})).await;
+        assert_eq!(foreign.status, 404, "{foreign:?}");
+    }
+
+    // Its name may have gone to another.
+    assert_eq!(
+        world
+            .post("/v1/apps", &ann, json!({"name": "shop"}))
+            .await
+            .status,
+        201
+    );
+    let restore = format!("/v1/apps/{id}/restore");
+    let taken = world.post(&restore, &ann, json!({})).await;
+    assert_eq!(taken.body["code"], "name_taken", "{taken:?}");
+    let back = world.post(&restore, &ann, json!({"name": "old"})).await;
+    assert_eq!(back.status, 200, "{back:?}");
+    assert_eq!(names("").await, ["shop", "old"].map(Value::from));
+    let kept = world.get("/v1/apps/old/services/web/code", &ann).await;
+    assert_eq!(kept.body["items"][0]["id"], code.body["id"]);
+    let again = world.post(&restore, &ann, json!({})).await;
+    assert_eq!(again.body["code"], "not_in_trash");
+
+    // For good; by name the one that was put there last is meant.
+    assert_eq!(delete("/v1/apps/old").await.status, 202);
+    let named = world.post("/v1/apps/old/restore", &ann, json!({})).await;
+    assert_eq!(named.status, 200, "{named:?}");
+    assert_eq!(delete("/v1/apps/old?now=true").await.status, 202);
+    world
+        .until("/v1/apps?trash=true", &ann, |page| {
+            page.body["items"] == json!([])
+        })
+        .await;
+    assert_eq!(world.get(&format!("/v1/apps/{id}"), &ann).await.status, 404);
+    world.director.stop().await;
+}
+
+#[tokio::test]
+async fn what_has_rested_long_enough_is_destroyed() {
+    let short = std::time::Duration::from_millis(1);
+    let mut world = World::with(|config| config.trash = short).await;
+    world.shop(&world.admin.clone()).await;
+    let delete = world
+        .send(Method::DELETE, "/v1/apps/shop", &world.admin, None, &[])
+        .await;
+    assert_eq!(delete.status, 202);
+    // The trash is emptied by the cleaning, which also a start begins with.
+    let mut same = config(world.folder.path());
+    same.trash = short;
+    same.listen = world.director.address();
+    world.director.stop().await;
+    world.director = start(same).await.unwrap();
+    world
+        .until("/v1/apps?trash=true", &world.admin, |page| {
+            page.body["items"] == json!([])
+        })
+        .await;
     world.director.stop().await;
 }

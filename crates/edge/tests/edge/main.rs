@@ -3,6 +3,7 @@
 // Helpers of tests may end a test; the lint knows only functions marked as tests.
 #[allow(clippy::unwrap_used, clippy::panic)]
 mod support;
+#[allow(clippy::unwrap_used)]
 mod tls;
 
 use conpaas_model::edge::RouteState;

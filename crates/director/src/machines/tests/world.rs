@@ -299,6 +299,7 @@ fn insert(
             ever_started: true,
             generation: Generation(1),
             created_at: 0,
+            trashed_at: None,
         },
     )?;
     let registry = Registry::standard();
