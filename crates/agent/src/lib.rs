@@ -4,11 +4,13 @@
 
 mod code;
 mod endpoints;
+mod enrol;
 mod files;
 mod health;
 mod link;
 mod local;
 mod logs;
+mod measures;
 mod party;
 mod processes;
 mod roles;

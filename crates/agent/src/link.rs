@@ -1,8 +1,10 @@
 //! The way to the manager: found at the Director, kept open, looked for again when it fails or
 //! when another one was made. Meanwhile the node goes on with what it has.
 
+use crate::measures::Measures;
 use crate::party::{Secured, chained};
 use crate::{DialTo, files};
+use conpaas_core::metrics::Changes;
 use conpaas_kill_points::{KillPoint, reached};
 use conpaas_model::ids::Epoch;
 use conpaas_model::protocol::{
@@ -17,10 +19,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
-use tokio::time::Instant;
+use tokio::time::{Instant, MissedTickBehavior};
 
 /// How often it is asked, while all is well, whether the manager is still the one.
 const RECHECK: Duration = Duration::from_secs(15);
+/// How often what is measured is told.
+const MEASURES: Duration = Duration::from_secs(1);
 /// A stream that lasted this long was well.
 const WELL: Duration = Duration::from_secs(5);
 
@@ -65,6 +69,7 @@ pub struct Link {
     pub down: mpsc::Sender<ToAgent>,
     pub reports: watch::Receiver<Option<Arc<AgentReport>>>,
     pub replies: mpsc::Receiver<FromAgent>,
+    pub measures: Measures,
 }
 
 enum End {
@@ -182,6 +187,10 @@ impl Link {
             }
         };
         tokio::pin!(recheck);
+        // Another manager, or this one after a while, may know nothing: all is told first.
+        let mut changes = Changes::default();
+        let mut clock = tokio::time::interval(MEASURES);
+        clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 received = receiver.recv() => match received? {
@@ -200,6 +209,12 @@ impl Link {
                     if let Some(report) = report {
                         sender.send(&FromAgent::Report(Box::new((*report).clone()))).await?;
                         reached(KillPoint::ReportToManager);
+                    }
+                }
+                _ = clock.tick() => {
+                    let news = changes.of(&self.measures.all());
+                    if !news.is_empty() {
+                        sender.send(&FromAgent::Metrics(news)).await?;
                     }
                 }
                 reply = self.replies.recv() => {

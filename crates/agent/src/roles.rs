@@ -2,6 +2,7 @@
 //! A role that hangs holds up only itself.
 
 use crate::logs::Flusher;
+use crate::measures::Measures;
 use conpaas_core::agent::{Event, RestartPacer, taint, unobservable};
 use conpaas_core::role_agent::{NodeContext, RoleAgent, RoleError};
 use conpaas_kill_points::{KillPoint, reached};
@@ -19,6 +20,7 @@ const LOOK: Duration = Duration::from_secs(1);
 const LOOK_SOON: Duration = Duration::from_millis(200);
 const APPLY_DEADLINE: Duration = Duration::from_secs(120);
 const OBSERVE_DEADLINE: Duration = Duration::from_secs(10);
+const MEASURE_DEADLINE: Duration = Duration::from_secs(2);
 const STOP_DEADLINE: Duration = Duration::from_secs(600);
 const COMMAND_DEADLINE: Duration = Duration::from_secs(25);
 /// How much of a log's end goes into a reason.
@@ -58,6 +60,7 @@ impl RoleTask {
         order: Order,
         events: mpsc::Sender<Event>,
         flusher: Flusher,
+        measures: Measures,
     ) -> Self {
         let (orders, orders_in) = watch::channel(order);
         let (jobs, jobs_in) = mpsc::channel(16);
@@ -67,6 +70,7 @@ impl RoleTask {
             node,
             events,
             flusher,
+            measures,
             pacer: pacer(),
         };
         Self {
@@ -109,6 +113,7 @@ struct Worker {
     node: NodeContext,
     events: mpsc::Sender<Event>,
     flusher: Flusher,
+    measures: Measures,
     /// Paces `apply` while it fails.
     pacer: RestartPacer,
 }
@@ -130,6 +135,7 @@ impl Worker {
                 }
                 Order::Stop => {
                     if self.stop().await {
+                        self.measures.ended(&self.role);
                         // The machine may go as soon as the role has.
                         self.flusher.flush().await;
                         let role = self.role.clone();
@@ -212,7 +218,23 @@ impl Worker {
             status,
         })
         .await;
+        self.measure(level).await;
         pause
+    }
+
+    /// What cannot be measured now is left as it was: totals stand, whatever becomes of a daemon.
+    async fn measure(&mut self, level: &RoleLevel) {
+        match timeout(MEASURE_DEADLINE, self.agent.metrics(&self.node, level)).await {
+            Ok(Ok(readings)) => self.measures.of_role(&self.role, readings),
+            Ok(Err(error)) => {
+                tracing::debug!(
+                    role = self.role,
+                    error = crate::party::chained(&error),
+                    "a role cannot be measured"
+                );
+            }
+            Err(_) => tracing::debug!(role = self.role, "a role takes too long to be measured"),
+        }
     }
 
     async fn observe(&mut self, level: &RoleLevel) -> RoleStatus {

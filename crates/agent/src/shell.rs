@@ -3,21 +3,21 @@
 
 use crate::code::SharedCode;
 use crate::endpoints::{Endpoints, serve_names};
+use crate::enrol::AtDirector;
 use crate::link::{Link, director_client};
-use crate::party::{Enrol, EnrolError, Party, chained};
+use crate::measures::Measures;
+use crate::party::{Party, chained};
 use crate::processes::Paced;
 use crate::roles::{Job, Order, RoleTask};
-use crate::{AgentParts, DialTo, DirectorCode, ShellError, files, health, local, logs};
-use async_trait::async_trait;
+use crate::{AgentParts, DirectorCode, ShellError, files, health, local, logs};
 use conpaas_core::agent::{AgentCore, Effect, Event, unobservable};
 use conpaas_core::endpoint::Loopback;
 use conpaas_core::role_agent::{NodeContext, Processes};
 use conpaas_kill_points::{KillPoint, reached};
 use conpaas_model::level::Level;
-use conpaas_model::protocol::{Context, EnrolAnswer, EnrolRequest, FromAgent, PATH_ENROL, ToAgent};
-use conpaas_model::status::{AgentReport, NodeHealth};
-use conpaas_pki::{Identity, PartyKind, Roots, client_config};
-use conpaas_wire::{Client, ClientSettings, fixed_client_tls};
+use conpaas_model::protocol::{Context, FromAgent, ToAgent};
+use conpaas_model::status::AgentReport;
+use conpaas_pki::{Identity, PartyKind, Roots};
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -34,51 +34,6 @@ const LOOK_FOR_ENDS: Duration = Duration::from_secs(1);
 const COMMAND_DEADLINE: Duration = Duration::from_secs(28);
 /// Grace for processes whose role nobody knows any more.
 const ORPHAN_GRACE: Duration = Duration::from_secs(10);
-
-/// Enrols at the Director by the token of the machine's birth, or by the known key.
-struct AtDirector {
-    context: Context,
-    dial: DialTo,
-}
-
-#[async_trait]
-impl Enrol for AtDirector {
-    async fn enrol(
-        &self,
-        csr: String,
-        roots: &Roots,
-        first: bool,
-    ) -> Result<EnrolAnswer, EnrolError> {
-        let failed = |error: &(dyn std::error::Error + 'static)| EnrolError(chained(error));
-        // Without a certificate: one that is over would be refused before anything is said.
-        let tls = client_config(None, roots).map_err(|error| failed(&error))?;
-        let (dial, address) = (self.dial.clone(), self.context.director);
-        let installation = self.context.installation.clone();
-        let expect = move |peer: &Identity| peer.is_director() && peer.installation == installation;
-        let settings = ClientSettings {
-            connect_timeout: Duration::from_secs(5),
-            response_timeout: Duration::from_secs(10),
-            max_idle: 0,
-            ..ClientSettings::default()
-        };
-        let client = Client::new(
-            move || dial(address),
-            fixed_client_tls(tls),
-            expect,
-            settings,
-        );
-        let request = EnrolRequest {
-            machine: self.context.machine.clone(),
-            csr,
-            token: first.then(|| self.context.token.clone()),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-        };
-        client
-            .post_json(PATH_ENROL, &request)
-            .await
-            .map_err(|error| failed(&error))
-    }
-}
 
 /// Runs an agent until its shutdown.
 pub async fn run(parts: AgentParts) -> Result<(), ShellError> {
@@ -125,7 +80,7 @@ pub async fn run(parts: AgentParts) -> Result<(), ShellError> {
     let (down, from_manager) = mpsc::channel(16);
     let (reports, reports_seen) = watch::channel(None);
     let (replies, replies_out) = mpsc::channel(64);
-    let mut tasks = JoinSet::new();
+    let (measures, mut tasks) = (Measures::default(), JoinSet::new());
 
     let enrol = Arc::new(AtDirector {
         context: context.clone(),
@@ -134,7 +89,7 @@ pub async fn run(parts: AgentParts) -> Result<(), ShellError> {
     tasks.spawn(party.clone().keep(enrol, shutdown.clone()));
     let located_file = folders.state.join("located.json");
     tasks.spawn({
-        let (context, dial) = (context.clone(), dial.clone());
+        let (context, dial, measures) = (context.clone(), dial.clone(), measures.clone());
         async move {
             let Some(secured) = party.secured().await else {
                 return;
@@ -149,6 +104,7 @@ pub async fn run(parts: AgentParts) -> Result<(), ShellError> {
                 located_file,
                 down,
                 reports: reports_seen,
+                measures,
                 replies: replies_out,
             };
             link.run().await;
@@ -195,10 +151,12 @@ pub async fn run(parts: AgentParts) -> Result<(), ShellError> {
         events,
         reports,
         replies,
-        health: health::read(),
+        probe: health::Probe::of(local_net.is_some()),
+        measures,
         pruned: None,
     };
     tasks.spawn(watch_ends(shell.processes.clone(), shell.events.clone()));
+    shell.look();
     shell.resume().await;
     shell.turn(events_in, from_manager, shutdown).await;
     tasks.shutdown().await;
@@ -254,7 +212,8 @@ struct Shell {
     events: mpsc::Sender<Event>,
     reports: watch::Sender<Option<Arc<AgentReport>>>,
     replies: mpsc::Sender<FromAgent>,
-    health: NodeHealth,
+    probe: health::Probe,
+    measures: Measures,
     /// The level that code was last pruned for.
     pruned: Option<conpaas_model::level::LevelVersion>,
 }
@@ -289,6 +248,7 @@ impl Shell {
     ) {
         let mut clock = tokio::time::interval(FULL_REPORT);
         clock.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut looks = tokio::time::interval(health::LOOK);
         loop {
             tokio::select! {
                 () = shutdown.cancelled() => return,
@@ -303,12 +263,16 @@ impl Shell {
                         self.command(id, &role, name, arguments);
                     }
                 },
-                _ = clock.tick() => {
-                    self.health = health::read();
-                    self.report();
-                }
+                _ = looks.tick() => self.look(),
+                _ = clock.tick() => self.report(),
             }
         }
+    }
+
+    /// Looks at the node itself.
+    fn look(&mut self) {
+        self.probe.look();
+        self.measures.of_node(self.probe.reading());
     }
 
     fn role_event(&mut self, event: Event) {
@@ -389,6 +353,7 @@ impl Shell {
                     order,
                     self.events.clone(),
                     self.flusher.clone(),
+                    self.measures.clone(),
                 );
                 self.roles.insert(role, task);
             }
@@ -476,7 +441,7 @@ impl Shell {
             .as_ref()
             .map(Endpoints::held)
             .unwrap_or_default();
-        let report = self.core.report(self.health.clone(), &held);
+        let report = self.core.report(self.probe.health(), &held);
         self.reports.send_replace(Some(Arc::new(report)));
     }
 

@@ -2,8 +2,8 @@
 //! goes.
 
 use crate::commands::{
-    account, app, audit, cloud, code, completion, context, director, logs, node, operation, own,
-    service, token, user,
+    account, app, audit, cloud, code, completion, context, director, logs, metrics, node,
+    operation, own, service, token, top, user,
 };
 use crate::exit::{CliError, Exit, Outcome};
 use crate::printer::Printer;
@@ -87,6 +87,8 @@ enum Noun {
     #[command(subcommand, visible_alias = "nodes")]
     Node(node::NodeCommand),
     Logs(logs::LogsArgs),
+    Top(top::TopArgs),
+    Metrics(metrics::MetricsArgs),
     /// Changes under way, and those that ended
     #[command(subcommand, visible_alias = "operations")]
     Operation(operation::OperationCommand),
@@ -220,6 +222,8 @@ async fn dispatch(session: &Session, noun: Noun) -> Outcome {
         Noun::Code(command) => code::run(session, command).await,
         Noun::Node(command) => node::run(session, command).await,
         Noun::Logs(args) => logs::run(session, args).await,
+        Noun::Top(args) => top::run(session, args).await,
+        Noun::Metrics(args) => metrics::run(session, args).await,
         Noun::Operation(command) => operation::run(session, command).await,
         Noun::Cloud(command) => cloud::clouds(session, command).await,
         Noun::InstanceType(command) => cloud::instance_types(session, command).await,

@@ -13,6 +13,7 @@ mod follow;
 #[cfg(feature = "daemons")]
 mod nutshell;
 mod pack;
+mod plot;
 mod printer;
 mod session;
 mod target;

@@ -55,6 +55,33 @@ pub struct ListEventsQuery {
     pub limit: Option<u32>,
 }
 
+/// What [`Client::app_metrics`] may be asked for.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct AppMetricsQuery {
+    /// From this moment on (RFC 3339; default: an hour ago).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub since: Option<String>,
+    /// Up to this moment (RFC 3339; default: now).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub until: Option<String>,
+    /// Seconds of each step: a multiple of 10 for the last day, else of 300 (default: what gives
+    /// about a hundred steps).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub step: Option<u32>,
+    /// Only of this node (its number or name).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+    /// Only of this role.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub role: Option<String>,
+    /// Only this metric, or this family of metrics.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// What to tell apart beside services and roles: `node`, `release`, or both by comma.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub by: Option<String>,
+}
+
 /// What [`Client::list_app_nodes`] may be asked for.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct ListAppNodesQuery {
@@ -135,6 +162,33 @@ pub struct ReadLogsQuery {
     /// `next` of an earlier answer: only lines that arrived after it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cursor: Option<String>,
+}
+
+/// What [`Client::service_metrics`] may be asked for.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct ServiceMetricsQuery {
+    /// From this moment on (RFC 3339; default: an hour ago).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub since: Option<String>,
+    /// Up to this moment (RFC 3339; default: now).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub until: Option<String>,
+    /// Seconds of each step: a multiple of 10 for the last day, else of 300 (default: what gives
+    /// about a hundred steps).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub step: Option<u32>,
+    /// Only of this node (its number or name).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+    /// Only of this role.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub role: Option<String>,
+    /// Only this metric, or this family of metrics.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// What to tell apart beside services and roles: `node`, `release`, or both by comma.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub by: Option<String>,
 }
 
 /// What [`Client::list_nodes`] may be asked for.
@@ -265,6 +319,14 @@ impl Client {
         self.call(Method::POST, &format!("/v1/apps/{}/services/{}/code/{}/activate", segment(app), segment(service), segment(code))).keyed().guarded(self).answer().await
     }
 
+    /// What was measured of an application's services, in steps of time; the last day in fine steps,
+    /// a month in coarse ones.
+    ///
+    /// `GET /v1/apps/{app}/metrics`
+    pub async fn app_metrics(&self, app: &str, query: &AppMetricsQuery) -> Result<Metrics, ClientError> {
+        self.call(Method::GET, &format!("/v1/apps/{}/metrics", segment(app))).query(query).answer().await
+    }
+
     /// Run a command of the service's type.
     ///
     /// `POST /v1/apps/{app}/services/{service}/commands/{command}`
@@ -349,6 +411,13 @@ impl Client {
         self.call(Method::GET, "/v1/director").answer().await
     }
 
+    /// What the Director measures of itself, in the format of Prometheus.
+    ///
+    /// `GET /metrics`
+    pub async fn director_metrics(&self) -> Result<Download, ClientError> {
+        self.call(Method::GET, "/metrics").download().await
+    }
+
     /// Download an archive, byte for byte as it was uploaded.
     ///
     /// `GET /v1/apps/{app}/services/{service}/code/{code}/archive`
@@ -356,7 +425,15 @@ impl Client {
         self.call(Method::GET, &format!("/v1/apps/{}/services/{}/code/{}/archive", segment(app), segment(service), segment(code))).download().await
     }
 
-    /// Whether the Director can serve.
+    /// Whether the Director can serve: its store takes a write. The same as `/v1/healthz`, where
+    /// others' tools look for it.
+    ///
+    /// `GET /healthz`
+    pub async fn health(&self) -> Result<(), ClientError> {
+        self.call(Method::GET, "/healthz").done().await
+    }
+
+    /// Whether the Director can serve: its store takes a write.
     ///
     /// `GET /v1/healthz`
     pub async fn healthz(&self) -> Result<(), ClientError> {
@@ -482,6 +559,13 @@ impl Client {
         self.call(Method::GET, "/v1/openapi.json").answer().await
     }
 
+    /// What is measured now of all one's services, in the format of Prometheus.
+    ///
+    /// `GET /v1/metrics`
+    pub async fn owner_metrics(&self) -> Result<Download, ClientError> {
+        self.call(Method::GET, "/v1/metrics").download().await
+    }
+
     /// The lines of the daemons' logs, oldest first. They stay when the node has gone.
     ///
     /// `GET /v1/apps/{app}/services/{service}/logs`
@@ -522,6 +606,13 @@ impl Client {
     /// `POST /v1/apps/{app}/services/{service}/scale`
     pub async fn scale_service(&self, app: &str, service: &str, body: &Scale) -> Result<Accepted, ClientError> {
         self.call(Method::POST, &format!("/v1/apps/{}/services/{}/scale", segment(app), segment(service))).json(body).keyed().guarded(self).answer().await
+    }
+
+    /// What was measured of a service, in steps of time.
+    ///
+    /// `GET /v1/apps/{app}/services/{service}/metrics`
+    pub async fn service_metrics(&self, app: &str, service: &str, query: &ServiceMetricsQuery) -> Result<Metrics, ClientError> {
+        self.call(Method::GET, &format!("/v1/apps/{}/services/{}/metrics", segment(app), segment(service))).query(query).answer().await
     }
 
     /// Set how many nodes a user may have at once.

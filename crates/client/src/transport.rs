@@ -78,6 +78,18 @@ impl Download {
             None => Ok(None),
         }
     }
+
+    /// All of it, as text.
+    ///
+    /// # Errors
+    /// The connection broke off.
+    pub async fn text(mut self) -> Result<String, ClientError> {
+        let mut all = Vec::new();
+        while let Some(bytes) = self.next().await? {
+            all.extend_from_slice(&bytes);
+        }
+        Ok(String::from_utf8_lossy(&all).into_owned())
+    }
 }
 
 impl Client {

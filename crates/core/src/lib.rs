@@ -8,6 +8,7 @@ pub mod endpoint;
 pub mod ends;
 pub mod lint;
 pub mod manager;
+pub mod metrics;
 pub mod operation;
 pub mod plan;
 pub mod role_agent;

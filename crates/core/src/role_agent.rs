@@ -6,6 +6,7 @@ use crate::endpoint::Loopback;
 use async_trait::async_trait;
 use conpaas_model::ends::ProcessEnds;
 use conpaas_model::level::RoleLevel;
+use conpaas_model::metrics::RoleReading;
 use conpaas_model::spec::CodeRef;
 use conpaas_model::status::RoleStatus;
 use std::net::Ipv4Addr;
@@ -135,6 +136,15 @@ pub trait RoleAgent: Send {
         node: &NodeContext,
         level: &RoleLevel,
     ) -> Result<RoleStatus, RoleError>;
+    /// What the role's daemons measured: totals since their lives began, and gauges as they are.
+    /// Called about every second, after `observe`; cheap, and what does not answer is left out.
+    async fn metrics(
+        &mut self,
+        _node: &NodeContext,
+        _level: &RoleLevel,
+    ) -> Result<Vec<RoleReading>, RoleError> {
+        Ok(Vec::new())
+    }
     /// The role is wanted no more: stop all its daemons, with a grace for what they have.
     /// Called again until it answers true (nothing left).
     async fn stop(&mut self, node: &NodeContext) -> Result<bool, RoleError>;

@@ -6,7 +6,7 @@ use crate::api::KEY_LIFETIME_MS;
 use crate::error::DirectorError;
 use crate::shared::Shared;
 use crate::store::{apps, codes, events, housekeeping, now, operations, users};
-use crate::{blobs, life};
+use crate::{blobs, life, metrics};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -110,18 +110,48 @@ pub async fn clean(shared: &Arc<Shared>) -> Result<(), DirectorError> {
         shared.machines.wake();
     }
     blobs::collect(shared).await?;
-    clean_logs(shared).await
+    clean_what_was_said(shared).await
 }
 
-async fn clean_logs(shared: &Arc<Shared>) -> Result<(), DirectorError> {
+/// Logs and metrics.
+async fn clean_what_was_said(shared: &Arc<Shared>) -> Result<(), DirectorError> {
     let apps = shared.store.read(|tx| apps::every(tx)).await?;
     let known: BTreeSet<String> = apps.iter().map(|app| app.id.to_string()).collect();
     let (logs, most) = (shared.logs.clone(), shared.config.logs_per_application);
-    tokio::task::spawn_blocking(move || logs.clean(&|app| known.contains(app), most))
+    let metrics = shared.metrics.clone();
+    let work = move || {
+        let keep = |app: &str| known.contains(app);
+        logs.clean(&keep, most)?;
+        let cleaned = metrics.clean(&keep, now() / 1000);
+        cleaned.map_err(std::io::Error::other)
+    };
+    tokio::task::spawn_blocking(work)
         .await
         .map_err(std::io::Error::other)
         .and_then(|done| done)
-        .map_err(|error| DirectorError::internal("logs could not be cleaned", error))
+        .map_err(|error| DirectorError::internal("logs and metrics could not be cleaned", error))
+}
+
+/// Writes what was measured down, step by step and at the end.
+pub async fn measures(shared: Arc<Shared>) {
+    let pause = Duration::from_secs(metrics::FINE.unsigned_abs());
+    loop {
+        let last = tokio::select! {
+            () = shared.shutdown.cancelled() => true,
+            () = tokio::time::sleep(pause) => false,
+        };
+        let metrics = shared.metrics.clone();
+        let written = tokio::task::spawn_blocking(move || metrics.flush(now() / 1000)).await;
+        if let Ok(Err(error)) = written {
+            tracing::error!(
+                error = &error as &dyn std::error::Error,
+                "metrics wait to be written"
+            );
+        }
+        if last {
+            return;
+        }
+    }
 }
 
 /// Cleans at start and now and then, and keeps the API's certificate fresh.

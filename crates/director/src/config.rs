@@ -58,6 +58,8 @@ pub struct DirectorConfig {
     pub trash: Duration,
     /// Bytes of daemons' logs that are kept of an application; the oldest go first.
     pub logs_per_application: u64,
+    /// Most bytes of the file with metrics; the oldest of whoever has most go first.
+    pub metrics_bytes: u64,
 }
 
 impl DirectorConfig {
@@ -90,6 +92,7 @@ impl DirectorConfig {
             disk_reserve: 1 << 30,
             trash: Duration::from_secs(72 * 3600),
             logs_per_application: 256 << 20,
+            metrics_bytes: 512 << 20,
         }
     }
 

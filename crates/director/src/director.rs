@@ -8,6 +8,8 @@ use crate::error::StartError;
 use crate::logs::LogStore;
 use crate::machine_side::MachineSide;
 use crate::machines::{Machines, MachinesConfig};
+use crate::metrics::MetricsStore;
+use crate::own::Own;
 use crate::passwords::Passwords;
 use crate::shared::Shared;
 use crate::store::users::{self, UserRow};
@@ -161,6 +163,7 @@ impl Director {
                 config,
                 store,
                 logs,
+                metrics,
                 installation,
                 registry,
                 shutdown,
@@ -172,7 +175,7 @@ impl Director {
                 SystemTime::now(),
             )
             .map_err(|error| StartError::Pki(error.into()))?;
-            let settings = MachinesConfig::new(&config, logs);
+            let settings = MachinesConfig::new(&config, logs, metrics);
             let machines =
                 Machines::start(store, settings, clouds, authority, registry, shutdown).await;
             let machines = machines.map_err(|error| StartError::Machines(error.into()))?;
@@ -216,10 +219,15 @@ impl Director {
         first_operator(&store, &passwords, &config).await?;
         let shutdown = CancellationToken::new();
         let logs = Arc::new(LogStore::new(config.logs()));
+        let metrics = MetricsStore::open(&config.state.join("metrics.db"), config.metrics_bytes);
+        let metrics = Arc::new(metrics.map_err(|error| StartError::Store {
+            source: error.into(),
+        })?);
         let machines = machine_side(Prepared {
             config: config.clone(),
             store: store.clone(),
             logs: logs.clone(),
+            metrics: metrics.clone(),
             installation: installation.clone(),
             registry: registry.clone(),
             shutdown: shutdown.clone(),
@@ -228,6 +236,8 @@ impl Director {
         let shared = Arc::new(Shared {
             store,
             logs,
+            metrics,
+            own: Own::default(),
             config,
             registry,
             machines,
@@ -244,6 +254,7 @@ impl Director {
         let mut tasks = JoinSet::new();
         tasks.spawn(background::conclusions(shared.clone()));
         tasks.spawn(background::cleaning(shared.clone(), tls.clone()));
+        tasks.spawn(background::measures(shared.clone()));
         tasks.spawn(api::serve(shared.clone(), listener, tls));
         tracing::info!(%address, installation = %shared.installation, "the Director serves");
         Ok(Self {
@@ -322,6 +333,7 @@ pub struct Prepared {
     pub config: DirectorConfig,
     pub store: Store,
     pub logs: Arc<LogStore>,
+    pub metrics: Arc<MetricsStore>,
     pub installation: InstallationId,
     pub registry: Arc<Registry>,
     pub shutdown: CancellationToken,

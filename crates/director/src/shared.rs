@@ -5,6 +5,8 @@ use crate::config::DirectorConfig;
 use crate::error::DirectorError;
 use crate::logs::LogStore;
 use crate::machine_side::MachineSide;
+use crate::metrics::MetricsStore;
+use crate::own::Own;
 use crate::passwords::Passwords;
 use crate::store::{Millis, Store};
 use conpaas_core::service_type::ServiceType;
@@ -17,6 +19,8 @@ use tokio_util::sync::CancellationToken;
 pub struct Shared {
     pub store: Store,
     pub logs: Arc<LogStore>,
+    pub metrics: Arc<MetricsStore>,
+    pub own: Own,
     pub config: DirectorConfig,
     pub registry: Arc<Registry>,
     pub machines: Arc<dyn MachineSide>,

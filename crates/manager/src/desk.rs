@@ -4,9 +4,11 @@
 use crate::managers::{CommandError, StaleLevel};
 use crate::seat::Seat;
 use conpaas_core::manager::{Effect, Event, ManagerCore};
+use conpaas_core::metrics::Gathered;
 use conpaas_core::node_name;
 use conpaas_kill_points::{KillPoint, reached};
 use conpaas_model::ids::{ApplicationId, Epoch, MachineId, NodeNumber, ServiceId};
+use conpaas_model::metrics::NodeMetrics;
 use conpaas_model::protocol::{
     Exposure, FromAgent, ManagerLevel, ManagerReport, ServiceLevel, ServiceReport, ToAgent,
 };
@@ -77,6 +79,11 @@ pub enum Message {
     Count {
         answer: oneshot::Sender<Count>,
     },
+    Metrics {
+        /// All of it, not only what is new.
+        whole: bool,
+        answer: oneshot::Sender<Vec<NodeMetrics>>,
+    },
 }
 
 struct Held {
@@ -98,7 +105,13 @@ pub struct Desk {
     next_seat: u64,
     next_command: u64,
     reports: watch::Sender<Option<Arc<ManagerReport>>>,
+    gathered: Gathered,
+    /// What was measured of nodes that may be gone by now, and was not told yet.
+    parting: Vec<NodeMetrics>,
 }
+
+/// Most of it that is kept while nobody asks.
+const MOST_PARTING: usize = 1024;
 
 impl Desk {
     pub fn new(registry: Registry, reports: watch::Sender<Option<Arc<ManagerReport>>>) -> Self {
@@ -112,6 +125,8 @@ impl Desk {
             next_seat: 1,
             next_command: 1,
             reports,
+            gathered: Gathered::default(),
+            parting: Vec::new(),
         }
     }
 
@@ -198,6 +213,9 @@ impl Desk {
                     agents: self.seats.len(),
                 });
             }
+            Message::Metrics { whole, answer } => {
+                let _ = answer.send(self.metrics(whole));
+            }
         }
     }
 
@@ -247,6 +265,13 @@ impl Desk {
                     .map(|(machine, node)| (machine.clone(), (name.clone(), *node)))
             })
             .collect();
+        let told = self.metrics(false);
+        self.parting = told.into_iter().take(MOST_PARTING).collect();
+        let services = &level.services;
+        self.gathered.retain(|service, node| {
+            let of = services.iter().find(|one| one.spec.service == *service);
+            of.is_some_and(|one| one.nodes.iter().any(|found| found.number == node))
+        });
         let places = &self.places;
         self.seats.retain(|machine, seat| {
             let stays = places.contains_key(machine);
@@ -323,12 +348,34 @@ impl Desk {
                 tracing::warn!(%machine, ?refused, ?seen, "an agent obeys a newer level");
                 self.feed(&service, Event::AgentRefused { node, seen });
             }
+            FromAgent::Metrics(readings) => self.gathered.take(&service, node, readings),
             FromAgent::CommandResult { id, result } => {
                 if let Some(waiting) = seat.pending.remove(&id) {
                     let _ = waiting.send(result);
                 }
             }
         }
+    }
+
+    /// What was heard of nodes, with what they are.
+    fn metrics(&mut self, whole: bool) -> Vec<NodeMetrics> {
+        let services = &self.services;
+        let told = self.gathered.tell(whole).into_iter();
+        let told = told.filter_map(|(service, number, readings)| {
+            let nodes = &services.get(&service)?.level.nodes;
+            let node = nodes.iter().find(|node| node.number == number)?;
+            Some(NodeMetrics {
+                service,
+                node: number,
+                cloud: node.cloud.clone(),
+                instance_type: node.instance_type.clone(),
+                readings,
+            })
+        });
+        std::mem::take(&mut self.parting)
+            .into_iter()
+            .chain(told)
+            .collect()
     }
 
     fn command(

@@ -5,6 +5,7 @@ use crate::managers::ServiceManagers;
 use conpaas_agent::{DialTo, Secured};
 use conpaas_kill_points::{KillPoint, reached};
 use conpaas_model::ids::{ApplicationId, Generation};
+use conpaas_model::metrics::NodeMetrics;
 use conpaas_model::protocol::{Context, FromManager, PATH_MANAGER_STREAM, ToManager};
 use conpaas_wire::{Backoff, Client, ClientSettings, FramedStream, StreamSettings, WireError};
 use http::HeaderMap;
@@ -15,6 +16,10 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 /// How often everything is reported, changed or not.
 const FULL_REPORT: Duration = Duration::from_secs(2);
+/// How often what was measured is told.
+const MEASURES: Duration = Duration::from_secs(5);
+/// Nodes whose measures are told in one message.
+const NODES_AT_ONCE: usize = 16;
 const COMMAND_DEADLINE: Duration = Duration::from_secs(30);
 /// A stream that lasted this long was well.
 const WELL: Duration = Duration::from_secs(5);
@@ -33,6 +38,15 @@ pub fn client(context: &Context, secured: &Arc<Secured>, dial: &DialTo) -> Clien
         move |peer| peer.is_director() && peer.installation == installation,
         settings,
     )
+}
+
+/// Messages of a bounded size.
+fn parts(all: Vec<NodeMetrics>) -> impl Iterator<Item = Vec<NodeMetrics>> {
+    let mut all = all.into_iter().peekable();
+    std::iter::from_fn(move || {
+        all.peek()?;
+        Some(all.by_ref().take(NODES_AT_ONCE).collect())
+    })
 }
 
 pub struct Link {
@@ -90,6 +104,10 @@ impl Link {
         reports.mark_changed();
         let mut clock = tokio::time::interval(FULL_REPORT);
         clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut measures = tokio::time::interval(MEASURES);
+        measures.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // What an earlier stream told may have been lost with it.
+        let mut whole = true;
         // Generations are counted anew by each life of the Director, so only within one stream.
         let mut newest: Option<Generation> = None;
         loop {
@@ -131,6 +149,12 @@ impl Link {
                     }
                 }
                 _ = clock.tick() => reports.mark_changed(),
+                _ = measures.tick() => {
+                    for some in parts(self.managers.metrics(whole).await) {
+                        sender.send(&FromManager::Metrics(some)).await?;
+                    }
+                    whole = false;
+                }
             }
         }
     }

@@ -5,6 +5,7 @@
 use crate::desk::{Admission, Count, Desk, Message};
 use crate::seat;
 use conpaas_model::ids::{Epoch, ServiceId};
+use conpaas_model::metrics::NodeMetrics;
 use conpaas_model::protocol::{ManagerLevel, ManagerReport};
 use conpaas_pki::PartyKind;
 use conpaas_services::registry::Registry;
@@ -188,6 +189,14 @@ impl ServiceManagers {
             answers.insert(node, result);
         }
         Ok(Value::Object(answers))
+    }
+
+    /// What was measured of nodes since it was last asked for; all totals for a `whole` answer.
+    pub async fn metrics(&self, whole: bool) -> Vec<NodeMetrics> {
+        let (answer, answered) = oneshot::channel();
+        // At the end there is nothing to tell.
+        let _ = self.desk.send(Message::Metrics { whole, answer }).await;
+        answered.await.unwrap_or_default()
     }
 
     pub(crate) async fn count(&self) -> Option<Count> {

@@ -388,6 +388,61 @@ pub struct CloudInfo {
     pub machines: u32,
 }
 
+/// What was measured, in steps of time.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Metrics {
+    pub since: String,
+    pub until: String,
+    pub step_seconds: u32,
+    pub series: Vec<MetricSeries>,
+}
+
+/// One metric of a service's nodes or of a role, all nodes and releases together unless they are
+/// told apart.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct MetricSeries {
+    pub service: String,
+    /// The node's name.
+    pub node: Option<String>,
+    pub number: Option<NodeNumber>,
+    /// Absent for what is the nodes' own.
+    pub role: Option<RoleName>,
+    pub release: Option<ReleaseNumber>,
+    /// `FAMILY` or `FAMILY.KIND`; a family's kinds add up.
+    pub name: String,
+    /// `counter`, `gauge` or `histogram` (of durations).
+    pub kind: String,
+    /// Over the whole time.
+    pub total: MetricPoint,
+    /// For each step in which something was measured.
+    pub points: Vec<MetricPoint>,
+}
+
+/// Of a counter `count` and `rate`, of a gauge `mean`, `min` and `max`, of a histogram `count`,
+/// `rate` and, in milliseconds, `mean` and quantiles (within 9.2 percent of the true ones).
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+pub struct MetricPoint {
+    /// When the step began.
+    pub at: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub count: Option<u64>,
+    /// Per second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mean: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub min: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub p50: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub p90: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub p99: Option<f64>,
+}
+
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct AuditRow {
     pub id: u64,

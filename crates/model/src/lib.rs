@@ -1,5 +1,5 @@
 //! Nouns and rules that every part of ConPaaS shares: typed identifiers, specs, statuses,
-//! levels, wire messages and API types. No I/O, no clock, no randomness lives here.
+//! levels, metrics, wire messages and API types. No I/O, no clock, no randomness lives here.
 
 pub mod api;
 pub mod block;
@@ -9,6 +9,7 @@ pub mod event;
 pub mod ids;
 pub mod instance;
 pub mod level;
+pub mod metrics;
 pub mod protocol;
 pub mod spec;
 pub mod status;

@@ -6,6 +6,7 @@ use crate::event::{LeaveReason, RequestReason};
 use crate::ids::{ApplicationId, Epoch, Generation, MachineId, NodeNumber, ServiceId};
 use crate::instance::InstanceType;
 use crate::level::{Level, LevelVersion};
+use crate::metrics::{NodeMetrics, Reading};
 use crate::spec::ServiceSpec;
 use crate::status::{AgentReport, EdgeStatus, ExposureVersion, NodeRecord, ServiceStatus};
 use serde::{Deserialize, Serialize};
@@ -37,6 +38,9 @@ pub const MAX_LOG_PIECE: usize = 256 * 1024;
 pub const PATH_AGENT_STREAM: &str = "/v1/agent-stream";
 /// Manager's stream at the Director: up [`FromManager`], down [`ToManager`].
 pub const PATH_MANAGER_STREAM: &str = "/v1/manager-stream";
+
+/// Where a machine sees its own control group, read-only, if its cloud can show it.
+pub const MACHINE_GROUP: &str = "/run/cgroup";
 
 /// The data a machine gets at birth (contextualization), at `/etc/conpaas/context.json`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -133,6 +137,8 @@ pub enum FromAgent {
         id: u64,
         result: Result<serde_json::Value, String>,
     },
+    /// What changed of what is measured here since this stream's last word.
+    Metrics(Vec<Reading>),
 }
 
 /// From the Director to a manager.
@@ -181,6 +187,8 @@ pub enum FromManager {
         id: u64,
         result: Result<serde_json::Value, String>,
     },
+    /// What was heard of nodes since this stream's last word: totals of counters, and gauges.
+    Metrics(Vec<NodeMetrics>),
 }
 
 /// Everything a manager wishes and observes, whole.

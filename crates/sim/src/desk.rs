@@ -162,6 +162,8 @@ impl Desk {
             return Out::new();
         };
         match message {
+            // Simulated daemons count nothing.
+            FromAgent::Metrics(_) => Out::new(),
             FromAgent::Report(report) => {
                 self.feed(now, &service, Event::AgentReport { node, report })
             }

@@ -10,6 +10,7 @@ mod dokuwiki;
 mod elsewhere;
 mod kill;
 mod load;
+mod metrics;
 mod nutshell;
 mod scenarios;
 mod thread;

@@ -26,6 +26,11 @@ pub enum DirectorCommand {
     /// Look whether it answers, is the one that was pinned, and takes your login
     #[command(after_help = "Examples:\n  conpaas director check\n  conpaas director check --json")]
     Check,
+    /// What it measures of itself, in the format that Prometheus reads (operators)
+    #[command(
+        after_help = "Examples:\n  conpaas director metrics\n  conpaas director metrics | grep store_write"
+    )]
+    Metrics,
     /// The same as `show`
     #[command(
         after_help = "Examples:\n  conpaas director status\n  conpaas director status --json"
@@ -56,6 +61,12 @@ pub async fn run(session: &Session, command: DirectorCommand) -> Outcome {
         DirectorCommand::List => list(session).await,
         DirectorCommand::Show | DirectorCommand::Status => show(session).await,
         DirectorCommand::Check => check(session).await,
+        DirectorCommand::Metrics => {
+            let text = session.client()?.director_metrics().await?.text().await?;
+            session
+                .printer
+                .either(&text, |printer| printer.raw(text.as_bytes()))
+        }
     }
 }
 

@@ -12,6 +12,7 @@ pub mod director;
 #[cfg(feature = "daemons")]
 pub mod image;
 pub mod logs;
+pub mod metrics;
 pub mod node;
 pub mod operation;
 pub mod own;
@@ -19,6 +20,7 @@ pub mod service;
 #[cfg(feature = "daemons")]
 pub mod simulate;
 pub mod token;
+pub mod top;
 pub mod user;
 
 /// A value's stable word, as JSON has it.

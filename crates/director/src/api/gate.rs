@@ -24,6 +24,7 @@ use http::{Method, StatusCode, header};
 use rusqlite::Connection;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 /// Header that names a request which may be sent again without happening twice.
 pub const IDEMPOTENCY_KEY: &str = "idempotency-key";
@@ -142,10 +143,15 @@ fn bearer(parts: &http::request::Parts) -> Result<&str, DirectorError> {
 
 /// Lets a request through, or answers it.
 pub(super) async fn pass(State(gate): State<Gate>, request: Request, next: Next) -> Response {
-    match admit(gate, request, next).await {
+    let (shared, begun) = (gate.shared.clone(), Instant::now());
+    let response = match admit(gate, request, next).await {
         Ok(response) => response,
         Err(error) => error.into_response(),
-    }
+    };
+    shared
+        .own
+        .answered(response.status().as_u16(), begun.elapsed());
+    response
 }
 
 async fn admit(gate: Gate, request: Request, next: Next) -> Result<Response, DirectorError> {

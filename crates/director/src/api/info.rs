@@ -3,6 +3,7 @@
 use super::take::{PageQuery, Params, page, page_of};
 use crate::auth::Principal;
 use crate::error::DirectorError;
+use crate::own;
 use crate::shared::Shared;
 use crate::store::{housekeeping, show_time};
 use axum::extract::State;
@@ -42,15 +43,20 @@ pub(super) async fn version(State(shared): Here) -> Json<DirectorInfo> {
     })
 }
 
-/// Whether the Director can serve.
+/// Whether the Director can serve: its store takes a write. The same as `/v1/healthz`, where
+/// others' tools look for it.
+#[utoipa::path(get, path = "/healthz", operation_id = "health",
+    responses((status = 204, description = "It can.")))]
+pub(super) async fn health(State(shared): Here) -> Result<http::StatusCode, DirectorError> {
+    own::prove_store(&shared).await?;
+    Ok(http::StatusCode::NO_CONTENT)
+}
+
+/// Whether the Director can serve: its store takes a write.
 #[utoipa::path(get, path = "/v1/healthz", operation_id = "healthz",
     responses((status = 204, description = "It can.")))]
-pub(super) async fn healthz(State(shared): Here) -> Result<http::StatusCode, DirectorError> {
-    shared
-        .store
-        .read(|tx| Ok(tx.query_row("SELECT 1", [], |_| Ok(()))?))
-        .await?;
-    Ok(http::StatusCode::NO_CONTENT)
+pub(super) async fn healthz(shared: Here) -> Result<http::StatusCode, DirectorError> {
+    health(shared).await
 }
 
 /// The description of this API.

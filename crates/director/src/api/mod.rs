@@ -7,6 +7,7 @@ mod code;
 mod gate;
 mod info;
 mod logs;
+mod metrics;
 mod nodes;
 mod operations;
 mod people;
@@ -52,6 +53,9 @@ fn routes() -> OpenApiRouter<Arc<Shared>> {
         .routes(routes!(people::revoke_token))
         .routes(routes!(info::version))
         .routes(routes!(info::healthz))
+        .routes(routes!(info::health))
+        .routes(routes!(metrics::director_metrics))
+        .routes(routes!(metrics::owner_metrics))
         .routes(routes!(info::openapi_document))
         .routes(routes!(info::director_info))
         .routes(routes!(info::list_service_types))
@@ -66,6 +70,7 @@ fn routes() -> OpenApiRouter<Arc<Shared>> {
         .routes(routes!(apps::list_events))
         .routes(routes!(stream::stream_events))
         .routes(routes!(nodes::list_app_nodes))
+        .routes(routes!(metrics::app_metrics))
         .routes(routes!(services::list_services, services::create_service))
         .routes(routes!(
             services::show_service,
@@ -80,6 +85,7 @@ fn routes() -> OpenApiRouter<Arc<Shared>> {
         .routes(routes!(services::rollback_service))
         .routes(routes!(services::call_command))
         .routes(routes!(logs::read_logs))
+        .routes(routes!(metrics::service_metrics))
         .routes(routes!(code::list_code, code::upload_code))
         .routes(routes!(code::download_code))
         .routes(routes!(code::delete_code))

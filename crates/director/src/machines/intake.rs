@@ -1,9 +1,13 @@
-//! What agents send beside their streams: the lines that daemons of their nodes wrote. Where they
-//! are kept is `logs`' business.
+//! What comes from nodes to be kept: the lines that their daemons wrote, which agents send beside
+//! their streams, and what was measured of them, which managers tell. Where it is kept is the
+//! business of `logs` and `metrics`.
 
 use super::listener::{Caller, Refused, problem, refuse};
 use super::shared::{Shared, full};
 use crate::logs::{Position, Source};
+use crate::store::now;
+use conpaas_model::ids::ApplicationId;
+use conpaas_model::metrics::NodeMetrics;
 use conpaas_model::protocol::{LogPosition, MAX_LOG_PIECE, PATH_LOGS};
 use conpaas_wire::{Body, json_response, read_bytes};
 use http::{Request, Response, StatusCode};
@@ -79,6 +83,21 @@ pub async fn log(
                 "the log cannot be kept now; send it again later",
             ))
         }
+    }
+}
+
+/// Takes in what was measured of an application's nodes.
+pub async fn metrics(shared: &Arc<Shared>, application: &ApplicationId, told: Vec<NodeMetrics>) {
+    if told.is_empty() {
+        return;
+    }
+    let (metrics, application) = (shared.config.metrics.clone(), application.clone());
+    let now = now() / 1000;
+    let taken =
+        tokio::task::spawn_blocking(move || metrics.take(application.as_str(), told, now)).await;
+    // What was not written is written with the next step.
+    if let Ok(Err(error)) = taken {
+        tracing::error!(error = full(&error), "metrics wait to be written");
     }
 }
 

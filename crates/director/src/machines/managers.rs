@@ -2,6 +2,7 @@
 //! epoch of a manager is the number of its node; whoever opens a stream with a higher one takes
 //! the post, and nobody with a lower one gets it back.
 
+use super::intake;
 use super::levels;
 use super::listener::{Refused, internal, refuse};
 use super::records::{self, Machine};
@@ -20,6 +21,7 @@ use conpaas_model::status::NodeState;
 use conpaas_wire::FramedStream;
 use http::StatusCode;
 use rusqlite::Connection;
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -186,6 +188,13 @@ pub async fn serve(
                     }
                 }
                 Ok(Some(FromManager::CommandResult { id, result })) => shared.hub.answer(id, result),
+                Ok(Some(FromManager::Metrics(mut told))) => {
+                    // Only of services that are this manager's.
+                    let mine = sent.iter().flat_map(|level| &level.services);
+                    let mine: BTreeSet<_> = mine.map(|one| &one.spec.service).collect();
+                    told.retain(|node| mine.contains(&node.service));
+                    intake::metrics(shared, &machine.application, told).await;
+                }
                 Ok(None) => break,
                 Err(error) => {
                     tracing::info!(machine = %machine.id, error = full(&error), "a manager's stream broke");

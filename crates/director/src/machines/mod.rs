@@ -26,6 +26,7 @@ use crate::config::DirectorConfig;
 use crate::error::DirectorError;
 use crate::logs::LogStore;
 use crate::machine_side::MachineSide;
+use crate::metrics::MetricsStore;
 use crate::store::Store;
 use conpaas_cloud::{Capacity, Cloud, Features, LimitsSupport, Support};
 use conpaas_core::broker::BrokerSettings;
@@ -52,7 +53,7 @@ use tokio_util::task::TaskTracker;
 const RENEWAL_CHECK: Duration = Duration::from_secs(600);
 
 /// Settings of the machine side.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct MachinesConfig {
     /// Where machines of clouds that need no listener of their own reach the Director.
     pub host_listener: Option<SocketAddr>,
@@ -60,6 +61,8 @@ pub struct MachinesConfig {
     pub blobs: PathBuf,
     /// Where lines of nodes' logs are kept.
     pub logs: Arc<LogStore>,
+    /// Where what was measured of nodes is kept.
+    pub metrics: Arc<MetricsStore>,
     /// The edge's folder (`routes.json`, `applied.json`).
     pub edge_folder: PathBuf,
     /// The domain below which applications have their names.
@@ -78,11 +81,12 @@ pub struct MachinesConfig {
 
 impl MachinesConfig {
     /// The machine side's part of a Director's settings.
-    pub fn new(config: &DirectorConfig, logs: Arc<LogStore>) -> Self {
+    pub fn new(config: &DirectorConfig, logs: Arc<LogStore>, metrics: Arc<MetricsStore>) -> Self {
         Self {
             host_listener: config.host_listener,
             blobs: config.blobs(),
             logs,
+            metrics,
             edge_folder: config
                 .edge_folder
                 .clone()

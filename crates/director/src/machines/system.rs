@@ -1,6 +1,7 @@
 //! The Director as manager of system services: the same managers' half as on machines, fed from
 //! the store and reporting into it.
 
+use super::intake;
 use super::levels;
 use super::managers::DIRECTOR_EPOCH;
 use super::reports::{self, Filter, Origin};
@@ -8,7 +9,13 @@ use super::shared::{Shared, full};
 use crate::error::DirectorError;
 use conpaas_model::ids::{ApplicationId, Generation};
 use conpaas_model::protocol::{ManagerLevel, ServiceLevel};
+use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::MissedTickBehavior;
+
+/// How often what was measured of system nodes is taken in.
+const MEASURES: Duration = Duration::from_secs(5);
 
 /// Works until the Director ends.
 pub async fn run(shared: Arc<Shared>) {
@@ -17,6 +24,8 @@ pub async fn run(shared: Arc<Shared>) {
     let mut sent: Option<Vec<ServiceLevel>> = None;
     let mut filter = Filter::default();
     let mut due = true;
+    let mut measures = tokio::time::interval(MEASURES);
+    measures.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         if due {
             due = false;
@@ -30,6 +39,7 @@ pub async fn run(shared: Arc<Shared>) {
         tokio::select! {
             () = shared.shutdown.cancelled() => return,
             _ = changed.changed() => due = true,
+            _ = measures.tick() => measure(&shared, sent.as_deref().unwrap_or_default()).await,
             more = said.changed() => {
                 if more.is_err() {
                     return;
@@ -44,6 +54,20 @@ pub async fn run(shared: Arc<Shared>) {
                 }
             }
         }
+    }
+}
+
+/// Takes in what was measured of the nodes of system services, which are of many applications.
+async fn measure(shared: &Arc<Shared>, services: &[ServiceLevel]) {
+    let mut by_application = BTreeMap::<_, Vec<_>>::new();
+    for node in shared.managers.metrics(false).await {
+        if let Some(service) = services.iter().find(|one| one.spec.service == node.service) {
+            let application = service.spec.application.clone();
+            by_application.entry(application).or_default().push(node);
+        }
+    }
+    for (application, told) in by_application {
+        intake::metrics(shared, &application, told).await;
     }
 }
 

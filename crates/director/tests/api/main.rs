@@ -8,6 +8,7 @@ mod access;
 mod code;
 mod collections;
 mod life;
+mod metrics;
 mod operations;
 mod people;
 mod world;

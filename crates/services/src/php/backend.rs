@@ -2,6 +2,7 @@
 //! ready when it has answered a real request and its warm-up pages.
 
 use super::backend_config::{LEAST_GRACE, Place, ini_file, pool_file};
+use super::backend_metrics::Figures;
 use super::manager::BackendConfig;
 use super::site::{self, Site};
 use super::{ACCOUNT, BACKEND, PING, STATUS, fastcgi};
@@ -11,6 +12,7 @@ use async_trait::async_trait;
 use conpaas_core::role_agent::{NodeContext, ProcessSpec, ProcessStatus, RoleAgent, RoleError};
 use conpaas_model::ids::ReleaseNumber;
 use conpaas_model::level::{Duty, ReleaseLevel, RoleLevel};
+use conpaas_model::metrics::RoleReading;
 use conpaas_model::status::{Phase, RoleStatus};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{SocketAddr, SocketAddrV4};
@@ -43,6 +45,8 @@ struct Pool {
     failed: Option<(String, Instant)>,
     /// Since when it does not answer.
     silent: Option<Instant>,
+    /// What it said when it was looked at.
+    figures: Option<Figures>,
 }
 
 impl Pool {
@@ -275,17 +279,11 @@ fn page_params<'a>(
     ]
 }
 
-/// Requests a pool is working on or has waiting.
-async fn busy(status: SocketAddr) -> std::io::Result<u64> {
+/// What a pool says of itself.
+async fn figures(status: SocketAddr) -> std::io::Result<Figures> {
     let answer = fastcgi::ask_pool(status, STATUS, "json", Duration::from_secs(2)).await?;
-    let figures: serde_json::Value = serde_json::from_slice(&answer.body)
-        .map_err(|_| std::io::Error::other("a status that is no JSON"))?;
-    let figure = |name: &str| {
-        figures[name]
-            .as_u64()
-            .ok_or_else(|| std::io::Error::other(format!("a status without '{name}'")))
-    };
-    Ok(figure("active processes")? + figure("listen queue")?)
+    serde_json::from_slice(&answer.body)
+        .map_err(|error| std::io::Error::other(format!("a status that says too little: {error}")))
 }
 
 #[async_trait]
@@ -355,6 +353,7 @@ impl RoleAgent for Backend {
         for (release, wish) in &level.releases {
             let config: BackendConfig = site::read(&wish.config)?;
             let pool = self.releases.entry(*release).or_default();
+            pool.figures = None;
             let (phase, in_flight) = look(node, &list, *release, wish, &config, pool).await;
             if let Some(in_flight) = in_flight {
                 busiest.insert(release.to_string(), in_flight.into());
@@ -363,6 +362,17 @@ impl RoleAgent for Backend {
         }
         status.facts.insert("in_flight".into(), busiest.into());
         Ok(status)
+    }
+
+    async fn metrics(
+        &mut self,
+        _node: &NodeContext,
+        _level: &RoleLevel,
+    ) -> Result<Vec<RoleReading>, RoleError> {
+        let reading = |(release, pool): (&ReleaseNumber, &Pool)| {
+            Some(pool.figures.as_ref()?.reading(*release))
+        };
+        Ok(self.releases.iter().filter_map(reading).collect())
     }
 
     async fn stop(&mut self, node: &NodeContext) -> Result<bool, RoleError> {
@@ -447,9 +457,11 @@ async fn look(
             return (Phase::Starting, None);
         }
     }
-    match busy(status.into()).await {
-        Ok(in_flight) => {
+    match figures(status.into()).await {
+        Ok(figures) => {
             pool.silent = None;
+            let in_flight = figures.in_flight();
+            pool.figures = Some(figures);
             let phase = match (wish.duty, in_flight) {
                 (Duty::Serve, _) => Phase::Ready,
                 (Duty::Drain, 0) => Phase::Drained,

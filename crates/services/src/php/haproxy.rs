@@ -1,5 +1,6 @@
 //! The load balancer's runtime interface: commands over its socket, and its table of servers.
 
+use super::proxy_metrics::{Answers, CLASSES};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -33,6 +34,21 @@ pub struct Server {
     pub seconds_so: u64,
 }
 
+/// What a frontend or a backend has counted, and how busy it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    pub name: String,
+    pub is_frontend: bool,
+    pub answers: Answers,
+    pub sessions: u64,
+    pub queue: u64,
+    pub bytes_in: u64,
+    pub bytes_out: u64,
+    /// Attempts after the first one.
+    pub retries: u64,
+    pub aborts: u64,
+}
+
 impl Server {
     pub fn is_up(&self) -> bool {
         self.status.starts_with("UP")
@@ -59,11 +75,17 @@ impl Runtime {
         }
     }
 
+    /// Sends a command; its answer follows on the stream.
+    pub async fn begin(&self, command: &str) -> io::Result<UnixStream> {
+        let mut stream = UnixStream::connect(&self.socket).await?;
+        stream.write_all(format!("{command}\n").as_bytes()).await?;
+        Ok(stream)
+    }
+
     /// One command and its answer, trimmed.
     pub async fn ask(&self, command: &str) -> io::Result<String> {
         let talk = async {
-            let mut stream = UnixStream::connect(&self.socket).await?;
-            stream.write_all(format!("{command}\n").as_bytes()).await?;
+            let mut stream = self.begin(command).await?;
             let mut answer = String::new();
             stream.read_to_string(&mut answer).await?;
             Ok(answer.trim().to_owned())
@@ -92,6 +114,12 @@ impl Runtime {
     pub async fn servers(&self) -> io::Result<Vec<Server>> {
         // -1: all proxies, 4: servers, -1: all of them.
         servers(&self.ask("show stat -1 4 -1").await?)
+    }
+
+    /// What all frontends and backends have counted.
+    pub async fn traffic(&self) -> io::Result<Vec<Traffic>> {
+        // -1: all proxies, 3: frontends and backends, -1: all of them.
+        traffic(&self.ask("show stat -1 3 -1").await?)
     }
 
     /// Replaces a map's whole content at one instant.
@@ -134,20 +162,44 @@ impl Runtime {
     }
 }
 
-/// Reads the table that `show stat` gives; columns are found by name.
-fn servers(table: &str) -> io::Result<Vec<Server>> {
-    let mut lines = table.lines().filter(|line| !line.is_empty());
-    let head: Vec<&str> = lines
-        .next()
-        .unwrap_or_default()
-        .trim_start_matches("# ")
-        .split(',')
-        .collect();
-    let column = |name: &str| {
-        head.iter().position(|title| *title == name).ok_or_else(|| {
+/// The table that `show stat` gives; columns are found by name.
+struct Table<'a> {
+    head: Vec<&'a str>,
+    rows: Vec<Vec<&'a str>>,
+}
+
+impl<'a> Table<'a> {
+    fn read(text: &'a str) -> Self {
+        let mut lines = text.lines().filter(|line| !line.is_empty());
+        let head = lines.next().unwrap_or_default().trim_start_matches("# ");
+        Self {
+            head: head.split(',').collect(),
+            rows: lines.map(|line| line.split(',').collect()).collect(),
+        }
+    }
+
+    fn column(&self, name: &str) -> io::Result<usize> {
+        let found = self.head.iter().position(|title| *title == name);
+        found.ok_or_else(|| {
             io::Error::other(format!("the load balancer's table has no column '{name}'"))
         })
-    };
+    }
+}
+
+fn text(cells: &[&str], at: usize) -> String {
+    cells.get(at).copied().unwrap_or_default().to_owned()
+}
+
+fn number(cells: &[&str], at: usize) -> u64 {
+    cells
+        .get(at)
+        .and_then(|cell| cell.parse().ok())
+        .unwrap_or(0)
+}
+
+fn servers(answer: &str) -> io::Result<Vec<Server>> {
+    let table = Table::read(answer);
+    let column = |name: &str| table.column(name);
     let (backend, name, address, status) = (
         column("pxname")?,
         column("svname")?,
@@ -156,27 +208,41 @@ fn servers(table: &str) -> io::Result<Vec<Server>> {
     );
     let (queue, sessions, most) = (column("qcur")?, column("scur")?, column("slim")?);
     let changed = column("lastchg")?;
-    Ok(lines
-        .map(|line| {
-            let cells: Vec<&str> = line.split(',').collect();
-            let text = |at: usize| cells.get(at).copied().unwrap_or_default().to_owned();
-            let number = |at: usize| {
-                cells
-                    .get(at)
-                    .and_then(|cell| cell.parse::<u64>().ok())
-                    .unwrap_or(0)
-            };
-            Server {
-                backend: text(backend),
-                name: text(name),
-                address: text(address),
-                status: text(status),
-                in_flight: number(queue) + number(sessions),
-                most: number(most),
-                seconds_so: number(changed),
-            }
-        })
-        .collect())
+    let server = |cells: &Vec<&str>| Server {
+        backend: text(cells, backend),
+        name: text(cells, name),
+        address: text(cells, address),
+        status: text(cells, status),
+        in_flight: number(cells, queue) + number(cells, sessions),
+        most: number(cells, most),
+        seconds_so: number(cells, changed),
+    };
+    Ok(table.rows.iter().map(server).collect())
+}
+
+fn traffic(answer: &str) -> io::Result<Vec<Traffic>> {
+    let table = Table::read(answer);
+    let column = |name: &str| table.column(name);
+    let mut classes = [0; CLASSES.len()];
+    for (at, class) in classes.iter_mut().zip(CLASSES) {
+        *at = column(&format!("hrsp_{class}"))?;
+    }
+    let (name, kind) = (column("pxname")?, column("svname")?);
+    let (sessions, queue) = (column("scur")?, column("qcur")?);
+    let (bytes_in, bytes_out) = (column("bin")?, column("bout")?);
+    let (retries, again, aborts) = (column("wretr")?, column("wredis")?, column("cli_abrt")?);
+    let one = |cells: &Vec<&str>| Traffic {
+        name: text(cells, name),
+        is_frontend: text(cells, kind) == "FRONTEND",
+        answers: classes.map(|at| number(cells, at)),
+        sessions: number(cells, sessions),
+        queue: number(cells, queue),
+        bytes_in: number(cells, bytes_in),
+        bytes_out: number(cells, bytes_out),
+        retries: number(cells, retries) + number(cells, again),
+        aborts: number(cells, aborts),
+    };
+    Ok(table.rows.iter().map(one).collect())
 }
 
 #[cfg(test)]

@@ -4,17 +4,21 @@
 
 mod backend;
 mod backend_config;
+mod backend_metrics;
 mod fastcgi;
 mod haproxy;
 mod manager;
 mod proxy;
 mod proxy_config;
+mod proxy_maps;
+mod proxy_metrics;
 mod proxy_servers;
 mod settings;
 mod site;
 mod sizing;
 mod web;
 mod web_config;
+mod web_metrics;
 
 #[cfg(test)]
 mod tests;

@@ -6,6 +6,8 @@ use super::backend::describe;
 use super::haproxy::{Runtime, Server};
 use super::manager::{ProxyConfig, SitePlan};
 use super::proxy_config::{Maps, Place, backend_name, file, parse_server_name, path_entries};
+use super::proxy_maps::{numbers_in, replace, serving};
+use super::proxy_metrics::{Book, Tap, measure};
 use super::proxy_servers::{Watcher, balancer, update_servers};
 use super::site::{self, Site};
 use super::{BACKEND, PING, PROXY, ROLES, WEB};
@@ -15,11 +17,11 @@ use async_trait::async_trait;
 use conpaas_core::role_agent::{NodeContext, ProcessSpec, RoleAgent, RoleError};
 use conpaas_model::ids::{NodeNumber, ReleaseNumber};
 use conpaas_model::level::{Duty, Instance, Provider, ReleaseLevel, RoleLevel};
+use conpaas_model::metrics::RoleReading;
 use conpaas_model::status::{InUse, Phase, RoleStatus};
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Write;
 use std::net::SocketAddrV4;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -40,6 +42,8 @@ pub struct Proxy {
     /// What the running load balancer's maps hold, as far as this agent knows.
     applied: Option<Applied>,
     watcher: Option<Watcher>,
+    /// What was measured of the process that runs.
+    measured: Option<(Book, Tap)>,
     stops: Stops,
 }
 
@@ -70,6 +74,10 @@ fn runtime(node: &NodeContext) -> Runtime {
 
 fn socket(node: &NodeContext) -> PathBuf {
     node.role_folder(PROXY).join("runtime.sock")
+}
+
+fn book_file(node: &NodeContext) -> PathBuf {
+    node.role_folder(PROXY).join("metrics.json")
 }
 
 fn address(node: &NodeContext) -> SocketAddrV4 {
@@ -317,46 +325,6 @@ impl Proxy {
     }
 }
 
-/// Replaces a map in the running load balancer and in its file, so that a restart has the same.
-async fn replace(
-    runtime: &Runtime,
-    map: &Path,
-    entries: BTreeMap<String, String>,
-) -> Result<(), RoleError> {
-    let mut text = String::new();
-    for (key, value) in &entries {
-        // Writing to a String cannot fail.
-        let _ = writeln!(text, "{key} {value}");
-    }
-    runtime
-        .replace_map(map, entries.into_iter())
-        .await
-        .map_err(RoleError::io(format!("replacing {}", map.display())))?;
-    files::write_if_changed(map, text.as_bytes(), 0o644)?;
-    Ok(())
-}
-
-/// The releases that a map's file has entries of.
-fn numbers_in(map: &Path) -> BTreeSet<ReleaseNumber> {
-    let text = std::fs::read_to_string(map).unwrap_or_default();
-    text.lines()
-        .filter_map(|line| line.split(' ').next()?.parse().ok())
-        .map(ReleaseNumber)
-        .collect()
-}
-
-/// The release people are led to by the running load balancer.
-async fn serving(runtime: &Runtime, active: &Path) -> std::io::Result<Option<ReleaseNumber>> {
-    let answer = runtime
-        .ask(&format!("show map {}", active.display()))
-        .await?;
-    let number = answer
-        .lines()
-        .filter(|line| line.contains(" active "))
-        .find_map(|line| line.rsplit(' ').next()?.parse().ok());
-    Ok(number.filter(|number| *number != 0).map(ReleaseNumber))
-}
-
 #[async_trait]
 impl RoleAgent for Proxy {
     async fn apply(&mut self, node: &NodeContext, level: &RoleLevel) -> Result<(), RoleError> {
@@ -378,6 +346,15 @@ impl RoleAgent for Proxy {
         }
         if self.watcher.as_ref().is_none_or(Watcher::has_ended) {
             self.watcher = Some(Watcher::start(runtime.clone()));
+        }
+        if self
+            .measured
+            .as_ref()
+            .is_none_or(|(book, _)| !book.is_of(pid))
+        {
+            // Before anybody is led here: what is answered from now on is heard.
+            let book = Book::open(&book_file(node), pid);
+            self.measured = Some((book, Tap::start(runtime.clone())));
         }
         update_servers(&runtime, &level.providers).await?;
         let servers = runtime
@@ -469,6 +446,17 @@ impl RoleAgent for Proxy {
             (Err(error), _) => Phase::Failed(format!("the load balancer does not answer: {error}")),
         });
         Ok(status)
+    }
+
+    async fn metrics(
+        &mut self,
+        node: &NodeContext,
+        _level: &RoleLevel,
+    ) -> Result<Vec<RoleReading>, RoleError> {
+        match &mut self.measured {
+            Some((book, tap)) => measure(&runtime(node), book, &book_file(node), tap).await,
+            None => Ok(Vec::new()),
+        }
     }
 
     async fn stop(&mut self, node: &NodeContext) -> Result<bool, RoleError> {

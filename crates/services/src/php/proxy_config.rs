@@ -16,6 +16,14 @@ use std::path::{Path, PathBuf};
 /// several load balancers answers it.
 const COOKIE: &str = "conpaas-release";
 
+/// The backend that answers proofs of life: what it counts is no request of people's.
+pub const SELF: &str = "self";
+/// The ring buffer that holds a line for each request, for whoever listens to it.
+pub const TAP: &str = "tap";
+/// Bytes of that buffer, and of a line in it.
+const TAP_BYTES: u32 = 256 * 1024;
+const TAP_LINE: u32 = 4096;
+
 /// The maps, in the role's folder.
 pub struct Maps {
     /// `active` to the release people are led to.
@@ -51,7 +59,8 @@ pub struct Place<'a> {
 /// The text of a 503.
 const BUSY: &str = "No backend is ready for this page right now. Please try again in a moment.";
 
-/// The whole configuration.
+/// The whole configuration. What went wrong goes to standard output, every request to the tap;
+/// `proxy_metrics` reads the format from its end.
 pub fn file(place: &Place<'_>, config: &ProxyConfig) -> String {
     let Maps {
         active,
@@ -74,7 +83,8 @@ pub fn file(place: &Place<'_>, config: &ProxyConfig) -> String {
     let mut text = format!(
         r#"# Written by ConPaaS; changes here are lost.
 global
-  log stdout format raw local0
+  log stdout format raw local0 notice
+  log ring@{TAP} format raw local0 info
   stats socket {socket} mode 600 level admin expose-fd listeners
   stats timeout 1m
 {account}  nbthread {threads}
@@ -82,12 +92,17 @@ global
   no strict-limits
   hard-stop-after 60s
 
+ring {TAP}
+  format raw
+  maxlen {TAP_LINE}
+  size {TAP_BYTES}
+
 defaults
   mode http
   log global
   log-format "%ci [%tr] \"%HM %HP\" %ST %B %Ta %b %s %tsc release=%[var(txn.release)]"
   option dontlognull
-  option dontlog-normal
+  option log-separate-errors
   option idle-close-on-response
   option redispatch 1
   retries 5
@@ -116,7 +131,9 @@ fcgi-app php
 
 frontend people
   bind {listen}
-  http-request return status 200 content-type text/plain string "ready" if {{ path {PING} }}
+  acl own path {PING}
+  http-request set-log-level silent if own
+  http-request allow if own
   http-request disable-l7-retry unless {{ method GET HEAD OPTIONS }}
   http-request del-header proxy
   http-request set-src req.hdr_ip(x-forwarded-for,-1) if {{ req.hdr_ip(x-forwarded-for,-1) -m found }}
@@ -155,8 +172,12 @@ frontend people
   http-request set-var(txn.route) var(txn.key),map_str({paths}) if !routed
   http-request set-var(txn.script) var(txn.route),url_dec if routed !static
   acl script var(txn.script) -m found
+  use_backend {SELF} if own
   use_backend php-s%[var(txn.release),mod({RELEASE_RING})] if script
   use_backend static-s%[var(txn.release),mod({RELEASE_RING})]
+
+backend {SELF}
+  http-request return status 200 content-type text/plain string "ready"
 "#
     );
     for slot in 0..RELEASE_RING {

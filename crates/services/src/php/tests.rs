@@ -206,6 +206,7 @@ fn a_web_server_refuses_scripts_hidden_and_writable_paths() {
         root: Path::new("/code/x/public"),
         folder: Path::new("/run/web"),
         access_log: Path::new("/log/a"),
+        release: ReleaseNumber(3),
         is_root: false,
     };
     let text = web_config::file(&place, &config);
@@ -235,7 +236,7 @@ fn the_load_balancers_text_depends_on_no_setting() {
         text(json!({})),
         text(json!({"request_timeout": 900, "web_root": "public"}))
     );
-    assert_eq!(text(json!({})).matches("\nbackend ").count(), 16);
+    assert_eq!(text(json!({})).matches("\nbackend ").count(), 17);
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use super::manager::WebConfig;
 use super::site;
 use super::web_config::{Place, file};
+use super::web_metrics::Measured;
 use super::{PING, STATUS, WEB, backend::describe};
 use crate::support::background::{Background, MOMENT, Stops, stop_all};
 use crate::support::{files, http};
@@ -10,6 +11,7 @@ use async_trait::async_trait;
 use conpaas_core::role_agent::{NodeContext, ProcessSpec, ProcessStatus, RoleAgent, RoleError};
 use conpaas_model::ids::ReleaseNumber;
 use conpaas_model::level::{Duty, ReleaseLevel, RoleLevel};
+use conpaas_model::metrics::RoleReading;
 use conpaas_model::status::{Phase, RoleStatus};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{SocketAddr, SocketAddrV4};
@@ -29,6 +31,7 @@ const AGAIN: Duration = Duration::from_secs(2);
 #[derive(Default)]
 pub struct Web {
     releases: BTreeMap<ReleaseNumber, Server>,
+    measured: Option<Measured>,
     stops: Stops,
 }
 
@@ -49,6 +52,10 @@ fn address(node: &NodeContext, level: &ReleaseLevel) -> SocketAddr {
     SocketAddrV4::new(node.address, level.port).into()
 }
 
+fn access_log(node: &NodeContext) -> PathBuf {
+    node.log(WEB, "access")
+}
+
 fn configure(
     node: &NodeContext,
     config: &WebConfig,
@@ -64,7 +71,8 @@ fn configure(
         listen: SocketAddrV4::new(node.address, level.port),
         root: &site::public(source, &config.site),
         folder: &folder,
-        access_log: &node.log(WEB, "access"),
+        access_log: &access_log(node),
+        release,
         is_root: files::is_root(),
     };
     let path = folder.join("nginx.conf");
@@ -90,17 +98,20 @@ fn configure(
     })
 }
 
-/// Requests a server is working on; idle connections do not count, nor does the question.
-async fn busy(address: SocketAddr) -> std::io::Result<u64> {
+/// What a server's status says, by the words before the figures.
+async fn status(address: SocketAddr) -> std::io::Result<impl Fn(&str) -> Option<u64>> {
     let answer = http::get(address, STATUS, Duration::from_secs(2)).await?;
     let text = String::from_utf8_lossy(&answer.body).into_owned();
-    let words: Vec<&str> = text.split_whitespace().collect();
-    let figure = |name: &str| {
-        words
-            .iter()
-            .position(|word| *word == name)
-            .and_then(|at| words.get(at + 1)?.parse::<u64>().ok())
-    };
+    Ok(move |name: &str| {
+        let mut words = text.split_whitespace();
+        words.find(|word| *word == name)?;
+        words.next()?.parse::<u64>().ok()
+    })
+}
+
+/// Requests a server is working on; idle connections do not count, nor does the question.
+async fn busy(address: SocketAddr) -> std::io::Result<u64> {
+    let figure = status(address).await?;
     match (figure("Reading:"), figure("Writing:")) {
         (Some(reading), Some(writing)) => Ok((reading + writing).saturating_sub(1)),
         _ => Err(std::io::Error::other("a status without figures")),
@@ -176,6 +187,30 @@ impl RoleAgent for Web {
             status.releases.insert(*release, phase);
         }
         Ok(status)
+    }
+
+    async fn metrics(
+        &mut self,
+        node: &NodeContext,
+        level: &RoleLevel,
+    ) -> Result<Vec<RoleReading>, RoleError> {
+        let measured = self
+            .measured
+            .get_or_insert_with(|| Measured::of(access_log(node)));
+        let mut busy = BTreeMap::new();
+        for (release, wish) in &level.releases {
+            let in_use = self
+                .releases
+                .get(release)
+                .is_some_and(|server| server.source.is_some());
+            if in_use && let Ok(figure) = status(address(node, wish)).await {
+                // This very question is one of those that are written to.
+                let asked = figure("Writing:").unwrap_or(1).saturating_sub(1);
+                let in_flight = figure("Reading:").unwrap_or(0) + asked;
+                busy.insert(*release, (in_flight, figure("Waiting:").unwrap_or(0)));
+            }
+        }
+        Ok(measured.look(&busy))
     }
 
     async fn stop(&mut self, node: &NodeContext) -> Result<bool, RoleError> {

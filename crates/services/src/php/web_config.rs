@@ -2,6 +2,7 @@
 
 use super::manager::WebConfig;
 use super::{ACCOUNT, PING, STATUS, site};
+use conpaas_model::ids::ReleaseNumber;
 use std::net::SocketAddrV4;
 use std::path::Path;
 
@@ -13,10 +14,11 @@ pub struct Place<'a> {
     /// For its process number and temporary files.
     pub folder: &'a Path,
     pub access_log: &'a Path,
+    pub release: ReleaseNumber,
     pub is_root: bool,
 }
 
-/// The whole file: serves real files of the public folder and nothing else; never a script's
+/// The whole file (`web_metrics` reads the log's format from its end): serves real files of the public folder and nothing else; never a script's
 /// source, never a hidden file, never through a link.
 pub fn file(place: &Place<'_>, config: &WebConfig) -> String {
     let Place {
@@ -24,6 +26,7 @@ pub fn file(place: &Place<'_>, config: &WebConfig) -> String {
         root,
         folder,
         access_log,
+        release,
         ..
     } = place;
     let (root, folder, access_log) = (quoted(root), folder.display(), access_log.display());
@@ -51,7 +54,7 @@ events {{ worker_connections 1024; }}
 http {{
   include /etc/nginx/mime.types;
   default_type application/octet-stream;
-  log_format conpaas '$http_x_forwarded_for $remote_addr [$time_iso8601] "$request" $status $body_bytes_sent $request_time';
+  log_format conpaas '$http_x_forwarded_for $remote_addr [$time_iso8601] "$request" $status $body_bytes_sent $request_time release={release}';
   access_log {access_log} conpaas;
   client_body_temp_path {folder}/body;
   proxy_temp_path {folder}/proxy;

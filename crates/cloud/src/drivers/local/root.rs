@@ -7,6 +7,7 @@ use super::harden;
 use super::netlink::{Netlink, index_of, mac_of};
 use super::step::{Step, StepError};
 use super::supervisor::{Spec, note_line};
+use conpaas_model::protocol::MACHINE_GROUP;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, unshare};
@@ -70,7 +71,7 @@ pub fn become_init(spec: &Spec, context: &[u8], console: &File) -> Result<Infall
     let _ = unshare(CloneFlags::CLONE_NEWCGROUP);
     network(spec)?;
     sethostname(&spec.hostname).step("set the host name")?;
-    file_systems(spec.allowance.memory_bytes)?;
+    file_systems(spec)?;
     // While /proc/sys can still be written.
     // Shared memory of the older kind stays like a file; an older kernel keeps its number to itself.
     let pages = spec.allowance.memory_bytes / 8 / PAGE;
@@ -162,8 +163,8 @@ pub fn quiet_network(whose: &str) -> Result<(), StepError> {
 
 /// Mounts everything the machine sees below `root`; relative paths, because the folders above
 /// may be closed to the machine's root.
-fn file_systems(memory_bytes: u64) -> Result<(), StepError> {
-    let bound = tmpfs_bound(memory_bytes);
+fn file_systems(spec: &Spec) -> Result<(), StepError> {
+    let bound = tmpfs_bound(spec.allowance.memory_bytes);
     mount(NONE, "/", NONE, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NONE)
         .step("make mounts private")?;
     // Volatile: a machine's own files end with it, so nothing is gained by waiting for the disk.
@@ -211,6 +212,7 @@ fn file_systems(memory_bytes: u64) -> Result<(), StepError> {
         Some("mode=755,size=64k,nr_inodes=64"),
     )
     .step("mount /dev of the machine")?;
+    show_group(spec);
     for device in DEVICES {
         let inside = format!("root/dev/{device}");
         File::create(&inside).step("make a device's place")?;
@@ -279,6 +281,30 @@ fn file_systems(memory_bytes: u64) -> Result<(), StepError> {
         libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV,
     )
     .step("protect the program")
+}
+
+/// Shows the machine what its control group counts (the one with memory), to be read only. A host
+/// that does not let us costs figures, no machine.
+fn show_group(spec: &Spec) {
+    let groups = spec
+        .cgroups
+        .groups(spec.installation.as_str(), spec.id.as_str());
+    let place = format!("root{MACHINE_GROUP}");
+    let Some(group) = groups.first().filter(|group| group.exists()) else {
+        return;
+    };
+    if fs::create_dir_all(&place).is_err()
+        || mount(Some(group), place.as_str(), NONE, MsFlags::MS_BIND, NONE).is_err()
+    {
+        return;
+    }
+    let closed = libc::MOUNT_ATTR_RDONLY
+        | libc::MOUNT_ATTR_NOSUID
+        | libc::MOUNT_ATTR_NODEV
+        | libc::MOUNT_ATTR_NOEXEC;
+    if restrict(&place, closed).is_err() {
+        let _ = umount2(place.as_str(), MntFlags::MNT_DETACH);
+    }
 }
 
 /// Bounds of a file system in memory: its files are nobody's processes, so when memory runs out

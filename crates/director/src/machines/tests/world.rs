@@ -121,6 +121,9 @@ impl World {
             host_listener: Some(SocketAddr::from(([127, 0, 0, 1], 0))),
             blobs: folder.join("blobs"),
             logs: Arc::new(crate::logs::LogStore::new(folder.join("logs"))),
+            metrics: Arc::new(
+                crate::metrics::MetricsStore::open(&folder.join("metrics.db"), 16 << 20).unwrap(),
+            ),
             edge_folder: self.edge_folder(),
             base_domain: "localhost".into(),
             boot_deadline: Some(Duration::from_millis(1500)),
