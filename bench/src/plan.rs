@@ -31,6 +31,7 @@ pub fn run() {
                 number: ReleaseNumber(2),
                 code: None,
                 settings: Settings::new(),
+                environment: Default::default(),
             });
             world.spec.active = ReleaseNumber(2);
             let switch = world.time();
@@ -106,6 +107,7 @@ impl World {
                 number: ReleaseNumber(1),
                 code: None,
                 settings: Settings::new(),
+                environment: Default::default(),
             }],
             retire: Default::default(),
             drain_seconds: 30,

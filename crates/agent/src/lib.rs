@@ -14,6 +14,7 @@ mod measures;
 mod party;
 mod processes;
 mod roles;
+mod secrets;
 mod shell;
 mod unpack;
 mod unpacker;
@@ -97,6 +98,10 @@ impl Folders {
     /// The agent's socket for processes of its own node.
     pub fn agent_socket(&self) -> PathBuf {
         self.run.join("agent.sock")
+    }
+    /// The folder with secrets, in memory as all of `run` is.
+    pub fn secrets(&self) -> PathBuf {
+        self.run.join("secrets")
     }
     /// The folder with unpacked code, one folder per hash.
     pub fn code(&self) -> PathBuf {

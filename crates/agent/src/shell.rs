@@ -9,6 +9,7 @@ use crate::measures::Measures;
 use crate::party::{Party, chained};
 use crate::processes::Paced;
 use crate::roles::{Job, Order, RoleTask};
+use crate::secrets::{DirectorSecrets, named};
 use crate::{AgentParts, DirectorCode, ShellError, files, health, local, logs};
 use conpaas_core::agent::{AgentCore, Effect, Event, unobservable};
 use conpaas_core::endpoint::Loopback;
@@ -55,6 +56,9 @@ pub async fn run(parts: AgentParts) -> Result<(), ShellError> {
     let code_folder = folders.code();
     make_folder(&code_folder, 0o755)?;
 
+    let secrets_folder = folders.secrets();
+    make_folder(&secrets_folder, 0o700)?;
+
     let identity = Identity::new(
         context.installation.clone(),
         PartyKind::Agent {
@@ -76,6 +80,8 @@ pub async fn run(parts: AgentParts) -> Result<(), ShellError> {
         director_seen.clone(),
         unpacker,
     ));
+
+    let secrets = Arc::new(DirectorSecrets::new(secrets_folder, director_seen.clone()));
 
     let (down, from_manager) = mpsc::channel(16);
     let (reports, reports_seen) = watch::channel(None);
@@ -139,6 +145,7 @@ pub async fn run(parts: AgentParts) -> Result<(), ShellError> {
         ),
         processes: Arc::new(Paced::new(processes)),
         code,
+        secrets,
         registry,
         level_file: folders.state.join("level.json"),
         run_folder: folders.run.join("roles"),
@@ -200,6 +207,7 @@ struct Shell {
     core: AgentCore,
     processes: Arc<dyn Processes>,
     code: SharedCode,
+    secrets: Arc<DirectorSecrets>,
     registry: conpaas_services::registry::Registry,
     context: Context,
     level_file: PathBuf,
@@ -222,6 +230,7 @@ impl Shell {
     /// Goes on where an earlier agent of this machine was: with its level and its processes.
     async fn resume(&mut self) {
         if let Some(level) = files::load::<Level>(&self.level_file) {
+            self.secrets.want(named(&level));
             let effects = self.core.resume(level);
             self.carry_out(effects);
         }
@@ -303,6 +312,7 @@ impl Shell {
         for effect in effects {
             match effect {
                 Effect::Keep(level) => {
+                    self.secrets.want(named(&level));
                     if let Err(error) = files::save(&self.level_file, &level) {
                         // Obeyed all the same: serving now matters more than a restart later.
                         tracing::error!(error = chained(&error), "the level cannot be kept");
@@ -402,6 +412,7 @@ impl Shell {
             address: self.context.address,
             processes: self.processes.clone(),
             code: self.code.clone(),
+            secrets: self.secrets.clone(),
             run_folder: self.run_folder.clone(),
             log_folder: self.log_folder.clone(),
             loopback: self.loopback,
@@ -445,7 +456,7 @@ impl Shell {
         self.reports.send_replace(Some(Arc::new(report)));
     }
 
-    /// Removes code nobody needs, once a level has been carried out.
+    /// Removes code and secrets nobody needs, once a level has been carried out.
     fn prune(&mut self) {
         let Some(applied) = self.core.applied() else {
             return;
@@ -465,8 +476,11 @@ impl Shell {
             .filter_map(|release| release.code.as_ref())
             .map(|code| code.sha256.clone())
             .collect();
-        let code = self.code.clone();
+        let (code, secrets) = (self.code.clone(), self.secrets.clone());
         tokio::task::spawn_blocking(move || {
+            if let Err(error) = secrets.prune() {
+                tracing::warn!(%error, "secrets that nobody needs cannot be removed");
+            }
             if let Err(error) = code.prune(&keep) {
                 tracing::warn!(%error, "unused code cannot be removed");
             }

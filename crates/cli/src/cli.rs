@@ -2,8 +2,8 @@
 //! goes.
 
 use crate::commands::{
-    account, app, audit, cloud, code, completion, context, director, logs, metrics, node,
-    operation, own, service, token, top, user,
+    account, app, audit, cloud, code, completion, context, director, env, logs, metrics, node,
+    operation, own, secret, service, token, top, user,
 };
 use crate::exit::{CliError, Exit, Outcome};
 use crate::printer::Printer;
@@ -83,6 +83,12 @@ enum Noun {
     /// Code versions of a service
     #[command(subcommand)]
     Code(code::CodeCommand),
+    /// Variables that code of a service finds in its environment
+    #[command(subcommand)]
+    Env(env::EnvCommand),
+    /// The same for what nobody else may see
+    #[command(subcommand, visible_alias = "secrets")]
+    Secret(secret::SecretCommand),
     /// Nodes: machines in the hands of an application
     #[command(subcommand, visible_alias = "nodes")]
     Node(node::NodeCommand),
@@ -220,6 +226,8 @@ async fn dispatch(session: &Session, noun: Noun) -> Outcome {
         Noun::App(command) => app::run(session, command).await,
         Noun::Service(command) => service::run(session, command).await,
         Noun::Code(command) => code::run(session, command).await,
+        Noun::Env(command) => env::run(session, command).await,
+        Noun::Secret(command) => secret::run(session, command).await,
         Noun::Node(command) => node::run(session, command).await,
         Noun::Logs(args) => logs::run(session, args).await,
         Noun::Top(args) => top::run(session, args).await,

@@ -141,6 +141,17 @@ pub struct UploadCodeQuery {
     pub activate: Option<bool>,
 }
 
+/// What [`Client::list_env`] may be asked for.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct ListEnvQuery {
+    /// `next` of the page before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cursor: Option<String>,
+    /// Most items on a page (default 100, at most 1000).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit: Option<u32>,
+}
+
 /// What [`Client::read_logs`] may be asked for.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct ReadLogsQuery {
@@ -211,6 +222,17 @@ pub struct ListNodesQuery {
 /// What [`Client::list_releases`] may be asked for.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct ListReleasesQuery {
+    /// `next` of the page before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cursor: Option<String>,
+    /// Most items on a page (default 100, at most 1000).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit: Option<u32>,
+}
+
+/// What [`Client::list_secrets`] may be asked for.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct ListSecretsQuery {
     /// `next` of the page before.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cursor: Option<String>,
@@ -475,6 +497,13 @@ impl Client {
         self.call(Method::GET, &format!("/v1/apps/{}/services/{}/code", segment(app), segment(service))).query(query).answer().await
     }
 
+    /// Variables of the environment, by name.
+    ///
+    /// `GET /v1/apps/{app}/services/{service}/env`
+    pub async fn list_env(&self, app: &str, service: &str, query: &ListEnvQuery) -> Result<Page<Variable>, ClientError> {
+        self.call(Method::GET, &format!("/v1/apps/{}/services/{}/env", segment(app), segment(service))).query(query).answer().await
+    }
+
     /// What happened to an application, oldest first.
     ///
     /// `GET /v1/apps/{app}/events`
@@ -508,6 +537,13 @@ impl Client {
     /// `GET /v1/apps/{app}/services/{service}/releases`
     pub async fn list_releases(&self, app: &str, service: &str, query: &ListReleasesQuery) -> Result<Page<ReleaseInfo>, ClientError> {
         self.call(Method::GET, &format!("/v1/apps/{}/services/{}/releases", segment(app), segment(service))).query(query).answer().await
+    }
+
+    /// Secrets by name: which version there is, since when, by whom. Their values are not told.
+    ///
+    /// `GET /v1/apps/{app}/services/{service}/secrets`
+    pub async fn list_secrets(&self, app: &str, service: &str, query: &ListSecretsQuery) -> Result<Page<SecretInfo>, ClientError> {
+        self.call(Method::GET, &format!("/v1/apps/{}/services/{}/secrets", segment(app), segment(service))).query(query).answer().await
     }
 
     /// Types of services one can add.
@@ -594,7 +630,7 @@ impl Client {
         self.call(Method::DELETE, &format!("/v1/tokens/{}", segment(token))).done().await
     }
 
-    /// Take an older release's code and settings again, as a new release.
+    /// Take an older release's code, settings, environment and secrets again, as a new release.
     ///
     /// `POST /v1/apps/{app}/services/{service}/rollback`
     pub async fn rollback_service(&self, app: &str, service: &str, body: &Rollback) -> Result<Accepted, ClientError> {
@@ -615,11 +651,25 @@ impl Client {
         self.call(Method::GET, &format!("/v1/apps/{}/services/{}/metrics", segment(app), segment(service))).query(query).answer().await
     }
 
+    /// Set and unset variables: makes a release.
+    ///
+    /// `PATCH /v1/apps/{app}/services/{service}/env`
+    pub async fn set_env(&self, app: &str, service: &str, body: &EnvironmentChange) -> Result<Accepted, ClientError> {
+        self.call(Method::PATCH, &format!("/v1/apps/{}/services/{}/env", segment(app), segment(service))).json(body).guarded(self).answer().await
+    }
+
     /// Set how many nodes a user may have at once.
     ///
     /// `PATCH /v1/users/{user}`
     pub async fn set_quota(&self, user: &str, body: &QuotaChange) -> Result<User, ClientError> {
         self.call(Method::PATCH, &format!("/v1/users/{}", segment(user))).json(body).guarded(self).answer().await
+    }
+
+    /// Set a secret: its value becomes a new version, and a release names it.
+    ///
+    /// `PUT /v1/apps/{app}/services/{service}/secrets/{secret}`
+    pub async fn set_secret(&self, app: &str, service: &str, secret: &str, body: &SecretChange) -> Result<Accepted, ClientError> {
+        self.call(Method::PUT, &format!("/v1/apps/{}/services/{}/secrets/{}", segment(app), segment(service), segment(secret))).json(body).guarded(self).answer().await
     }
 
     /// Change settings: makes a release.
@@ -704,6 +754,13 @@ impl Client {
     /// `GET /v1/operations/{operation}/stream`
     pub async fn stream_operation(&self, operation: &str, last_event: Option<&str>) -> Result<Events<Operation>, ClientError> {
         self.call(Method::GET, &format!("/v1/operations/{}/stream", segment(operation))).last_event(last_event).events().await
+    }
+
+    /// Unset a secret: a release without it. Going back to an older release takes it back, too.
+    ///
+    /// `DELETE /v1/apps/{app}/services/{service}/secrets/{secret}`
+    pub async fn unset_secret(&self, app: &str, service: &str, secret: &str) -> Result<Accepted, ClientError> {
+        self.call(Method::DELETE, &format!("/v1/apps/{}/services/{}/secrets/{}", segment(app), segment(service), segment(secret))).guarded(self).answer().await
     }
 
     /// Rename or relabel an application.

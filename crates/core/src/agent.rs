@@ -628,6 +628,7 @@ mod tests {
                     port: 1,
                     code: None,
                     config: serde_json::Value::Null,
+                    environment: Default::default(),
                 },
             );
         }

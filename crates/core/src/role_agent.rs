@@ -5,10 +5,13 @@
 use crate::endpoint::Loopback;
 use async_trait::async_trait;
 use conpaas_model::ends::ProcessEnds;
+use conpaas_model::environment::Environment;
+use conpaas_model::ids::SecretVersion;
 use conpaas_model::level::RoleLevel;
 use conpaas_model::metrics::RoleReading;
 use conpaas_model::spec::CodeRef;
 use conpaas_model::status::RoleStatus;
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -87,6 +90,29 @@ pub trait CodeStore: Send + Sync {
     async fn folder(&self, code: &CodeRef) -> Result<PathBuf, RoleError>;
 }
 
+/// Secrets on a node: kept in memory only, while a level names them.
+#[async_trait]
+pub trait SecretStore: Send + Sync {
+    /// The value of a version, which is asked of the Director when it is not here yet. That may
+    /// take some seconds: to be called from work in the background.
+    async fn value(&self, name: &str, version: SecretVersion) -> Result<String, RoleError>;
+}
+
+/// All that processes of a release are given, by name: variables and the values of secrets.
+///
+/// # Errors
+/// When the value of a secret cannot be had now.
+pub async fn environment(
+    secrets: &dyn SecretStore,
+    wish: &Environment,
+) -> Result<BTreeMap<String, String>, RoleError> {
+    let mut all = wish.variables.clone();
+    for (name, version) in &wish.secrets {
+        all.insert(name.clone(), secrets.value(name, *version).await?);
+    }
+    Ok(all)
+}
+
 /// What a role's agent half may use of its node.
 #[derive(Clone)]
 pub struct NodeContext {
@@ -96,8 +122,9 @@ pub struct NodeContext {
     pub address: Ipv4Addr,
     pub processes: Arc<dyn Processes>,
     pub code: Arc<dyn CodeStore>,
-    /// Folder for a role's generated configuration, sockets and state; made on demand, gone
-    /// with the machine.
+    pub secrets: Arc<dyn SecretStore>,
+    /// Folder for a role's generated configuration, sockets and state, in memory; made on
+    /// demand, gone with the machine.
     pub run_folder: PathBuf,
     pub log_folder: PathBuf,
     /// Where the node's endpoints are.

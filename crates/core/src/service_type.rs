@@ -147,6 +147,16 @@ pub trait ServiceType: Send + Sync {
     }
     /// Whether people upload code for it.
     fn takes_code(&self) -> bool;
+    /// Roles whose processes are given a release's environment and secrets; they carry
+    /// releases. Without any, the type's services have neither.
+    fn takes_environment(&self) -> &'static [&'static str] {
+        &[]
+    }
+    /// Checks beyond the general ones, over one variable or secret; the reason is shown to
+    /// people and must not hold the value.
+    fn check_environment(&self, _name: &str, _value: &str) -> Result<(), String> {
+        Ok(())
+    }
     /// The configuration of a role (its own schema). For a role that carries releases it is
     /// asked once per release; for one that uses others, for the role as a whole (with the
     /// release that is served) and for every release it may have to lead people to.

@@ -6,9 +6,10 @@
 mod world;
 
 use conpaas_model::ends::{EndsToTell, Exit, ProcessEnds};
+use conpaas_model::environment::Environment;
 use conpaas_model::event::{LeaveReason, RequestReason};
-use conpaas_model::ids::NodeNumber;
-use conpaas_model::spec::RunWish;
+use conpaas_model::ids::{NodeNumber, ReleaseNumber, SecretVersion};
+use conpaas_model::spec::{Release, RunWish, Settings};
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use std::collections::BTreeMap;
@@ -83,6 +84,41 @@ fn a_release_switch_leaves_only_the_new_one() {
         .flat_map(|a| a.running.keys().filter_map(|i| i.release))
         .collect();
     assert_eq!(releases.into_iter().map(|r| r.0).collect::<Vec<_>>(), [2]);
+    world.assert_fixed_point();
+}
+
+#[test]
+fn an_environment_goes_to_the_roles_that_take_it_and_to_no_other() {
+    let mut world = site();
+    world.scale("page", 2);
+    let environment = Environment {
+        variables: BTreeMap::from([("A".to_owned(), "1".to_owned())]),
+        secrets: BTreeMap::from([("S".to_owned(), SecretVersion(3))]),
+    };
+    world.change(|spec| {
+        spec.releases.push(Release {
+            number: ReleaseNumber(2),
+            code: None,
+            settings: Settings::new(),
+            environment: environment.clone(),
+        });
+        spec.active = ReleaseNumber(2);
+    });
+    world.settle();
+    let mut given = 0;
+    for agent in world.agents.values() {
+        for (role, level) in &agent.level.as_ref().unwrap().body.roles {
+            for release in level.releases.values() {
+                if role == "page" {
+                    assert_eq!(release.environment, environment);
+                    given += 1;
+                } else {
+                    assert!(release.environment.is_empty(), "{role}");
+                }
+            }
+        }
+    }
+    assert_eq!(given, 2);
     world.assert_fixed_point();
 }
 

@@ -14,6 +14,7 @@ use crate::passwords::Passwords;
 use crate::shared::Shared;
 use crate::store::users::{self, UserRow};
 use crate::store::{self, Store, new_id, now};
+use crate::vault::Vault;
 use conpaas_cloud::Cloud;
 use conpaas_model::api::Rank;
 use conpaas_model::ids::{InstallationId, PrincipalId};
@@ -150,6 +151,28 @@ async fn first_operator(
         .map_err(broken)
 }
 
+/// Says it at once when secrets were sealed with another key: it is known before a node lacks one.
+async fn tell_unreadable(store: &Store, vault: &Arc<Vault>) -> Result<(), StartError> {
+    let key = vault.clone();
+    let lost = store
+        .read(move |tx| {
+            let heads = store::secrets::heads(tx)?;
+            Ok(heads.iter().filter(|(_, head)| !key.is_ours(head)).count())
+        })
+        .await
+        .map_err(|error| StartError::Store {
+            source: error.into(),
+        })?;
+    if lost > 0 {
+        tracing::error!(
+            secrets = lost,
+            file = crate::vault::KEY_FILE,
+            "secrets were sealed with another key: put its file back and start again, or set them again"
+        );
+    }
+    Ok(())
+}
+
 impl Director {
     /// Starts API, background duties and the machine side.
     pub async fn start(
@@ -164,6 +187,7 @@ impl Director {
                 store,
                 logs,
                 metrics,
+                vault,
                 installation,
                 registry,
                 shutdown,
@@ -175,7 +199,7 @@ impl Director {
                 SystemTime::now(),
             )
             .map_err(|error| StartError::Pki(error.into()))?;
-            let settings = MachinesConfig::new(&config, logs, metrics);
+            let settings = MachinesConfig::new(&config, logs, metrics, vault);
             let machines =
                 Machines::start(store, settings, clouds, authority, registry, shutdown).await;
             let machines = machines.map_err(|error| StartError::Machines(error.into()))?;
@@ -223,11 +247,16 @@ impl Director {
         let metrics = Arc::new(metrics.map_err(|error| StartError::Store {
             source: error.into(),
         })?);
+        let vault = Vault::load_or_create(&config.state.join("pki"), &installation)
+            .map_err(|error| StartError::Vault(error.into()))?;
+        let vault = Arc::new(vault);
+        tell_unreadable(&store, &vault).await?;
         let machines = machine_side(Prepared {
             config: config.clone(),
             store: store.clone(),
             logs: logs.clone(),
             metrics: metrics.clone(),
+            vault: vault.clone(),
             installation: installation.clone(),
             registry: registry.clone(),
             shutdown: shutdown.clone(),
@@ -238,6 +267,7 @@ impl Director {
             logs,
             metrics,
             own: Own::default(),
+            vault,
             config,
             registry,
             machines,
@@ -334,6 +364,7 @@ pub struct Prepared {
     pub store: Store,
     pub logs: Arc<LogStore>,
     pub metrics: Arc<MetricsStore>,
+    pub vault: Arc<Vault>,
     pub installation: InstallationId,
     pub registry: Arc<Registry>,
     pub shutdown: CancellationToken,

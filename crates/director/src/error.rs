@@ -173,6 +173,8 @@ pub enum StartError {
     Store {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    #[error("the key that secrets are sealed with cannot be used")]
+    Vault(#[source] Box<dyn std::error::Error + Send + Sync>),
     #[error("the certificates cannot be set up")]
     Pki(#[source] Box<dyn std::error::Error + Send + Sync>),
     #[error("the machine side cannot start")]

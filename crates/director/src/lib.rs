@@ -25,6 +25,7 @@ pub mod settings;
 pub mod shared;
 pub mod state;
 pub mod store;
+pub mod vault;
 
 pub use api::openapi;
 pub use config::DirectorConfig;

@@ -9,6 +9,7 @@ use crate::metrics::MetricsStore;
 use crate::own::Own;
 use crate::passwords::Passwords;
 use crate::store::{Millis, Store};
+use crate::vault::Vault;
 use conpaas_core::service_type::ServiceType;
 use conpaas_model::ids::InstallationId;
 use conpaas_services::registry::Registry;
@@ -21,6 +22,7 @@ pub struct Shared {
     pub logs: Arc<LogStore>,
     pub metrics: Arc<MetricsStore>,
     pub own: Own,
+    pub vault: Arc<Vault>,
     pub config: DirectorConfig,
     pub registry: Arc<Registry>,
     pub machines: Arc<dyn MachineSide>,

@@ -1,9 +1,10 @@
 //! API types: what people send to and get from the Director, whatever face they use. Times are
 //! RFC 3339 in UTC. Who may call what is the Director's business.
 
+use crate::environment::Environment;
 use crate::ids::{
     ApplicationId, CodeId, Generation, Name, NodeNumber, OperationId, PrincipalId, ReleaseNumber,
-    ServiceId, TokenId,
+    SecretVersion, ServiceId, TokenId,
 };
 use crate::instance::InstanceType;
 use crate::spec::{CountOwner, RoleName, RoleWish, Settings};
@@ -227,12 +228,46 @@ pub struct SettingsChange {
     pub settings: Settings,
 }
 
+/// One variable of a service's environment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Variable {
+    pub name: String,
+    pub value: String,
+}
+
+/// Variables to set; `null` unsets one.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+pub struct EnvironmentChange {
+    pub variables: BTreeMap<String, Option<String>>,
+}
+
+/// A secret as the API tells of it: never its value.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct SecretInfo {
+    pub name: String,
+    /// Each new value is a new version.
+    pub version: SecretVersion,
+    /// When this version was set, and by whom.
+    pub created_at: String,
+    pub actor: String,
+    /// False when it was sealed with a key that the Director has no more: set it again.
+    pub readable: bool,
+}
+
+/// A new value of a secret; it is never answered again.
+#[derive(Clone, Serialize, Deserialize, ToSchema)]
+pub struct SecretChange {
+    pub value: String,
+}
+
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct ReleaseInfo {
     pub number: ReleaseNumber,
     pub code: Option<CodeId>,
     #[schema(value_type = Object)]
     pub settings: Settings,
+    #[serde(default)]
+    pub environment: Environment,
     pub active: bool,
     pub created_at: String,
     pub actor: String,
@@ -242,7 +277,7 @@ pub struct ReleaseInfo {
 
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Rollback {
-    /// The release whose code and settings to take; the one before the active one if absent.
+    /// The release whose code, settings, environment and secrets to take; the one before the active one if absent.
     pub release: Option<ReleaseNumber>,
 }
 
@@ -372,6 +407,9 @@ pub struct ServiceTypeInfo {
     #[schema(value_type = Object)]
     pub settings_schema: serde_json::Value,
     pub takes_code: bool,
+    /// Whether its services can have an environment and secrets.
+    #[serde(default)]
+    pub takes_environment: bool,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]

@@ -173,6 +173,8 @@ counters! {
     NodeNumber shows "";
     /// Number of a release within its service, never reused.
     ReleaseNumber shows "r";
+    /// Version of a secret within its service and name; each new value is a new one.
+    SecretVersion shows "v";
 }
 
 #[cfg(test)]

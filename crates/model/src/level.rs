@@ -1,7 +1,8 @@
 //! A level: the whole wanted state of one node, sent down with (epoch, generation). An agent
 //! obeys the highest pair it has seen and refuses anything older; there are no commands to
-//! start or stop things. No secrets travel in levels.
+//! start or stop things. Secrets travel in levels by name and version only.
 
+use crate::environment::Environment;
 use crate::ids::{Epoch, Generation, NodeNumber, ReleaseNumber, ServiceId};
 use crate::spec::{CodeRef, RoleName};
 use serde::{Deserialize, Serialize};
@@ -95,6 +96,9 @@ pub struct ReleaseLevel {
     pub code: Option<CodeRef>,
     /// What the service type decided for this release on this node (its own schema).
     pub config: serde_json::Value,
+    /// For roles that take it: what their processes are given beside their configuration.
+    #[serde(default, skip_serializing_if = "Environment::is_empty")]
+    pub environment: Environment,
 }
 
 /// Someone a role may use: one instance of another role.

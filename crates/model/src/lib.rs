@@ -5,6 +5,7 @@ pub mod api;
 pub mod block;
 pub mod edge;
 pub mod ends;
+pub mod environment;
 pub mod event;
 pub mod ids;
 pub mod instance;

@@ -28,6 +28,9 @@ pub const PATH_ENROL_MANAGER: &str = "/v1/enrol-manager";
 pub const PATH_LOCATE: &str = "/v1/locate";
 /// Blobs by hash: `GET /v1/blobs/SHA256`, with `Range`, by agents and managers.
 pub const PATH_BLOBS: &str = "/v1/blobs";
+/// The value of a secret: `GET /v1/secrets/NAME/VERSION` by an agent whose node has a role of a
+/// release that names it; gives [`SecretValue`]. To everybody else it is missing.
+pub const PATH_SECRETS: &str = "/v1/secrets";
 /// A piece of a daemon's log: `POST /v1/logs/ROLE-NAME?file=F&offset=N` by an agent, its bytes the
 /// body; answered by [`LogPosition`]. An empty body only asks.
 pub const PATH_LOGS: &str = "/v1/logs";
@@ -79,6 +82,19 @@ pub struct EnrolAnswer {
     pub roots: String,
     /// Seconds from now until the certificate ends; renew at two thirds of it.
     pub lifetime_seconds: u64,
+}
+
+/// The value of one version of a secret.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SecretValue {
+    pub value: String,
+}
+
+/// A value is never in a log.
+impl std::fmt::Debug for SecretValue {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("SecretValue(..)")
+    }
 }
 
 /// How far the Director has a log of a machine.

@@ -1,6 +1,7 @@
 //! What is wanted of a service. Written by the Director alone; a change makes a new generation.
 //! How a wish becomes reality is the planner's business, not this module's.
 
+use crate::environment::Environment;
 use crate::ids::{ApplicationId, CodeId, Generation, NodeNumber, ReleaseNumber, ServiceId};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -67,7 +68,7 @@ pub struct CodeRef {
     pub size: u64,
 }
 
-/// An immutable numbered set of code version and settings.
+/// An immutable numbered set of code version, settings, environment and secret versions.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Release {
     pub number: ReleaseNumber,
@@ -75,6 +76,8 @@ pub struct Release {
     pub code: Option<CodeRef>,
     #[schema(value_type = Object)]
     pub settings: Settings,
+    #[serde(default, skip_serializing_if = "Environment::is_empty")]
+    pub environment: Environment,
 }
 
 /// The whole wish for one service.

@@ -157,6 +157,15 @@ impl Registry {
                     return bad("has no agent half");
                 }
             }
+            for role in service_type.takes_environment() {
+                if !service_type.role(role).is_some_and(|r| r.carries_releases) {
+                    return Err(RegistryError::Role {
+                        service_type: name,
+                        role,
+                        problem: "takes an environment, but is no role that carries releases",
+                    });
+                }
+            }
             for command in service_type.commands() {
                 if service_type.role(command.role).is_none() {
                     return Err(RegistryError::Role {

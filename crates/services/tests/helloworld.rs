@@ -28,6 +28,7 @@ fn level(role: &str, node: u8, settings: &Settings) -> RoleLevel {
         number: ReleaseNumber(1),
         code: None,
         settings: settings.clone(),
+        environment: Default::default(),
     };
     let name = format!("greeter-{node}");
     let instance_type = &default_instance_types()[0];

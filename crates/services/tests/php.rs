@@ -10,7 +10,8 @@ mod common;
 
 use common::{Driven, Load, World, get, request};
 use conpaas_core::service_type::{Decision, ServiceType};
-use conpaas_model::ids::{NodeNumber, ReleaseNumber};
+use conpaas_model::environment::Environment;
+use conpaas_model::ids::{NodeNumber, ReleaseNumber, SecretVersion};
 use conpaas_model::instance::default_instance_types;
 use conpaas_model::level::{Duty, Provider, ReleaseLevel, RoleLevel};
 use conpaas_model::spec::{CodeRef, Release, Settings};
@@ -27,6 +28,7 @@ struct Site<'a> {
     world: &'a World,
     settings: Settings,
     codes: BTreeMap<ReleaseNumber, Option<CodeRef>>,
+    environment: Environment,
 }
 
 impl Site<'_> {
@@ -41,6 +43,7 @@ impl Site<'_> {
             number: release,
             code: self.codes[&release].clone(),
             settings: self.settings.clone(),
+            environment: self.environment.clone(),
         };
         let instance_type = &default_instance_types()[2];
         ask(&Decision {
@@ -68,6 +71,11 @@ impl Site<'_> {
             port,
             code: self.codes[&release].clone(),
             config: self.config(role, node, release),
+            environment: if Php.takes_environment().contains(&role) {
+                self.environment.clone()
+            } else {
+                Environment::default()
+            },
         }
     }
     fn level(&self, role: &str, node: u8, releases: &[ReleaseNumber]) -> RoleLevel {
@@ -181,6 +189,7 @@ async fn a_service_lives_through_every_change_without_a_failed_request() {
         world: &world,
         settings: Settings::new(),
         codes: BTreeMap::from([(R1, Some(code(&world, 1)))]),
+        environment: Environment::default(),
     };
     let proxy = world.drive(&Php, 1, "proxy");
     let web = world.drive(&Php, 2, "web");
@@ -459,6 +468,7 @@ async fn without_code_there_is_a_welcome_page_and_broken_code_never_gets_ready()
         world: &world,
         settings: Settings::new(),
         codes: BTreeMap::from([(R1, None), (R2, Some(broken))]),
+        environment: Environment::default(),
     };
     let (proxy, web, backend) = (
         world.drive(&Php, 1, "proxy"),
@@ -487,4 +497,218 @@ async fn without_code_there_is_a_welcome_page_and_broken_code_never_gets_ready()
     for driven in [&proxy, &web, &backend] {
         gone(driven).await;
     }
+}
+
+/// Values that are hard to hand through a configuration file, and made-up ones of the same kind.
+fn hard_values() -> BTreeMap<String, String> {
+    let mut values: Vec<String> = [
+        "",
+        "plain",
+        "it's",
+        "'",
+        "'''",
+        "say \"hi\"",
+        "back\\slash\\\\\\",
+        "\\' \\\" \\n",
+        "a$b ${PATH} $",
+        "line\n\n\nline\n",
+        "\n",
+        "\r\n\t",
+        "a;b#c=d[e]f",
+        "(1|2)&~3!^",
+        "PHP_EOL",
+        "on",
+        "null",
+        "007",
+        "  spaces  ",
+        "\u{fc} \u{20ac} \u{1f511}",
+        "-----BEGIN KEY-----\nAAAA\n-----END KEY-----\n",
+    ]
+    .map(str::to_owned)
+    .to_vec();
+    values.push((1..32).map(char::from).collect());
+    values.push("x".repeat(64 * 1024));
+    let alphabet: Vec<char> = "ab'\"\\\n\r;$ {}[]=()|&~!^%#\u{fc}\t".chars().collect();
+    // A plain generator: the same values in every run.
+    let mut state = 7_u64;
+    let mut next = |below: usize| {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
+        (state >> 33) as usize % below
+    };
+    for _ in 0..150 {
+        let length = 1 + next(40);
+        values.push(
+            (0..length)
+                .map(|_| alphabet[next(alphabet.len())])
+                .collect(),
+        );
+    }
+    values.retain(|value| Php.check_environment("V", value).is_ok());
+    let named = values.into_iter().enumerate();
+    named.map(|(n, value)| (format!("V{n}"), value)).collect()
+}
+
+const SHOW: &str = r#"<?php
+header('Content-Type: text/plain');
+$names = explode(',', $_GET['names']);
+foreach ($names as $n) {
+  $all = [getenv($n), $_ENV[$n] ?? null, $_SERVER[$n] ?? null];
+  echo $n, '=', implode(',', array_map(fn ($v) => is_string($v) ? md5($v) : 'none', $all)), "\n";
+}
+"#;
+
+/// What code sees of names: md5 by getenv, $_ENV and $_SERVER.
+async fn seen(at: std::net::SocketAddrV4, names: &[&str]) -> Vec<String> {
+    let mut lines = Vec::new();
+    for part in names.chunks(40) {
+        let page = get(at, &format!("/index.php?names={}", part.join(",")))
+            .await
+            .unwrap();
+        assert_eq!(page.status, 200, "{page:?}");
+        lines.extend(page.body.lines().map(str::to_owned));
+    }
+    lines
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn environment_and_secrets_reach_code_byte_by_byte_and_nobody_else() {
+    let world = World::new(3);
+    let code = world.code("show", &[("index.php", SHOW)]);
+    let values = hard_values();
+    assert!(values.len() > 150, "{}", values.len());
+    // Every other one is a secret.
+    let mut environment = Environment::default();
+    for (n, (name, value)) in values.iter().enumerate() {
+        if n % 2 == 0 {
+            let known = (name.clone(), 3);
+            world.secrets.0.lock().unwrap().insert(known, value.clone());
+            environment.secrets.insert(name.clone(), SecretVersion(3));
+        } else {
+            environment.variables.insert(name.clone(), value.clone());
+        }
+    }
+    let site = Site {
+        world: &world,
+        settings: json!({"warm_up": []}).as_object().unwrap().clone(),
+        codes: BTreeMap::from([(R1, Some(code.clone())), (R2, Some(code))]),
+        environment,
+    };
+    let (proxy, web, backend) = (
+        world.drive(&Php, 1, "proxy"),
+        world.drive(&Php, 2, "web"),
+        world.drive(&Php, 3, "backend"),
+    );
+    web.set(site.level("web", 2, &[R1]));
+    backend.set(site.level("backend", 3, &[R1]));
+    let mut level = site.level("proxy", 1, &[R1]);
+    level.providers = vec![site.provider("backend", 3, R1), site.provider("web", 2, R1)];
+    level.serve = Some(R1);
+    proxy.set(level);
+    web.until("web ready", ready(R1)).await;
+    backend.until("backend ready", ready(R1)).await;
+    proxy.until("proxy serves", serves(R1)).await;
+    let at = world.at(1, 8080);
+    let names: Vec<&str> = values.keys().map(String::as_str).collect();
+    let lines = seen(at, &names).await;
+    assert_eq!(lines.len(), names.len());
+    for (line, (name, value)) in lines.iter().zip(&values) {
+        let md5 = md5_of(value);
+        assert_eq!(*line, format!("{name}={md5},{md5},{md5}"), "{value:?}");
+    }
+
+    // One file holds them, for its owner only; no process shows any.
+    let secret = "say \"hi\"";
+    let folder = backend.node.role_folder("backend");
+    let file = folder.join("r1.env.conf");
+    let mode =
+        std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&file).unwrap().permissions());
+    assert_eq!(mode & 0o777, 0o600);
+    for entry in std::fs::read_dir(&folder).unwrap().flatten() {
+        let text = std::fs::read(entry.path()).unwrap_or_default();
+        let has = text
+            .windows(secret.len())
+            .any(|part| part == secret.as_bytes());
+        assert_eq!(has, entry.path() == file, "{}", entry.path().display());
+    }
+    for pid in backend.children.pids().into_values() {
+        for pid in [pid].into_iter().chain(children_of(pid)) {
+            for part in ["environ", "cmdline"] {
+                let text = std::fs::read(format!("/proc/{pid}/{part}")).unwrap_or_default();
+                let has = text
+                    .windows(secret.len())
+                    .any(|part| part == secret.as_bytes());
+                assert!(!has, "{part} of {pid}");
+            }
+        }
+    }
+
+    // A new agent finds all as it was; a release that is let go leaves nothing.
+    backend.renew();
+    backend.until("found again", ready(R1)).await;
+    let next = Environment {
+        variables: BTreeMap::from([("V0".to_owned(), "new".to_owned())]),
+        ..Environment::default()
+    };
+    backend.change(|level| {
+        let release = ReleaseLevel {
+            environment: next,
+            ..site.release("backend", 3, R2)
+        };
+        level.releases.insert(R2, release);
+    });
+    backend.until("the next is ready", ready(R2)).await;
+    proxy.change(|level| {
+        level.releases.insert(R2, site.release("proxy", 1, R2));
+        level.providers.push(site.provider("backend", 3, R2));
+        level.serve = Some(R2);
+    });
+    web.set(site.level("web", 2, &[R1, R2]));
+    web.until("web ready", ready(R2)).await;
+    proxy.change(|level| level.providers.push(site.provider("web", 2, R2)));
+    proxy.until("the switch", serves(R2)).await;
+    let md5 = md5_of("new");
+    let lines = seen(at, &["V0", "V1"]).await;
+    assert_eq!(
+        lines,
+        [
+            format!("V0={md5},{md5},{md5}"),
+            "V1=none,none,none".to_owned()
+        ]
+    );
+    backend.change(|level| drop(level.releases.remove(&R1)));
+    backend
+        .until("the old gone", |status| !status.releases.contains_key(&R1))
+        .await;
+    assert!(!file.exists() && folder.join("r2.env.conf").exists());
+    for driven in [&proxy, &web, &backend] {
+        driven.unset();
+    }
+    for driven in [&proxy, &web, &backend] {
+        gone(driven).await;
+    }
+    assert!(!folder.join("r2.env.conf").exists());
+}
+
+fn md5_of(text: &str) -> String {
+    use std::io::Write;
+    let mut child = std::process::Command::new("md5sum")
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut input = child.stdin.take().unwrap();
+    input.write_all(text.as_bytes()).unwrap();
+    drop(input);
+    let output = child.wait_with_output().unwrap();
+    String::from_utf8_lossy(&output.stdout)[..32].to_owned()
+}
+
+fn children_of(pid: i32) -> Vec<i32> {
+    let file = format!("/proc/{pid}/task/{pid}/children");
+    let text = std::fs::read_to_string(file).unwrap_or_default();
+    text.split_whitespace()
+        .filter_map(|pid| pid.parse().ok())
+        .collect()
 }

@@ -133,6 +133,7 @@ pub fn release(number: ReleaseNumber) -> Release {
         number,
         code: None,
         settings: Settings::new(),
+        environment: Default::default(),
     }
 }
 

@@ -9,6 +9,7 @@ pub mod code;
 pub mod completion;
 pub mod context;
 pub mod director;
+pub mod env;
 #[cfg(feature = "daemons")]
 pub mod image;
 pub mod logs;
@@ -16,6 +17,7 @@ pub mod metrics;
 pub mod node;
 pub mod operation;
 pub mod own;
+pub mod secret;
 pub mod service;
 #[cfg(feature = "daemons")]
 pub mod simulate;

@@ -12,7 +12,7 @@ use conpaas_client::{
     Client, ClientError, ListReleasesQuery, ListServiceTypesQuery, ListServicesQuery,
 };
 use conpaas_model::api::{
-    Rename, Rollback, Scale, Service, ServiceCreate, ServiceTypeInfo, SettingsChange,
+    ReleaseInfo, Rename, Rollback, Scale, Service, ServiceCreate, ServiceTypeInfo, SettingsChange,
 };
 use conpaas_model::ids::{Name, ReleaseNumber};
 use serde_json::Value;
@@ -167,7 +167,7 @@ pub enum ServiceCommand {
         /// APP/SERVICE, by name or id
         target: ServiceTarget,
     },
-    /// Take code and settings of an earlier release
+    /// Take code, settings, environment and secrets of an earlier release
     #[command(
         after_help = "Examples:\n  conpaas service rollback shop/web\n  conpaas service rollback shop/web r3"
     )]
@@ -440,7 +440,19 @@ async fn types(session: &Session, client: &Client, name: Option<String>) -> Outc
     session.printer.either(&info, |printer| {
         print_pairs(
             printer,
-            &[("type", info.name.clone()), ("title", info.title.clone())],
+            &[
+                ("type", info.name.clone()),
+                ("title", info.title.clone()),
+                (
+                    "environment",
+                    if info.takes_environment {
+                        "variables and secrets"
+                    } else {
+                        "none"
+                    }
+                    .to_owned(),
+                ),
+            ],
         );
         printer.line("");
         let mut roles = Table::new(["ROLE", "COUNT", "USES", "TITLE"]);
@@ -605,20 +617,54 @@ async fn show(session: &Session, client: &Client, target: &ServiceTarget) -> Out
     })
 }
 
-/// The settings that differ from those before; of a first release, all that were set.
-fn changed(
-    before: Option<&conpaas_model::spec::Settings>,
-    now: &conpaas_model::spec::Settings,
-) -> Vec<String> {
+/// What differs from the release before: settings, variables, and versions of secrets.
+fn changed(before: Option<&ReleaseInfo>, now: &ReleaseInfo) -> Vec<String> {
     let Some(before) = before else {
         return Vec::new();
     };
-    let new = now
-        .iter()
-        .filter(|(key, value)| before.get(*key) != Some(value))
-        .map(|(key, value)| format!("{key}={}", plain(value)));
-    let gone = before.keys().filter(|key| !now.contains_key(*key));
-    new.chain(gone.map(|key| format!("{key} unset"))).collect()
+    fn differ<'a, T: PartialEq + 'a>(
+        before: impl Fn(&str) -> Option<&'a T>,
+        now: impl Iterator<Item = (&'a String, &'a T)>,
+        show: impl Fn(&str, &T) -> String,
+    ) -> Vec<String> {
+        now.filter(|(key, value)| before(key) != Some(*value))
+            .map(|(key, value)| show(key, value))
+            .collect()
+    }
+    let (old, new) = (&before.environment, &now.environment);
+    let mut all = differ(
+        |key| before.settings.get(key),
+        now.settings.iter(),
+        |key, value| format!("{key}={}", plain(value)),
+    );
+    all.extend(differ(
+        |key| old.variables.get(key),
+        new.variables.iter(),
+        |key, value| format!("{key}={}", value.escape_debug()),
+    ));
+    all.extend(differ(
+        |key| old.secrets.get(key),
+        new.secrets.iter(),
+        |key, version| format!("secret {key} {version}"),
+    ));
+    let gone = |key: &String, is_there: bool| (!is_there).then(|| format!("{key} unset"));
+    all.extend(
+        before
+            .settings
+            .keys()
+            .filter_map(|key| gone(key, now.settings.contains_key(key))),
+    );
+    all.extend(
+        old.variables
+            .keys()
+            .filter_map(|key| gone(key, new.variables.contains_key(key))),
+    );
+    all.extend(
+        old.secrets
+            .keys()
+            .filter_map(|key| gone(&format!("secret {key}"), new.secrets.contains_key(key))),
+    );
+    all
 }
 
 /// The first few, and how many more there are: a line stays a line.
@@ -655,14 +701,14 @@ async fn releases(
     })
     .await?;
     session.printer.either(&releases, |printer| {
-        let last = if whole { "CHANGED SETTINGS" } else { "WHY" };
+        let last = if whole { "CHANGED" } else { "WHY" };
         let mut table = Table::new(["", "RELEASE", "CODE", "MADE", "BY", last]);
         for release in &releases {
             let before = releases
                 .iter()
                 .filter(|other| other.number < release.number)
                 .max_by_key(|other| other.number);
-            let settings = changed(before.map(|other| &other.settings), &release.settings);
+            let settings = changed(before, release);
             table.row([
                 if release.active { "*" } else { "" }.to_owned(),
                 release.number.to_string(),

@@ -82,6 +82,7 @@ impl World {
                 number: ReleaseNumber(1),
                 code: None,
                 settings: Settings::new(),
+                environment: Default::default(),
             }],
             retire: Default::default(),
             drain_seconds: 30,
@@ -493,6 +494,7 @@ impl World {
                 number: next,
                 code: None,
                 settings: Settings::new(),
+                environment: Default::default(),
             });
             spec.active = next;
         });

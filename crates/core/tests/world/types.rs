@@ -53,6 +53,9 @@ impl ServiceType for Site {
     fn takes_code(&self) -> bool {
         true
     }
+    fn takes_environment(&self) -> &'static [&'static str] {
+        &["page"]
+    }
     fn decide(&self, decision: &Decision<'_>) -> Value {
         json!({ "memory": decision.memory_mib })
     }

@@ -105,6 +105,7 @@ fn describe(service_type: &dyn ServiceType) -> ServiceTypeInfo {
             .collect(),
         settings_schema: service_type.settings_schema(),
         takes_code: service_type.takes_code(),
+        takes_environment: !service_type.takes_environment().is_empty(),
     }
 }
 

@@ -4,6 +4,7 @@
 mod answer;
 mod apps;
 mod code;
+mod environment;
 mod gate;
 mod info;
 mod logs;
@@ -81,6 +82,9 @@ fn routes() -> OpenApiRouter<Arc<Shared>> {
         .routes(routes!(services::stop_service))
         .routes(routes!(services::scale_service))
         .routes(routes!(services::set_settings))
+        .routes(routes!(environment::list_env, environment::set_env))
+        .routes(routes!(environment::list_secrets))
+        .routes(routes!(environment::set_secret, environment::unset_secret))
         .routes(routes!(services::list_releases))
         .routes(routes!(services::rollback_service))
         .routes(routes!(services::call_command))

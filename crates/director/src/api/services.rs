@@ -23,7 +23,7 @@ type Changed = Result<(StatusCode, Json<Accepted>), DirectorError>;
 pub(super) type App = Extension<AppRow>;
 pub(super) type Row = Extension<ServiceRow>;
 
-fn etag(row: &ServiceRow) -> Result<String, DirectorError> {
+pub(super) fn etag(row: &ServiceRow) -> Result<String, DirectorError> {
     views::etag(
         &row.generation.to_string(),
         &(&row.name, &row.description, &row.labels),
@@ -268,7 +268,7 @@ pub(super) async fn list_releases(
     Ok(Json(shared.store.read(look).await?))
 }
 
-/// Take an older release's code and settings again, as a new release.
+/// Take an older release's code, settings, environment and secrets again, as a new release.
 #[utoipa::path(post, path = "/v1/apps/{app}/services/{service}/rollback", operation_id = "rollback_service",
     request_body = Rollback,
     params(("app" = String, Path, description = "NAME, OWNER:NAME or id."),

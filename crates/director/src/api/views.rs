@@ -223,6 +223,7 @@ pub(super) fn release(row: ReleaseRow, service: &ServiceRow) -> ReleaseInfo {
         number: row.number,
         code: row.code,
         settings: row.settings,
+        environment: row.environment,
         created_at: show_time(row.created_at),
         actor: row.actor,
         reason: row.reason,

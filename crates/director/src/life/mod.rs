@@ -3,6 +3,8 @@
 //! wishes out is the machine side's and the managers' business.
 
 mod draft;
+mod environment;
+mod releases;
 mod settle;
 mod systems;
 mod trash;
@@ -18,13 +20,13 @@ use crate::shared::Shared;
 use crate::store::apps::{self, AppRow};
 use crate::store::events::{self, NewEvent};
 use crate::store::operations::{self as rows, OperationRow};
-use crate::store::services::{self, ReleaseRow, ServiceRow};
+use crate::store::services::{self, ServiceRow};
 use crate::store::users::{self, UserRow};
-use crate::store::{codes, machines, new_id, now};
+use crate::store::{machines, new_id, now};
 use crate::{operations, settings};
 use conpaas_model::api::{AppCreate, CloudInfo, Outcome, Rename, Scale, ServiceCreate};
 use conpaas_model::event::EventKind;
-use conpaas_model::ids::{ApplicationId, CodeId, Generation, Name, NodeNumber, ReleaseNumber};
+use conpaas_model::ids::{ApplicationId, Generation, Name, NodeNumber};
 use conpaas_model::spec::{RunWish, Settings};
 use conpaas_model::status::ServiceState;
 use draft::Draft;
@@ -410,115 +412,6 @@ impl Change<'_> {
                 ..row.clone()
             }),
         )
-    }
-
-    fn active(&self, row: &ServiceRow) -> Result<ReleaseRow, DirectorError> {
-        services::get_release(self.tx, &row.id, row.active)?.ok_or_else(|| {
-            DirectorError::internal("a service lacks its active release", row.id.to_string())
-        })
-    }
-
-    /// Makes a release and wishes it active.
-    fn release(
-        &self,
-        app: AppRow,
-        kind: &'static str,
-        row: &ServiceRow,
-        code: Option<CodeId>,
-        settings: Settings,
-        reason: String,
-    ) -> Accepted {
-        let number = row.next_release;
-        let release = ReleaseRow {
-            service: row.id.clone(),
-            number,
-            code,
-            settings,
-            reason,
-            actor: self.actor.to_owned(),
-            created_at: now(),
-        };
-        services::insert_release(self.tx, &release)?;
-        let after = ServiceRow {
-            active: number,
-            next_release: number.next(),
-            ..row.clone()
-        };
-        self.one(app, kind, row, Some(after))
-    }
-
-    pub fn set_settings(&self, app: AppRow, row: &ServiceRow, change: &Settings) -> Accepted {
-        self.living_service(&app, row)?;
-        let service_type = self.shared.service_type(&row.service_type)?;
-        let active = self.active(row)?;
-        let merged = settings::changed(service_type, &active.settings, change)?;
-        if merged == active.settings {
-            return self.one(app, "set", row, None);
-        }
-        let names: Vec<&str> = change.keys().map(String::as_str).collect();
-        let reason = format!("settings changed: {}", names.join(", "));
-        self.release(app, "set", row, active.code, merged, reason)
-    }
-
-    pub fn activate_code(&self, app: AppRow, row: &ServiceRow, code: &str) -> Accepted {
-        self.living_service(&app, row)?;
-        let found = codes::get(self.tx, &row.id, code)?.filter(|found| found.deleted_at.is_none());
-        let found = found.ok_or_else(|| {
-            DirectorError::not_found(format!("no code version '{code}'")).hint(format!(
-                "list them: conpaas code list {}/{}",
-                app.name, row.name
-            ))
-        })?;
-        let active = self.active(row)?;
-        if active.code.as_ref() == Some(&found.id) {
-            return self.one(app, "activate", row, None);
-        }
-        let reason = format!("code activated: {}", found.filename);
-        self.release(
-            app,
-            "activate",
-            row,
-            Some(found.id),
-            active.settings,
-            reason,
-        )
-    }
-
-    /// Takes an older release's code and settings as a new release.
-    pub fn rollback(&self, app: AppRow, row: &ServiceRow, to: Option<ReleaseNumber>) -> Accepted {
-        self.living_service(&app, row)?;
-        let active = self.active(row)?;
-        let found = match to {
-            Some(number) => services::get_release(self.tx, &row.id, number)?,
-            None => services::release_before(self.tx, &row.id, row.active)?,
-        };
-        let found = found.ok_or_else(|| {
-            match to {
-                Some(number) => DirectorError::not_found(format!("no release {number}")),
-                None => {
-                    DirectorError::conflict("nothing_before", "there is no release before this one")
-                }
-            }
-            .hint(format!(
-                "list them: conpaas service releases {}/{}",
-                app.name, row.name
-            ))
-        })?;
-        if let Some(code) = &found.code {
-            let kept = codes::get(self.tx, &row.id, code.as_str())?;
-            if kept.is_none_or(|kept| kept.deleted_at.is_some()) {
-                return Err(DirectorError::conflict(
-                    "code_deleted",
-                    format!("the code version of release {} was deleted", found.number),
-                )
-                .hint("choose another release, or upload that code again"));
-            }
-        }
-        if found.code == active.code && found.settings == active.settings {
-            return self.one(app, "rollback", row, None);
-        }
-        let reason = format!("rolled back to {}", found.number);
-        self.release(app, "rollback", row, found.code, found.settings, reason)
     }
 
     /// Another node takes a node's place, and then it is let go.

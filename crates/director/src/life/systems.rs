@@ -184,6 +184,7 @@ pub fn insert(
             number: row.active,
             code: None,
             settings,
+            environment: Default::default(),
             reason: "created".to_owned(),
             actor: actor.to_owned(),
             created_at: row.created_at,

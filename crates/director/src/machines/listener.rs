@@ -4,14 +4,14 @@
 
 use super::records::{self, Machine};
 use super::shared::{Shared, full};
-use super::{enrol, intake, managers};
+use super::{enrol, intake, managers, secrets};
 use crate::error::DirectorError;
 use crate::store::{codes, services};
 use conpaas_core::broker::NodeKey;
 use conpaas_model::ids::{ApplicationId, MachineId};
 use conpaas_model::protocol::{
     FromManager, Located, PATH_AGENT_STREAM, PATH_BLOBS, PATH_ENROL, PATH_ENROL_MANAGER,
-    PATH_LOCATE, PATH_LOGS, PATH_MANAGER_STREAM, ToManager,
+    PATH_LOCATE, PATH_LOGS, PATH_MANAGER_STREAM, PATH_SECRETS, ToManager,
 };
 use conpaas_model::status::NodeState;
 use conpaas_pki::PartyKind;
@@ -96,6 +96,12 @@ pub async fn handle(
         (&Method::POST, path) if path.starts_with(PATH_LOGS) => {
             match caller(&shared, network.as_ref(), &peer, &[Kind::Agent]).await {
                 Ok(caller) => intake::log(&shared, &caller, request).await,
+                Err(refused) => Err(refused),
+            }
+        }
+        (&Method::GET, path) if path.starts_with(PATH_SECRETS) => {
+            match caller(&shared, network.as_ref(), &peer, &[Kind::Agent]).await {
+                Ok(caller) => secrets::value(&shared, &caller, path).await,
                 Err(refused) => Err(refused),
             }
         }

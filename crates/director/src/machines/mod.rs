@@ -16,6 +16,7 @@ mod records;
 mod refusals;
 mod reports;
 mod routes;
+mod secrets;
 mod shared;
 mod system;
 
@@ -28,6 +29,7 @@ use crate::logs::LogStore;
 use crate::machine_side::MachineSide;
 use crate::metrics::MetricsStore;
 use crate::store::Store;
+use crate::vault::Vault;
 use conpaas_cloud::{Capacity, Cloud, Features, LimitsSupport, Support};
 use conpaas_core::broker::BrokerSettings;
 use conpaas_manager::ServiceManagers;
@@ -63,6 +65,8 @@ pub struct MachinesConfig {
     pub logs: Arc<LogStore>,
     /// Where what was measured of nodes is kept.
     pub metrics: Arc<MetricsStore>,
+    /// Opens what agents may have of secrets.
+    pub vault: Arc<Vault>,
     /// The edge's folder (`routes.json`, `applied.json`).
     pub edge_folder: PathBuf,
     /// The domain below which applications have their names.
@@ -81,12 +85,18 @@ pub struct MachinesConfig {
 
 impl MachinesConfig {
     /// The machine side's part of a Director's settings.
-    pub fn new(config: &DirectorConfig, logs: Arc<LogStore>, metrics: Arc<MetricsStore>) -> Self {
+    pub fn new(
+        config: &DirectorConfig,
+        logs: Arc<LogStore>,
+        metrics: Arc<MetricsStore>,
+        vault: Arc<Vault>,
+    ) -> Self {
         Self {
             host_listener: config.host_listener,
             blobs: config.blobs(),
             logs,
             metrics,
+            vault,
             edge_folder: config
                 .edge_folder
                 .clone()

@@ -105,6 +105,14 @@ ALTER TABLE apps ADD COLUMN trashed_at INTEGER;
 DROP INDEX apps_name;
 CREATE UNIQUE INDEX apps_name ON apps(owner_id, name) WHERE run <> 'deleted' AND trashed_at IS NULL;
 "#,
+    r#"
+ALTER TABLE releases ADD COLUMN environment_json TEXT NOT NULL DEFAULT '{}';
+-- Sealed with a key that is not in here.
+CREATE TABLE secrets(
+    service_id TEXT NOT NULL REFERENCES services(id) ON DELETE CASCADE, name TEXT NOT NULL,
+    version INTEGER NOT NULL, sealed BLOB NOT NULL, created_at INTEGER NOT NULL,
+    actor TEXT NOT NULL, PRIMARY KEY(service_id, name, version));
+"#,
 ];
 
 /// The schema this program writes.

@@ -8,6 +8,7 @@ pub mod housekeeping;
 pub mod machines;
 mod migrations;
 pub mod operations;
+pub mod secrets;
 pub mod services;
 pub mod users;
 

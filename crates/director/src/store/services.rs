@@ -7,6 +7,7 @@ use super::{
 use crate::error::DirectorError;
 use conpaas_kill_points::{KillPoint, reached};
 use conpaas_model::api::Labels;
+use conpaas_model::environment::Environment;
 use conpaas_model::ids::{
     ApplicationId, CodeId, Epoch, Generation, Name, NodeNumber, ReleaseNumber, ServiceId,
 };
@@ -59,6 +60,7 @@ pub struct ReleaseRow {
     pub number: ReleaseNumber,
     pub code: Option<CodeId>,
     pub settings: Settings,
+    pub environment: Environment,
     pub reason: String,
     pub actor: String,
     pub created_at: Millis,
@@ -100,6 +102,7 @@ fn release(row: &super::Row<'_>) -> rusqlite::Result<ReleaseRow> {
         number: ReleaseNumber(unsigned(row, "number")?),
         code: parsed_or_null(row, "code_id")?,
         settings: json(row, "settings_json")?,
+        environment: json(row, "environment_json")?,
         reason: row.get("reason")?,
         actor: row.get("actor")?,
         created_at: row.get("created_at")?,
@@ -275,8 +278,9 @@ pub fn delete(tx: &Connection, id: &ServiceId) -> Result<(), DirectorError> {
 
 pub fn insert_release(tx: &Connection, row: &ReleaseRow) -> Result<(), DirectorError> {
     tx.execute(
-        "INSERT INTO releases(service_id, number, code_id, settings_json, reason, actor, created_at)
-         VALUES(?1,?2,?3,?4,?5,?6,?7)",
+        "INSERT INTO releases(service_id, number, code_id, settings_json, reason, actor, created_at,
+            environment_json)
+         VALUES(?1,?2,?3,?4,?5,?6,?7,?8)",
         params![
             row.service.as_str(),
             signed(row.number.0),
@@ -284,7 +288,8 @@ pub fn insert_release(tx: &Connection, row: &ReleaseRow) -> Result<(), DirectorE
             to_json(&row.settings)?,
             row.reason,
             row.actor,
-            row.created_at
+            row.created_at,
+            to_json(&row.environment)?
         ],
     )?;
     reached(KillPoint::ReleaseWritten);
@@ -337,12 +342,8 @@ pub fn list_releases(
 /// run one that was active a moment ago.
 const RECENT_RELEASES: u64 = 3;
 
-/// The whole wish for a service, as its manager gets it.
-pub fn spec(
-    tx: &Connection,
-    row: &ServiceRow,
-    app_name: &Name,
-) -> Result<ServiceSpec, DirectorError> {
+/// The releases that nodes may run now, or are about to: what a spec carries.
+pub fn carried(tx: &Connection, row: &ServiceRow) -> Result<Vec<ReleaseRow>, DirectorError> {
     let mut numbers: BTreeSet<ReleaseNumber> = BTreeSet::from([row.active]);
     if let Some(status) = &row.status {
         numbers.extend(status.serving);
@@ -351,11 +352,24 @@ pub fn spec(
     }
     let newest = list_releases(tx, &row.id, row.next_release.0, RECENT_RELEASES)?;
     numbers.extend(newest.iter().map(|release| release.number));
+    let found = numbers
+        .into_iter()
+        .map(|number| get_release(tx, &row.id, number));
+    Ok(found
+        .collect::<Result<Vec<_>, _>>()?
+        .into_iter()
+        .flatten()
+        .collect())
+}
+
+/// The whole wish for a service, as its manager gets it.
+pub fn spec(
+    tx: &Connection,
+    row: &ServiceRow,
+    app_name: &Name,
+) -> Result<ServiceSpec, DirectorError> {
     let mut releases = Vec::new();
-    for number in numbers {
-        let Some(found) = get_release(tx, &row.id, number)? else {
-            continue;
-        };
+    for found in carried(tx, row)? {
         let code = match &found.code {
             None => None,
             Some(id) => super::codes::get(tx, &row.id, id.as_str())?.map(|code| CodeRef {
@@ -365,9 +379,10 @@ pub fn spec(
             }),
         };
         releases.push(Release {
-            number,
+            number: found.number,
             code,
             settings: found.settings,
+            environment: found.environment,
         });
     }
     Ok(ServiceSpec {

@@ -54,6 +54,7 @@ async fn nobody_and_strangers_get_nothing() {
                 .replace("{service}", "web")
                 .replace("{code}", &code)
                 .replace("{command}", "x")
+                .replace("{secret}", "X")
                 .replace("{node}", "1")
                 .replace("{operation}", operation)
                 .replace("{token}", token)

@@ -7,6 +7,7 @@
 mod access;
 mod code;
 mod collections;
+mod environment;
 mod life;
 mod metrics;
 mod operations;

@@ -399,6 +399,7 @@ impl World {
                 number: ReleaseNumber(1),
                 code: Some(code),
                 settings: serde_json::Map::new(),
+                environment: Default::default(),
             }],
             retire: Default::default(),
             drain_seconds: 1,

@@ -5,11 +5,13 @@ use super::backend_config::{LEAST_GRACE, Place, ini_file, pool_file};
 use super::backend_metrics::Figures;
 use super::manager::BackendConfig;
 use super::site::{self, Site};
-use super::{ACCOUNT, BACKEND, PING, STATUS, fastcgi};
+use super::{ACCOUNT, BACKEND, PING, STATUS, environment, fastcgi};
 use crate::support::background::{Background, MOMENT, Stops, stop_all};
 use crate::support::files;
 use async_trait::async_trait;
-use conpaas_core::role_agent::{NodeContext, ProcessSpec, ProcessStatus, RoleAgent, RoleError};
+use conpaas_core::role_agent::{
+    self, NodeContext, ProcessSpec, ProcessStatus, RoleAgent, RoleError,
+};
 use conpaas_model::ids::ReleaseNumber;
 use conpaas_model::level::{Duty, ReleaseLevel, RoleLevel};
 use conpaas_model::metrics::RoleReading;
@@ -86,7 +88,7 @@ fn addresses(node: &NodeContext, level: &ReleaseLevel) -> (SocketAddrV4, SocketA
     )
 }
 
-/// Fetches a release's code and lays it out.
+/// Fetches a release's code and lays it out, and what code is given beside its settings.
 fn prepare(
     node: &NodeContext,
     config: &BackendConfig,
@@ -97,6 +99,8 @@ fn prepare(
     let (node, plan, level) = (node.clone(), config.site.clone(), level.clone());
     Background::start(async move {
         let source = site::source(&node, &plan, &level).await?;
+        let given = role_agent::environment(&*node.secrets, &level.environment).await?;
+        environment::write(&node.role_folder(BACKEND), release, &given)?;
         let work = move || {
             let folder = site::lay_out(&source, &plan, release, &keep)?;
             site::survey(&folder, &plan).map_err(RoleError::io(format!(
@@ -132,12 +136,18 @@ fn configure(
         "giving {} to {ACCOUNT}",
         error_log.display()
     )))?;
+    // A file that is missing would be left out without a word.
+    let given = environment::file(&folder, release);
+    if !given.exists() {
+        return Err(RoleError::Failed(format!("{} is gone", given.display())));
+    }
     let place = Place {
         name: &name,
         listen,
         status,
         access_log: &node.log(BACKEND, "access"),
         error_log: &error_log,
+        environment: (!level.environment.is_empty()).then_some(&*given),
         root: files::is_root(),
     };
     let pool = folder.join(format!("{release}.conf"));
@@ -309,6 +319,9 @@ impl RoleAgent for Backend {
         self.stops.settle(Duration::ZERO).await?;
         self.releases
             .retain(|release, _| level.releases.contains_key(release));
+        environment::forget_others(&node.role_folder(BACKEND), |release| {
+            level.releases.contains_key(&release)
+        });
         for (release, wish) in &level.releases {
             let config: BackendConfig = site::read(&wish.config)?;
             let pool = self.releases.entry(*release).or_default();
@@ -377,6 +390,7 @@ impl RoleAgent for Backend {
 
     async fn stop(&mut self, node: &NodeContext) -> Result<bool, RoleError> {
         self.releases.clear();
+        environment::forget_others(&node.role_folder(BACKEND), |_| false);
         stop_all(
             &node.processes,
             &mut self.stops,

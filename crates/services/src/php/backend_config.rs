@@ -18,6 +18,8 @@ pub struct Place<'a> {
     pub status: SocketAddrV4,
     pub access_log: &'a Path,
     pub error_log: &'a Path,
+    /// What code is given beside its settings, if that is anything.
+    pub environment: Option<&'a Path>,
     pub root: bool,
 }
 
@@ -86,6 +88,9 @@ pub fn pool_file(place: &Place<'_>, config: &BackendConfig, release: ReleaseNumb
     line(format_args!("env[PATH] = /usr/local/bin:/usr/bin:/bin"));
     line(format_args!("env[CONPAAS_RELEASE] = {}", release.0));
     line(format_args!("env[CONPAAS_SCRATCH] = {}", tmp.display()));
+    if let Some(environment) = place.environment {
+        line(format_args!("include = {}", environment.display()));
+    }
     line(format_args!("php_admin_flag[allow_url_fopen] = off"));
     line(format_args!("php_admin_flag[allow_url_include] = off"));
     line(format_args!("php_admin_flag[enable_dl] = off"));
@@ -131,7 +136,7 @@ pub fn ini_file(config: &BackendConfig) -> String {
         config.disable_functions.join(",")
     );
     let _ = writeln!(text, "expose_php = off");
-    let _ = writeln!(text, "variables_order = GPCS");
+    let _ = writeln!(text, "variables_order = EGPCS");
     let _ = writeln!(text, "session.use_strict_mode = on");
     let _ = writeln!(text, "session.gc_probability = 1");
     let _ = writeln!(text, "opcache.memory_consumption = {}", config.opcache_mib);

@@ -5,6 +5,7 @@
 mod backend;
 mod backend_config;
 mod backend_metrics;
+mod environment;
 mod fastcgi;
 mod haproxy;
 mod manager;
@@ -119,6 +120,12 @@ impl ServiceType for Php {
     }
     fn takes_code(&self) -> bool {
         true
+    }
+    fn takes_environment(&self) -> &'static [&'static str] {
+        &[BACKEND]
+    }
+    fn check_environment(&self, name: &str, value: &str) -> Result<(), String> {
+        environment::check(name, value)
     }
     fn decide(&self, decision: &Decision<'_>) -> serde_json::Value {
         manager::decide(decision)

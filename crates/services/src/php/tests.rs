@@ -22,6 +22,7 @@ fn decide<T: DeserializeOwned>(role: &str, memory_mib: u64, settings: Value) -> 
         number: ReleaseNumber(3),
         code: None,
         settings: settings_of(settings),
+        environment: Default::default(),
     };
     let instance_type = &default_instance_types()[1];
     let decision = Decision {
@@ -150,12 +151,14 @@ fn the_pool_holds_what_was_decided() {
         status: "100.64.0.9:9103".parse().unwrap(),
         access_log: Path::new("/log/a"),
         error_log: Path::new("/log/e"),
+        environment: Some(Path::new("/run/r3.env.conf")),
         root: true,
     };
     let text = backend_config::pool_file(&place, &config, ReleaseNumber(3));
     for line in [
         "user = www-data",
         "listen = 100.64.0.9:9003",
+        "include = /run/r3.env.conf",
         "pm = static",
         "pm.max_children = 3",
         "pm.status_listen = 100.64.0.9:9103",

@@ -5,8 +5,10 @@
 
 use conpaas_core::endpoint::Loopback;
 use conpaas_core::role_agent::{
-    CodeStore, NodeContext, ProcessSpec, ProcessStatus, Processes, RoleAgent, RoleAgents, RoleError,
+    CodeStore, NodeContext, ProcessSpec, ProcessStatus, Processes, RoleAgent, RoleAgents,
+    RoleError, SecretStore,
 };
+use conpaas_model::ids::SecretVersion;
 use conpaas_model::level::RoleLevel;
 use conpaas_model::spec::CodeRef;
 use conpaas_model::status::RoleStatus;
@@ -177,6 +179,21 @@ impl CodeStore for Unpacked {
     }
 }
 
+/// Secrets that the Director would give, by name and version.
+#[derive(Default)]
+pub struct Known(pub Mutex<BTreeMap<(String, u64), String>>);
+
+#[async_trait::async_trait]
+impl SecretStore for Known {
+    async fn value(&self, name: &str, version: SecretVersion) -> Result<String, RoleError> {
+        let known = self.0.lock().unwrap();
+        known
+            .get(&(name.to_owned(), version.0))
+            .cloned()
+            .ok_or_else(|| RoleError::Failed(format!("no secret {name} {version}")))
+    }
+}
+
 type Shared<T> = Arc<Mutex<T>>;
 
 /// A role on a node, driven in the background.
@@ -236,6 +253,7 @@ impl Driven {
 pub struct World {
     pub dir: tempfile::TempDir,
     pub code: Arc<Unpacked>,
+    pub secrets: Arc<Known>,
     net: (u8, u8),
 }
 
@@ -251,6 +269,7 @@ impl World {
         Self {
             dir,
             code: Arc::default(),
+            secrets: Arc::default(),
             net: (100 + (pid % 120) as u8, (pid / 120 % 32) as u8 * 8 + test),
         }
     }
@@ -296,6 +315,7 @@ impl World {
             address: self.address(node),
             processes: Arc::clone(&children) as Arc<dyn Processes>,
             code: Arc::clone(&self.code) as Arc<dyn CodeStore>,
+            secrets: Arc::clone(&self.secrets) as Arc<dyn SecretStore>,
             run_folder: folder.join("run"),
             log_folder: folder.join("log"),
             loopback: self.loopback(),

@@ -5,6 +5,7 @@ use super::Rollout;
 use super::drain::Key;
 use crate::plan::{Node, memory_of_role};
 use crate::service_type::{Decision, RoleDeclaration};
+use conpaas_model::environment::Environment;
 use conpaas_model::ids::{NodeNumber, ReleaseNumber};
 use conpaas_model::level::{Duty, Instance, LevelBody, Provider, ReleaseLevel, RoleLevel};
 use conpaas_model::spec::{Release, RoleName};
@@ -108,6 +109,7 @@ impl<'a> Rollout<'a> {
                     code: release.code.clone(),
                     config: self
                         .decision(node, role, release, |d| self.input.service_type.decide(d))?,
+                    environment: self.environment_for(role, release),
                 })
             };
             if let Some(release) = known.cloned().or_else(made) {
@@ -180,9 +182,25 @@ impl<'a> Rollout<'a> {
                         port: 0,
                         code,
                         config,
+                        // Whoever leads people to code runs none of it.
+                        environment: Environment::default(),
                     },
                 );
             }
+        }
+    }
+
+    /// What a role is given of a release's environment: all of it, or nothing.
+    fn environment_for(&self, role: &RoleDeclaration, release: &Release) -> Environment {
+        if self
+            .input
+            .service_type
+            .takes_environment()
+            .contains(&role.name)
+        {
+            release.environment.clone()
+        } else {
+            Environment::default()
         }
     }
 

@@ -21,7 +21,7 @@ fn present() -> NodeWish {
     }
 }
 
-fn report(
+pub(super) fn report(
     world: &World,
     epoch: u64,
     nodes: &[(u64, NodeWish)],

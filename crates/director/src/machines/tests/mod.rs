@@ -1,6 +1,7 @@
 //! The machine side over a cloud of records, with agents and managers that speak the real wire.
 
 mod managers;
+mod secrets;
 mod world;
 
 use crate::store;

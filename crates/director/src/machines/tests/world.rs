@@ -114,6 +114,17 @@ impl World {
         world
     }
 
+    /// The key that secrets are sealed with.
+    pub fn vault(&self) -> Arc<crate::vault::Vault> {
+        let folder = self.folder.path().join("authority");
+        Arc::new(crate::vault::Vault::load_or_create(&folder, &self.installation).unwrap())
+    }
+
+    pub fn lose_vault(&self) {
+        let folder = self.folder.path().join("authority");
+        std::fs::remove_file(folder.join(crate::vault::KEY_FILE)).unwrap();
+    }
+
     /// Starts the machine side (again).
     pub async fn resume(&mut self) {
         let folder = self.folder.path();
@@ -124,6 +135,7 @@ impl World {
             metrics: Arc::new(
                 crate::metrics::MetricsStore::open(&folder.join("metrics.db"), 16 << 20).unwrap(),
             ),
+            vault: self.vault(),
             edge_folder: self.edge_folder(),
             base_domain: "localhost".into(),
             boot_deadline: Some(Duration::from_millis(1500)),
@@ -360,6 +372,7 @@ fn insert(
                 number: ReleaseNumber(1),
                 code: None,
                 settings: Default::default(),
+                environment: Default::default(),
                 reason: "created".into(),
                 actor: "ann".into(),
                 created_at: store::now(),
