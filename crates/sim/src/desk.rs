@@ -192,6 +192,11 @@ impl Desk {
         Some(report)
     }
 
+    /// What was published did not get through.
+    pub fn say_again(&mut self) {
+        self.published = None;
+    }
+
     /// The whole report.
     pub fn report(&self) -> Option<ManagerReport> {
         let epoch = self.epoch?;

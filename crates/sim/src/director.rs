@@ -190,6 +190,7 @@ impl World {
                 self.wake();
             } else {
                 // Reports are whole: the next one says it again.
+                self.director.desk.say_again();
                 self.director.news = true;
             }
             if self.dies(Party::Director) {

@@ -305,7 +305,9 @@ impl World {
         self.doomed.clear();
         self.director.disk_full_until = 0;
         for host in self.hosts.values_mut() {
-            host.disk.full_until = 0;
+            // Remembered, since whoever could not write may have forgotten.
+            host.disk.full_until = host.disk.full_until.min(1);
+            host.frozen_until = 0;
         }
         for cloud in &mut self.clouds {
             cloud.troubles = Default::default();

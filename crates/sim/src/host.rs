@@ -108,6 +108,7 @@ impl World {
     /// A machine is no more, or nothing of it runs any more.
     pub fn machine_ends(&mut self, id: &str) {
         let host = host_id(id);
+        self.lost_to_fault(host);
         let Some(gone) = self.hosts.remove(&host) else {
             return;
         };

@@ -171,6 +171,7 @@ impl World {
             .rev()
             .find(running)?;
         operation.outcome = Outcome::Cancelled;
+        self.truth.cancelled = true;
         let previous = operation.previous.clone();
         self.change("cancel", Some(previous.app), |service| {
             service.run = previous.run;

@@ -60,7 +60,12 @@ impl World {
             .iter()
             .find(|o| o.outcome == Outcome::Running)
         {
-            return Some(format!("operation '{}' has not ended", operation.kind));
+            let more = self.records_unrest().or_else(|| self.wish_unrest());
+            return Some(format!(
+                "operation '{}' has not ended ({})",
+                operation.kind,
+                more.unwrap_or_default()
+            ));
         }
         if !self.director.busy.is_empty() || !self.director.orphans.is_empty() {
             return Some("calls to clouds are under way".to_owned());

@@ -14,6 +14,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// How long ago something may have been true to be believed still.
 const RECENT: Ms = 12_000;
+/// Whoever serves for longer than this was surely known to.
+const LONG: Ms = 3_000;
 
 /// What was seen to be.
 #[derive(Default)]
@@ -34,6 +36,8 @@ pub struct Truth {
     /// All was at rest when it was looked last.
     pub rested: bool,
     pub torn_down: bool,
+    /// Somebody has gone back to an earlier wish.
+    pub cancelled: bool,
 }
 
 impl World {
@@ -263,7 +267,7 @@ impl World {
                 "what stops is not in use",
                 format!("{instance} was stopped while in use"),
             );
-        } else if process.serves(now) {
+        } else if process.serves(now) && process.ready_at + LONG < now {
             self.broke(
                 "what stops has drained",
                 format!("{instance} was stopped while it served"),
@@ -288,9 +292,10 @@ impl World {
             let text = format!("{role} on {id} was given {instance}, which is not ready");
             return self.broke("users get who is ready", text);
         }
-        let backwards = before
-            .zip(serve)
-            .is_some_and(|(before, serve)| serve < before);
+        let backwards = !self.truth.cancelled
+            && before
+                .zip(serve)
+                .is_some_and(|(before, serve)| serve < before);
         if backwards {
             let text = format!("{role} on {id} leads to {serve:?} after {before:?}");
             self.broke("people never step back", text);

@@ -12,10 +12,13 @@ use conpaas_model::protocol::{ManagerLevel, ServiceLevel};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::time::MissedTickBehavior;
+use tokio::time::{MissedTickBehavior, interval};
 
 /// How often what was measured of system nodes is taken in.
 const MEASURES: Duration = Duration::from_secs(5);
+
+/// How often everything is said again: what could not be recorded must not wait for news.
+const FULL_REPORT: Duration = Duration::from_secs(2);
 
 /// Works until the Director ends.
 pub async fn run(shared: Arc<Shared>) {
@@ -24,8 +27,10 @@ pub async fn run(shared: Arc<Shared>) {
     let mut sent: Option<Vec<ServiceLevel>> = None;
     let mut filter = Filter::default();
     let mut due = true;
-    let mut measures = tokio::time::interval(MEASURES);
+    let mut measures = interval(MEASURES);
     measures.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut clock = interval(FULL_REPORT);
+    clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         if due {
             due = false;
@@ -40,6 +45,10 @@ pub async fn run(shared: Arc<Shared>) {
             () = shared.shutdown.cancelled() => return,
             _ = changed.changed() => due = true,
             _ = measures.tick() => measure(&shared, sent.as_deref().unwrap_or_default()).await,
+            _ = clock.tick() => {
+                due = true;
+                said.mark_changed();
+            }
             more = said.changed() => {
                 if more.is_err() {
                     return;
