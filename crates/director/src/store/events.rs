@@ -79,3 +79,44 @@ pub fn forget_old(tx: &Connection, keep: u64) -> Result<(), DirectorError> {
     )?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use conpaas_model::ids::NodeNumber;
+    use serde_json::json;
+
+    #[test]
+    fn rows_of_before_there_were_typed_facts_are_read_with_all_they_said() {
+        let mut store = Connection::open_in_memory().unwrap();
+        super::super::migrations::migrate(&mut store, None).unwrap();
+        store
+            .execute_batch(
+                "INSERT INTO users(id, name, password_hash, rank, node_quota, created_at)
+                     VALUES('user-a', 'ann', '', 'user', 20, 0);
+                 INSERT INTO apps(id, owner_id, name, description, labels_json, run, ever_started,
+                     generation, created_at, event_sequence)
+                     VALUES('app-a', 'user-a', 'shop', '', '{}', 'stopped', 0, 1, 0, 1);
+                 INSERT INTO events VALUES('app-a', 1, 0, 'node_died', NULL, 'system', 'killed',
+                     '{\"node\": 2}');",
+            )
+            .unwrap();
+        let app = "app-a".parse().unwrap();
+        let node = NodeNumber(3);
+        let event = NewEvent {
+            service: None,
+            actor: "system",
+            reason: None,
+            what: EventKind::NodeUp { node },
+        };
+        append(&store, &app, &event).unwrap();
+        let found = after(&store, &app, 0, 10).unwrap();
+        let old = EventKind::Note {
+            kind: "node_died".into(),
+            facts: json!({"node": 2}),
+        };
+        let told: Vec<_> = found.iter().map(|e| (e.sequence, &e.what)).collect();
+        assert_eq!(told, [(1, &old), (2, &EventKind::NodeUp { node })]);
+        assert_eq!(found[0].reason.as_deref(), Some("killed"));
+    }
+}

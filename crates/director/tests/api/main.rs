@@ -12,4 +12,5 @@ mod life;
 mod metrics;
 mod operations;
 mod people;
+mod releases;
 mod world;

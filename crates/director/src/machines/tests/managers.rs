@@ -4,6 +4,8 @@
 use super::world::{Agent, Manager, World, code_of, eventually};
 use crate::machine_side::MachineSide;
 use conpaas_model::edge::{APPLIED_FILE, Applied, ROUTES_FILE, RouteState, Routes};
+use conpaas_model::ends::{EndsToTell, Exit, ProcessEnds};
+use conpaas_model::event::{LeaveReason, RequestReason};
 use conpaas_model::ids::{Epoch, Generation, NodeNumber};
 use conpaas_model::level::LevelVersion;
 use conpaas_model::protocol::{
@@ -312,5 +314,59 @@ async fn commands_go_down_and_answers_come_up() {
     })
     .await;
     assert!(refused.to_string().contains("shop/web"), "{refused}");
+    world.end().await;
+}
+
+#[tokio::test]
+async fn what_managers_tell_of_their_nodes_is_written_down_once() {
+    let (world, _agent, mut manager) = managed().await;
+    let mut said = report(&world, 1, &[(1, present())], Exposure::default());
+    let replaces = RequestReason::Replacement {
+        replaces: NodeNumber(9),
+    };
+    said.services[0].requested.insert(NodeNumber(1), replaces);
+    manager.say(said.clone()).await;
+    let context = world.birth().await;
+    Agent::enrol(&context, None).await.unwrap();
+    world.node_is(&world.web, 1, NodeState::Up).await;
+    let ends = |process: &str, count| EndsToTell {
+        node: NodeNumber(1),
+        ends: ProcessEnds {
+            process: process.into(),
+            count,
+            last: Exit::Signal(9),
+        },
+    };
+    // Counts may be said as often as one likes.
+    for count in [2, 5] {
+        said.services[0].ends = vec![ends("web/r1", count), ends("agent", 1)];
+        manager.say(said.clone()).await;
+        said.services[0].status.generation = Generation(count);
+        manager.say(said.clone()).await;
+        let level = manager.level_when(|level| {
+            let told = level.services[0].nodes.first().map(|node| &node.told);
+            told.is_some_and(|told| told.get("web/r1") == Some(&count))
+        });
+        assert_eq!(level.await.services[0].nodes[0].told["agent"], 1);
+    }
+    let times = "SELECT sum(json_extract(facts_json, '$.times')) FROM events
+        WHERE kind = 'process_ended' AND json_extract(facts_json, '$.exit.signal') = 9";
+    assert_eq!(world.count(times).await, 5);
+    let agents = "SELECT count(*) FROM events WHERE kind = 'agent_restarted'";
+    assert_eq!(world.count(agents).await, 1);
+
+    said.services[0].nodes.insert(NodeNumber(1), NodeWish::Gone);
+    let silent = LeaveReason::Silent { seconds: 10 };
+    said.services[0].leaving.insert(NodeNumber(1), silent);
+    manager.say(said).await;
+    eventually("its death is told with the signal", || async {
+        let silent = "SELECT count(*) FROM events WHERE kind = 'node_died'
+            AND json_extract(facts_json, '$.signal.of') = 'silence'";
+        (world.count(silent).await == 1).then_some(())
+    })
+    .await;
+    let requested = "SELECT count(*) FROM events WHERE kind = 'node_requested'
+        AND json_extract(facts_json, '$.because.replaces') = 9";
+    assert_eq!(world.count(requested).await, 1);
     world.end().await;
 }
