@@ -291,7 +291,7 @@ mod tests {
             ),
             (
                 "node_let_go",
-                json!({"node": 3, "because": {"of": "surplus"}}),
+                json!({"node": 3, "because": "surplus"}),
                 "node 3 is let go, as it is not needed any more",
             ),
             ("node_gone", json!({"node": 3}), "node 3 is gone"),

@@ -1,11 +1,7 @@
 //! Releases in the events of an application.
 
-use super::world::{World, tar};
-use conpaas_director::operations;
-use conpaas_director::store::services;
-use conpaas_model::ids::{ReleaseNumber, ServiceId};
-use conpaas_model::status::ServiceStatus;
-use serde_json::{Value, json};
+use crate::world::*;
+use conpaas_model::ids::ReleaseNumber;
 
 #[tokio::test]
 async fn releases_that_are_served_or_do_not_come_up_are_told_once() {
