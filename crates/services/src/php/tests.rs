@@ -219,6 +219,8 @@ fn a_web_server_refuses_scripts_hidden_and_writable_paths() {
         !text.contains("/var/"),
         "what is outside the public folder needs no rule"
     );
+    // As `web_metrics` reads it.
+    assert!(text.contains("$request_time release=3';"), "{text}");
     assert!(text.contains("disable_symlinks on"));
     assert!(!text.contains("user www-data"));
 }

@@ -30,6 +30,7 @@ pub fn file(place: &Place<'_>, config: &WebConfig) -> String {
         ..
     } = place;
     let (root, folder, access_log) = (quoted(root), folder.display(), access_log.display());
+    let release = release.0;
     let user = if place.is_root {
         format!("user {ACCOUNT};\n")
     } else {
