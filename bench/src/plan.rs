@@ -182,6 +182,7 @@ impl World {
                     suspected: false,
                     level: Default::default(),
                     confirmed: true,
+                    obeys: true,
                     confirmed_roles: BTreeSet::new(),
                     roles: BTreeMap::new(),
                 });

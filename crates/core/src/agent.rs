@@ -433,6 +433,7 @@ mod tests {
             releases: BTreeMap::new(),
             serve: None,
             providers: vec![],
+            leads: BTreeMap::new(),
         }
     }
 

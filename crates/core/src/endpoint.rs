@@ -3,7 +3,7 @@
 //! of them a level carries, is here; the proxy behind the address is the agent's.
 
 use crate::service_type::ServiceType;
-use conpaas_model::level::{EndpointLevel, LevelBody, OnChange};
+use conpaas_model::level::{EndpointLevel, LeadStage, LevelBody, OnChange, Provider, RoleLevel};
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddrV4};
 
@@ -61,7 +61,8 @@ pub fn address(service_type: &dyn ServiceType, name: &str) -> Option<SocketAddrV
 }
 
 /// The endpoints of a node: those that some role on it dials, leading to the providers that its
-/// level lets that role use. One that nobody may be led to is there all the same, and holds.
+/// level lets that role use; of a role that has a leader, to that one only, while it is open.
+/// One that nobody may be led to is there all the same, and holds.
 pub fn of_level(
     service_type: &dyn ServiceType,
     level: &LevelBody,
@@ -80,11 +81,19 @@ pub fn of_level(
         let carries = service_type
             .role(declared.provider)
             .is_some_and(|role| role.carries_releases);
+        let led = service_type.led().contains(&declared.provider);
+        let leads = |role: &RoleLevel, provider: &Provider| {
+            role.leads.get(declared.provider).is_some_and(|lead| {
+                lead.stage == LeadStage::Open && lead.leader.node == provider.node
+            })
+        };
         let mut targets: Vec<_> = users
             .iter()
-            .flat_map(|(_, role)| role.providers.iter().map(move |p| (role.serve, p)))
-            .filter(|(serve, p)| {
-                p.role == declared.provider && (!carries || serve.is_some() && p.release == *serve)
+            .flat_map(|(_, role)| role.providers.iter().map(move |p| (*role, p)))
+            .filter(|(role, p)| {
+                p.role == declared.provider
+                    && (!carries || role.serve.is_some() && p.release == role.serve)
+                    && (!led || leads(role, p))
             })
             .map(|(_, p)| p.clone())
             .collect();
@@ -110,7 +119,7 @@ mod tests {
     use crate::agent::{AgentCore, Effect, Event};
     use crate::service_type::{Decision, Fencing, RoleDeclaration};
     use conpaas_model::ids::{Epoch, Generation, NodeNumber, ReleaseNumber};
-    use conpaas_model::level::{Duty, Instance, Level, LevelVersion, Provider, RoleLevel};
+    use conpaas_model::level::{Duty, Instance, Level, LevelVersion};
     use conpaas_model::status::{NodeHealth, RoleStatus};
 
     struct Store;
@@ -190,6 +199,7 @@ mod tests {
             releases: BTreeMap::new(),
             serve: Some(ReleaseNumber(2)),
             providers: vec![provider(3, 2), provider(2, 1), provider(2, 2)],
+            leads: BTreeMap::new(),
         };
         let mut body = LevelBody {
             roles: BTreeMap::from([(role.to_owned(), role_level)]),

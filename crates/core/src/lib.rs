@@ -6,6 +6,7 @@ pub mod agent;
 pub mod broker;
 pub mod endpoint;
 pub mod ends;
+pub mod lead;
 pub mod lint;
 pub mod manager;
 pub mod metrics;

@@ -3,7 +3,7 @@
 
 use crate::plan::{Input, Plan, instances};
 use crate::service_type::{Fencing, RELEASE_RING};
-use conpaas_model::ids::{NodeNumber, ReleaseNumber};
+use conpaas_model::ids::{NodeNumber, ReleaseNumber, Term};
 use conpaas_model::level::{Duty, Instance, LevelBody};
 use conpaas_model::protocol::NodeWish;
 use conpaas_model::spec::RunWish;
@@ -67,6 +67,16 @@ pub enum Flaw {
         lost: usize,
         need: usize,
     },
+    #[error("{role} would be led in {term} by node {node}, after {known} by node {leader}")]
+    Leader {
+        role: String,
+        term: Term,
+        node: NodeNumber,
+        known: Term,
+        leader: NodeNumber,
+    },
+    #[error("users of {role} would be led to node {node}, which does not lead")]
+    LedAstray { role: String, node: NodeNumber },
     #[error("role '{role}' is not one of the service type's")]
     UnknownRole { role: String },
 }
@@ -83,6 +93,7 @@ pub fn check(input: &Input<'_>, plan: &Plan) -> Vec<Flaw> {
     rings(input, plan, &mut flaws);
     endpoints(plan, &mut flaws);
     fencing(input, plan, &mut flaws);
+    leaders(input, plan, &mut flaws);
     flaws
 }
 
@@ -435,6 +446,50 @@ fn endpoints(plan: &Plan, flaws: &mut Vec<Flaw>) {
                         endpoint: name.clone(),
                         node: *number,
                         instance: target.instance(),
+                    });
+                }
+            }
+        }
+    }
+}
+
+/// A led role has one leader in a term and terms only grow, whoever was told what before; and
+/// endpoints lead to the leader alone.
+fn leaders(input: &Input<'_>, plan: &Plan, flaws: &mut Vec<Flaw>) {
+    for led in input.service_type.led() {
+        let known = input.nodes.values().map(|node| &node.level);
+        let known: BTreeSet<(Term, NodeNumber)> = known
+            .flat_map(|level| level.roles.values())
+            .filter_map(|role| role.leads.get(*led))
+            .map(|lead| (lead.term, lead.leader.node))
+            .collect();
+        let mut planned: BTreeSet<(Term, NodeNumber)> = BTreeSet::new();
+        for level in plan.levels.values() {
+            let leads = level.roles.values().filter_map(|role| role.leads.get(*led));
+            let leads: Vec<(Term, NodeNumber)> =
+                leads.map(|lead| (lead.term, lead.leader.node)).collect();
+            let targets = level.endpoints.values().flat_map(|e| &e.targets);
+            for target in targets.filter(|target| target.role == *led) {
+                if leads.iter().all(|(_, leader)| *leader != target.node) {
+                    flaws.push(Flaw::LedAstray {
+                        role: (*led).to_owned(),
+                        node: target.node,
+                    });
+                }
+            }
+            planned.extend(leads);
+        }
+        let newest = known.last().into_iter().chain(planned.last());
+        for (known, leader) in newest {
+            for (term, node) in &planned {
+                let falls = term < known || term == known && node != leader;
+                if falls {
+                    flaws.push(Flaw::Leader {
+                        role: (*led).to_owned(),
+                        term: *term,
+                        node: *node,
+                        known: *known,
+                        leader: *leader,
                     });
                 }
             }

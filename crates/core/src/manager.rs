@@ -442,6 +442,7 @@ impl ManagerCore {
                     level: known.map(|l| l.body.clone()).unwrap_or_default(),
                     // One that was never sent anything has carried out exactly that.
                     confirmed: report.is_some_and(|r| r.applied == version) && obeyed == version,
+                    obeys: report.is_some() && obeyed == version,
                     confirmed_roles: report
                         .filter(|_| obeyed == version)
                         .map(|r| {

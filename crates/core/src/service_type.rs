@@ -3,7 +3,7 @@
 //! `role_agent`. No type is named here; the registry lists them.
 
 use crate::endpoint::EndpointDeclaration;
-use conpaas_model::ids::{NodeNumber, ReleaseNumber};
+use conpaas_model::ids::{NodeNumber, ReleaseNumber, Term};
 use conpaas_model::instance::InstanceType;
 use conpaas_model::level::Instance;
 use conpaas_model::spec::{Release, RoleName, Settings};
@@ -118,6 +118,20 @@ pub struct Disruption<'a> {
     pub facts: &'a BTreeMap<(NodeNumber, RoleName), serde_json::Map<String, serde_json::Value>>,
 }
 
+/// How an instance of a role with one leader stands, by the facts that its agent half observed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// It has said what it holds; one that has not may hold everything.
+    pub told: bool,
+    /// The term in which it works as the leader right now.
+    pub leads: Option<Term>,
+    /// It has a whole copy of the data of this term, the newest it has.
+    pub holds: Option<Term>,
+    /// How far its data are, comparable within a term; of one that does not answer any more, how
+    /// far they were.
+    pub ahead: u64,
+}
+
 /// The pure half of a service type.
 pub trait ServiceType: Send + Sync {
     fn name(&self) -> &'static str;
@@ -144,6 +158,15 @@ pub trait ServiceType: Send + Sync {
     /// Roles without nodes of their own.
     fn auxiliary(&self) -> &'static [AuxiliaryDeclaration] {
         &[]
+    }
+    /// Roles of which one instance leads and the others copy it. They carry no releases; users
+    /// reach the leader at an endpoint.
+    fn led(&self) -> &'static [&'static str] {
+        &[]
+    }
+    /// How an instance of a led role stands.
+    fn standing(&self, _facts: &serde_json::Map<String, serde_json::Value>) -> Standing {
+        Standing::default()
     }
     /// Whether people upload code for it.
     fn takes_code(&self) -> bool;

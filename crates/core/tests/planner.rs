@@ -9,6 +9,7 @@ use conpaas_model::ends::{EndsToTell, Exit, ProcessEnds};
 use conpaas_model::environment::Environment;
 use conpaas_model::event::{LeaveReason, RequestReason};
 use conpaas_model::ids::{NodeNumber, ReleaseNumber, SecretVersion};
+use conpaas_model::level::LeadStage;
 use conpaas_model::spec::{Release, RunWish, Settings};
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
@@ -227,6 +228,25 @@ fn an_auxiliary_role_lives_on_nodes_that_are_there_and_moves_only_when_they_go()
 }
 
 #[test]
+fn a_leader_whose_node_goes_hands_over_to_a_whole_copy() {
+    let mut world = World::new(&Kept);
+    world.scale("page", 3);
+    world.settle();
+    let before = keepers(&world);
+    for number in before {
+        world.change(|spec| {
+            spec.retire.insert(number);
+        });
+        world.settle();
+        assert!(!keepers(&world).contains(&number));
+        assert_eq!(keepers(&world).len(), 2);
+        world.assert_fixed_point();
+    }
+    assert!(world.met["handed over"] >= 1);
+    assert_eq!(world.met["new leader"], 1 + world.met["handed over"]);
+}
+
+#[test]
 fn a_release_that_needs_no_auxiliary_role_lets_it_go_after_the_switch() {
     let mut world = World::new(&Kept);
     world.settle();
@@ -342,6 +362,7 @@ enum Action {
     Stop,
     Start,
     Takeover,
+    Retire(usize),
     Quota(usize),
 }
 
@@ -360,8 +381,28 @@ fn action() -> impl Strategy<Value = Action> {
         1 => Just(Action::Stop),
         1 => Just(Action::Start),
         1 => Just(Action::Takeover),
+        1 => any::<u8>().prop_map(|p| Action::Retire(p.into())),
         1 => (1..12usize).prop_map(Action::Quota),
     ]
+}
+
+/// A service that runs on several nodes already.
+fn kept() -> World {
+    let mut world = World::new(&Kept);
+    world.scale("page", 3);
+    world.settle();
+    world
+}
+
+/// The same without so many releases that the ring comes round to the one that is served.
+fn few_releases(actions: &[Action]) -> Vec<Action> {
+    let mut left = 6;
+    let few = actions.iter().filter(|action| {
+        let release = matches!(action, Action::Activate);
+        left -= i32::from(release);
+        !release || left >= 0
+    });
+    few.cloned().collect()
 }
 
 fn walk(mut world: World, actions: Vec<Action>) {
@@ -384,6 +425,7 @@ fn walk(mut world: World, actions: Vec<Action>) {
             Action::Stop => world.change(|s| s.run = RunWish::Stopped),
             Action::Start => world.change(|s| s.run = RunWish::Running),
             Action::Takeover => world.takeover(),
+            Action::Retire(pick) => world.retire(pick),
             Action::Quota(quota) => world.quota = quota,
         }
         if world.agents.values().any(|a| {
@@ -402,7 +444,12 @@ fn walk(mut world: World, actions: Vec<Action>) {
     world.assert_fixed_point();
     let beside = |agent: &world::Agent| agent.running.keys().any(|i| i.role == "page");
     for number in keepers(&world) {
-        assert!(beside(&world.agents[&number]), "a node of its own");
+        let agent = &world.agents[&number];
+        assert!(beside(agent), "a node of its own");
+        let level = agent.level.as_ref().unwrap();
+        let lead = &level.body.roles["keeper"].leads["keeper"];
+        assert_eq!(lead.stage, LeadStage::Open);
+        assert_eq!(agent.copy.unwrap().holds, Some(lead.term), "a whole copy");
     }
     let mut met = MET.lock().unwrap();
     for (what, count) in world.met {
@@ -418,6 +465,7 @@ proptest! {
         walk(World::new(&Site), actions.clone());
         walk(World::new(&Kept), actions.clone());
         walk(World::new(&Vault), actions.clone());
+        walk(kept(), few_releases(&actions));
         walk(World::new(&Chain), actions);
     }
 }
@@ -431,7 +479,8 @@ fn zz_the_generators_met_what_they_should() {
             .new_tree(&mut runner)
             .unwrap()
             .current();
-        walk(World::new(&Site), actions);
+        walk(World::new(&Site), actions.clone());
+        walk(kept(), few_releases(&actions));
     }
     let met = MET.lock().unwrap();
     println!("met: {met:?}");
@@ -443,6 +492,8 @@ fn zz_the_generators_met_what_they_should() {
         "packed node",
         "second wish in the middle of the first",
         "manager without memory",
+        "new leader",
+        "handed over",
     ] {
         assert!(met.get(what).copied().unwrap_or(0) > 0, "never met: {what}");
     }

@@ -175,6 +175,8 @@ counters! {
     ReleaseNumber shows "r";
     /// Version of a secret within its service and name; each new value is a new one.
     SecretVersion shows "v";
+    /// Counts the leaders of a role that has one: whoever has seen a higher one follows no lower.
+    Term shows "t";
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 //! start or stop things. Secrets travel in levels by name and version only.
 
 use crate::environment::Environment;
-use crate::ids::{Epoch, Generation, NodeNumber, ReleaseNumber, ServiceId};
+use crate::ids::{Epoch, Generation, NodeNumber, ReleaseNumber, ServiceId, Term};
 use crate::spec::{CodeRef, RoleName};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -61,6 +61,10 @@ pub enum OnChange {
     Keep,
     /// They are cut at once: whoever is no target must not be spoken to.
     Cut,
+    /// They are led to whoever is a target then, and what was asked and not answered is asked
+    /// once more, also when a target dies. For protocols of question and answer in which the
+    /// consumer speaks first, a connection has no state, and a question may be asked twice.
+    Resend,
 }
 
 /// Whether something should take work or only finish what it has.
@@ -85,6 +89,37 @@ pub struct RoleLevel {
     /// For roles that use others: whom they may use now, sorted. One who is absent must be
     /// let go: no new work, and gone from `using` when nothing is in flight any more.
     pub providers: Vec<Provider>,
+    /// Who leads: for roles with one leader, and for roles that use such; by the led role.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub leads: BTreeMap<RoleName, Lead>,
+}
+
+/// Who of a role's instances leads the others: the one that works, while the others copy it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lead {
+    /// Grows with every change of leader.
+    pub term: Term,
+    pub leader: Provider,
+    /// The term whose data (or newer ones) the leader must hold to begin; without one it begins
+    /// with nothing.
+    pub after: Option<Term>,
+    /// The node that hands its work over to the leader; without one nobody can.
+    pub from: Option<NodeNumber>,
+    pub stage: LeadStage,
+    /// The other instances that may run, those that are to go included.
+    pub others: Vec<Provider>,
+}
+
+/// How far a leader is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LeadStage {
+    /// It has not begun; nobody is led to it.
+    Beginning,
+    /// Users are led to it.
+    Open,
+    /// Users let go of it, so that another can follow it.
+    Closing,
 }
 
 /// One release of a role on a node.

@@ -46,6 +46,7 @@ fn level(role: &str, node: u8, settings: &Settings) -> RoleLevel {
         releases: BTreeMap::new(),
         serve: Some(ReleaseNumber(1)),
         providers: vec![],
+        leads: BTreeMap::new(),
     }
 }
 

@@ -92,6 +92,7 @@ impl Site<'_> {
                 .collect(),
             serve: None,
             providers: vec![],
+            leads: BTreeMap::new(),
         }
     }
     fn provider(&self, role: &str, node: u8, release: ReleaseNumber) -> Provider {

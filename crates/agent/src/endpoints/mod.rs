@@ -2,6 +2,7 @@
 //! whoever the level names, holds them while there is nobody, and keeps or cuts what is open
 //! when that changes. Which endpoints there are, a level says; names are `resolver`'s.
 
+mod resend;
 mod resolver;
 
 pub use resolver::{Names, serve as serve_names};
@@ -183,6 +184,9 @@ struct Connection {
 
 impl Connection {
     async fn serve(mut self, mut client: TcpStream) {
+        if self.level.borrow().on_change == OnChange::Resend {
+            return resend::serve(self, client).await;
+        }
         let Some((mut server, target, _counted)) = self.reach(&client).await else {
             return;
         };

@@ -164,6 +164,86 @@ async fn new_connections_take_turns_and_a_hold_has_an_end() {
     assert!(stream.read_u8().await.is_err(), "ended, not held for ever");
 }
 
+/// Answers each letter with its own name and that letter, but never answers a question mark.
+async fn oracle(node: u64) -> (Provider, JoinHandle<()>) {
+    let (mut provider, _) = provider(node).await;
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    provider.port = listener.local_addr().unwrap().port();
+    let task = tokio::spawn(async move {
+        let mut all = JoinSet::new();
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            all.spawn(async move {
+                while let Ok(letter) = stream.read_u8().await {
+                    if letter == b'!' {
+                        return;
+                    }
+                    if letter != b'?' && stream.write_all(&[node as u8, letter]).await.is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    (provider, task)
+}
+
+async fn ask(stream: &mut TcpStream, letter: u8) -> [u8; 2] {
+    stream.write_all(&[letter]).await.unwrap();
+    answered(stream).await
+}
+
+async fn answered(stream: &mut TcpStream) -> [u8; 2] {
+    let mut answer = [0; 2];
+    let read = stream.read_exact(&mut answer);
+    tokio::time::timeout(Duration::from_secs(10), read)
+        .await
+        .unwrap()
+        .unwrap();
+    answer
+}
+
+#[tokio::test]
+async fn a_question_without_an_answer_is_asked_again_elsewhere() {
+    let (first, task) = oracle(1).await;
+    let (second, _two) = oracle(2).await;
+    let (third, _three) = oracle(3).await;
+    let resend = |targets: &[&Provider]| one(level(5, 7004, targets, OnChange::Resend));
+    let mut endpoints = Endpoints::new(loopback(0));
+    let at = loopback(0).place(level(5, 7004, &[], OnChange::Resend).listen);
+    endpoints.lead(&resend(&[&first]));
+    let (mut idle, mut busy) = (dial(at).await, dial(at).await);
+    assert_eq!(ask(&mut idle, b'a').await, [1, b'a']);
+    assert_eq!(ask(&mut busy, b'a').await, [1, b'a']);
+    // Asked of one that dies before it answers: held, and answered by the next.
+    busy.write_all(b"b").await.unwrap();
+    assert_eq!(answered(&mut busy).await, [1, b'b']);
+    busy.write_all(b"?").await.unwrap();
+    busy.write_all(b"c").await.unwrap();
+    assert_eq!(answered(&mut busy).await, [1, b'c']);
+    busy.write_all(b"?").await.unwrap();
+    task.abort();
+    let _ = task.await;
+    endpoints.lead(&resend(&[]));
+    until_held(&endpoints, &[]).await;
+    busy.write_all(b"d").await.unwrap();
+    endpoints.lead(&resend(&[&second]));
+    assert_eq!(answered(&mut busy).await, [2, b'd']);
+    // One that is no target any more is left at once, and nobody notices.
+    endpoints.lead(&resend(&[&third]));
+    assert_eq!(ask(&mut idle, b'e').await, [3, b'e']);
+    assert_eq!(ask(&mut busy, b'f').await, [3, b'f']);
+    until_held(&endpoints, &[(3, 2)]).await;
+    // One that hangs up instead of answering is asked again, until the hold is over.
+    let mut short = level(5, 7004, &[&third], OnChange::Resend);
+    short.hold_seconds = 0;
+    endpoints.lead(&one(short));
+    busy.write_all(b"!").await.unwrap();
+    assert!(busy.read_u8().await.is_err(), "it ended");
+    drop(idle);
+    until_held(&endpoints, &[]).await;
+}
+
 /// A question as resolvers send it.
 fn question(name: &str, kind: u16) -> Vec<u8> {
     let mut packet = vec![0xab, 0xcd, 0x01, 0, 0, 1, 0, 0, 0, 0, 0, 0];

@@ -47,6 +47,8 @@ pub struct Node {
     pub level: LevelBody,
     /// Its agent has said that it carried that very level out.
     pub confirmed: bool,
+    /// Its agent has taken that very level, so its endpoints lead by it.
+    pub obeys: bool,
     /// Roles that have carried that very level out, though others may still be at it.
     pub confirmed_roles: BTreeSet<RoleName>,
     /// What its agent last reported of its roles.

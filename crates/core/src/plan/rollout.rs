@@ -3,6 +3,7 @@
 //! still wait says why.
 
 mod drain;
+mod leads;
 mod levels;
 
 use super::layout::Shape;
@@ -10,7 +11,7 @@ use super::{Input, Node, Plan, Presence, instances};
 use crate::service_type::{RELEASE_RING, RoleDeclaration};
 use conpaas_model::event::{LeaveReason, RequestReason};
 use conpaas_model::ids::{NodeNumber, ReleaseNumber};
-use conpaas_model::level::{Duty, Instance, RoleLevel};
+use conpaas_model::level::{Duty, Instance, Lead, RoleLevel};
 use conpaas_model::protocol::NodeWish;
 use conpaas_model::status::{NodeState, Phase, Waiting};
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,6 +25,8 @@ pub(super) struct Rollout<'a> {
     /// Instances that should serve in the end.
     wanted: BTreeSet<Instance>,
     ready: BTreeSet<Instance>,
+    /// Who leads, of roles that have a leader.
+    leads: BTreeMap<&'static str, Lead>,
     plan: Plan,
 }
 
@@ -68,6 +71,7 @@ impl<'a> Rollout<'a> {
             current,
             wanted,
             ready,
+            leads: BTreeMap::new(),
             plan: Plan::default(),
         }
     }
@@ -80,6 +84,7 @@ impl<'a> Rollout<'a> {
         self.plan.letting_go = drain.difference(&stop).cloned().collect();
         let duties = self.duties(&serve, &drain, &stop);
         self.expose(&duties);
+        self.lead(&duties);
         self.levels(&duties, serving);
         self.wishes();
         self.plan
@@ -265,6 +270,14 @@ impl<'a> Rollout<'a> {
             .all(|user| self.input.spec.wanted(user.name) == 0);
         if self.has_users(role.name) && leads_nowhere_else && !users.is_empty() {
             return Err("its users are still there".to_owned());
+        }
+        if self.leads_now(instance)
+            && self
+                .wanted
+                .iter()
+                .any(|other| other.role == role.name && other.node != instance.node)
+        {
+            return Err("it leads the others until one of them does".to_owned());
         }
         if !role.carries_releases || instance.release == serving {
             let in_target = self

@@ -8,7 +8,7 @@ use conpaas_core::manager::{Effect, Event, ManagerCore};
 use conpaas_core::service_type::{Fencing, ServiceType};
 use conpaas_model::ids::*;
 use conpaas_model::instance::default_instance_types;
-use conpaas_model::level::{Duty, Instance, Level, LevelVersion};
+use conpaas_model::level::{Duty, Instance, LeadStage, Level, LevelVersion};
 use conpaas_model::protocol::{NodeWish, ServiceLevel, ServiceReport};
 use conpaas_model::spec::*;
 use conpaas_model::status::*;
@@ -25,6 +25,16 @@ pub struct Agent {
     /// Tables of user roles: whom they really use now, and the release people see.
     pub tables: BTreeMap<String, (BTreeSet<Instance>, Option<ReleaseNumber>)>,
     pub sequence: u64,
+    /// What an instance of a led role has and does, if one runs here.
+    pub copy: Option<Copy>,
+}
+
+/// A led role's own state on a node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Copy {
+    pub leads: Option<Term>,
+    pub holds: Option<Term>,
+    pub ahead: u64,
 }
 
 pub struct World {
@@ -167,6 +177,7 @@ impl World {
     /// What people would meet: every proxy the edge leads to answers, and everyone in a
     /// proxy's table runs, unless the world itself killed it.
     pub fn check(&self) {
+        self.check_leaders();
         for node in &self.led {
             if self.killed.contains(node) {
                 continue;
@@ -207,6 +218,34 @@ impl World {
                     }
                 }
             }
+        }
+    }
+
+    /// Nobody is led to one that does not lead, and no two lead in one term.
+    fn check_leaders(&self) {
+        let alive = |node: &NodeNumber| !self.killed.contains(node);
+        for (number, agent) in self.agents.iter().filter(|(n, _)| alive(n)) {
+            let endpoints = agent.level.iter().flat_map(|l| l.body.endpoints.values());
+            for target in endpoints.flat_map(|e| &e.targets) {
+                let copy = self.agents.get(&target.node).and_then(|a| a.copy);
+                assert!(
+                    !alive(&target.node) || copy.is_some_and(|copy| copy.leads.is_some()),
+                    "node {number} is led to node {}, which does not lead: {copy:?}",
+                    target.node
+                );
+            }
+        }
+        let mut terms = BTreeSet::new();
+        let has_role = |agent: &&Agent| {
+            let led = self.service_type.led().iter();
+            let roles = agent.level.as_ref().map(|level| &level.body.roles);
+            led.into_iter()
+                .any(|led| roles.is_some_and(|r| r.contains_key(*led)))
+        };
+        let living = self.agents.iter().filter(|(number, _)| alive(number));
+        let agents = living.map(|(_, agent)| agent).filter(has_role);
+        for leads in agents.filter_map(|agent| agent.copy?.leads) {
+            assert!(terms.insert(leads), "two lead in {leads}");
         }
     }
 
@@ -354,6 +393,8 @@ impl World {
             }
         }
         agent.running.retain(|i, _| wanted.contains(i));
+        self.keep_copy(number, &level);
+        let agent = self.agents.get_mut(&number).unwrap();
         agent
             .tables
             .retain(|role, _| level.body.roles.contains_key(role));
@@ -364,7 +405,12 @@ impl World {
                 .release
                 .map_or(role.duty, |r| role.releases[&r].duty);
             let phase = agent.running.get(instance).cloned();
+            let behind = role.leads.get(&instance.role).is_some_and(|lead| {
+                service_type.led().contains(&instance.role.as_str())
+                    && agent.copy.is_some_and(|copy| copy.holds != Some(lead.term))
+            });
             let next = match (phase, duty) {
+                (Some(Phase::Starting), Duty::Serve) if behind => Phase::Starting,
                 (None, _) => Phase::Starting,
                 (Some(Phase::Starting | Phase::Draining | Phase::Drained), Duty::Serve) => {
                     Phase::Ready
@@ -380,6 +426,51 @@ impl World {
             }
         }
         self.check();
+    }
+
+    /// A led role begins, hands over, or follows, as its level says.
+    fn keep_copy(&mut self, number: NodeNumber, level: &Level) {
+        let led = self.service_type.led();
+        let role = led.iter().find_map(|led| {
+            let role = level.body.roles.get(*led)?;
+            Some(role.leads.get(*led))
+        });
+        let Some(lead) = role else {
+            self.agents.get_mut(&number).unwrap().copy = None;
+            return;
+        };
+        let mut copy = self.agents[&number].copy.unwrap_or_default();
+        let alive = |world: &Self, node: NodeNumber| {
+            let agent = world.agents.get(&node);
+            agent
+                .filter(|_| !world.killed.contains(&node))
+                .and_then(|a| a.copy)
+        };
+        if let Some(lead) = lead {
+            let leader = lead.leader.node;
+            if leader == number {
+                let from = lead.from.and_then(|node| alive(self, node));
+                let waits = from.is_some_and(|from| from.leads.is_some());
+                let fits = copy.holds >= lead.after;
+                if copy.leads != Some(lead.term)
+                    && lead.stage == LeadStage::Beginning
+                    && fits
+                    && !waits
+                {
+                    (copy.leads, copy.holds) = (Some(lead.term), Some(lead.term));
+                    self.meet("new leader");
+                }
+            } else {
+                if copy.leads.is_some() {
+                    self.meet("handed over");
+                }
+                copy.leads = None;
+                if alive(self, leader).is_some_and(|l| l.leads == Some(lead.term)) {
+                    copy.holds = Some(lead.term);
+                }
+            }
+        }
+        self.agents.get_mut(&number).unwrap().copy = Some(copy);
     }
 
     pub fn report_of(&mut self, number: NodeNumber) {
@@ -418,7 +509,7 @@ impl World {
             .filter(|l| Some(l.version) == agent.applied)
             .flat_map(|l| l.body.roles.keys().map(|r| (r.clone(), l.version)))
             .collect();
-        let report = AgentReport {
+        let mut report = AgentReport {
             boot: "1".into(),
             sequence: agent.sequence,
             version: String::new(),
@@ -429,6 +520,20 @@ impl World {
             node: NodeHealth::default(),
             ends: self.ends.get(&number).cloned().unwrap_or_default(),
         };
+        if let Some(copy) = agent.copy {
+            for led in self.service_type.led() {
+                if let Some(status) = report.roles.get_mut(*led) {
+                    let mut tell = |name: &str, value: Option<u64>| {
+                        if let Some(value) = value {
+                            status.facts.insert(name.into(), value.into());
+                        }
+                    };
+                    tell("leads", copy.leads.map(|t| t.0));
+                    tell("holds", copy.holds.map(|t| t.0));
+                    tell("ahead", Some(copy.ahead));
+                }
+            }
+        }
         let any_draining = agent.running.values().any(|p| matches!(p, Phase::Draining));
         if any_draining {
             self.meet("draining instance");
@@ -498,6 +603,17 @@ impl World {
             });
             spec.active = next;
         });
+    }
+
+    /// A person replaces a node.
+    pub fn retire(&mut self, pick: usize) {
+        let numbers: Vec<NodeNumber> = self.records.keys().copied().collect();
+        if !numbers.is_empty() {
+            let number = numbers[pick % numbers.len()];
+            self.change(|spec| {
+                spec.retire.insert(number);
+            });
+        }
     }
 
     /// The manager's machine dies and another takes over without memory.

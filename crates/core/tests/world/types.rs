@@ -1,6 +1,9 @@
 //! Two service types of different shape, for the world.
 
+use conpaas_core::endpoint::EndpointDeclaration;
 use conpaas_core::service_type::*;
+use conpaas_model::ids::Term;
+use conpaas_model::level::OnChange;
 use serde_json::{Value, json};
 
 pub struct Site;
@@ -117,7 +120,7 @@ impl ServiceType for Chain {
     }
 }
 
-/// A site whose pages keep things with an auxiliary role, unless a release does without.
+/// A site whose pages keep things with an auxiliary role that has a leader, unless a release does without.
 pub struct Kept;
 
 static KEPT: [RoleDeclaration; 3] = [
@@ -140,6 +143,15 @@ static KEEPER: [AuxiliaryDeclaration; 1] = [AuxiliaryDeclaration {
     wanted: |release| !release.settings.contains_key("off"),
 }];
 
+static KEEPER_ENDPOINT: [EndpointDeclaration; 1] = [EndpointDeclaration {
+    name: "keeper",
+    port: 6300,
+    provider: "keeper",
+    users: &["page"],
+    hold_seconds: 5,
+    on_change: OnChange::Resend,
+}];
+
 impl ServiceType for Kept {
     fn name(&self) -> &'static str {
         "kept"
@@ -152,6 +164,21 @@ impl ServiceType for Kept {
     }
     fn auxiliary(&self) -> &'static [AuxiliaryDeclaration] {
         &KEEPER
+    }
+    fn endpoints(&self) -> &'static [EndpointDeclaration] {
+        &KEEPER_ENDPOINT
+    }
+    fn led(&self) -> &'static [&'static str] {
+        &["keeper"]
+    }
+    fn standing(&self, facts: &serde_json::Map<String, Value>) -> Standing {
+        let term = |name: &str| facts.get(name).and_then(Value::as_u64).map(Term);
+        Standing {
+            told: facts.contains_key("ahead"),
+            leads: term("leads"),
+            holds: term("holds"),
+            ahead: term("ahead").unwrap_or_default().0,
+        }
     }
     fn packages(&self) -> &'static [&'static str] {
         &[]

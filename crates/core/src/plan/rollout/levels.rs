@@ -95,7 +95,14 @@ impl<'a> Rollout<'a> {
                 releases: BTreeMap::new(),
                 serve: None,
                 providers: Vec::new(),
+                leads: BTreeMap::new(),
             });
+        entry.leads = self
+            .leads
+            .iter()
+            .filter(|(led, _)| **led == role.name || role.uses.contains(led))
+            .map(|(led, lead)| ((*led).to_owned(), lead.clone()))
+            .collect();
         // A role drains as a whole when all its instances do.
         entry.duty = entry.duty.min(duty);
         if let Some(number) = instance.release {
