@@ -16,6 +16,7 @@ mod processes;
 mod roles;
 mod secrets;
 mod shell;
+mod trust;
 mod unpack;
 mod unpacker;
 
@@ -23,8 +24,9 @@ pub use code::DirectorCode;
 pub use endpoints::{Endpoints, LocalNet};
 pub use files::load_context;
 pub use local::{AgentSocket, LocalError};
-pub use party::{Enrol, EnrolError, Party, Secured};
+pub use party::{Enrol, EnrolError, Party, Secured, Trust};
 pub use processes::InitProcesses;
+pub use trust::tell as tell_trust;
 pub use unpack::{UnpackError, unpack};
 pub use unpacker::{Unpacker, unpack_main};
 

@@ -2,7 +2,7 @@
 //! when another one was made. Meanwhile the node goes on with what it has.
 
 use crate::measures::Measures;
-use crate::party::{Secured, chained};
+use crate::party::{Party, Secured, chained};
 use crate::{DialTo, files};
 use conpaas_core::metrics::Changes;
 use conpaas_kill_points::{KillPoint, reached};
@@ -61,6 +61,7 @@ fn client_to(
 /// Everything the way to the manager needs.
 pub struct Link {
     pub context: Context,
+    pub party: Arc<Party>,
     pub secured: Arc<Secured>,
     pub director: Client,
     pub dial: DialTo,
@@ -139,6 +140,7 @@ impl Link {
     async fn locate(&self) -> Result<Located, WireError> {
         match self.director.get_json::<Located>(PATH_LOCATE).await {
             Ok(located) => {
+                self.party.notice(&located.trust);
                 if located.manager != ManagerAddress::Nowhere
                     && files::load::<Located>(&self.located_file).as_ref() != Some(&located)
                     && let Err(error) = files::save(&self.located_file, &located)
@@ -178,10 +180,12 @@ impl Link {
         let recheck = async {
             loop {
                 tokio::time::sleep(RECHECK).await;
-                if let Ok(now) = self.director.get_json::<Located>(PATH_LOCATE).await
-                    && now != located
-                    && now.manager != ManagerAddress::Nowhere
-                {
+                let Ok(now) = self.director.get_json::<Located>(PATH_LOCATE).await else {
+                    continue;
+                };
+                self.party.notice(&now.trust);
+                let another = (now.epoch, &now.manager) != (located.epoch, &located.manager);
+                if another && now.manager != ManagerAddress::Nowhere {
                     return;
                 }
             }

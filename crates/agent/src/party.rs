@@ -17,8 +17,10 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-/// How often the wall clock is looked at: a machine that slept must notice soon.
+/// How often the wall clock is looked at, at least: a machine that slept must notice soon.
 const CLOCK_LOOK: Duration = Duration::from_secs(5);
+/// And at most, however short-lived certificates are.
+const CLOCK_LOOK_MIN: Duration = Duration::from_millis(100);
 
 /// A certificate could not be had; it is tried again.
 #[derive(Debug, thiserror::Error)]
@@ -106,6 +108,21 @@ pub struct Party {
     had_certificate: bool,
     kind: PartyKind,
     secured: watch::Sender<Option<Arc<Secured>>>,
+    /// For how long certificates are given, once that was said.
+    lifetime: RwLock<Option<Duration>>,
+    /// The set of roots that came with the present certificate.
+    trust: watch::Sender<Trust>,
+    /// What the Director said last of the set of roots.
+    noticed: watch::Sender<String>,
+}
+
+/// The set of roots that a party trusts.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Trust {
+    /// As the Director named it; empty when that was an older one, or was not asked yet.
+    pub digest: String,
+    /// Their fingerprints.
+    pub roots: Vec<String>,
 }
 
 impl Party {
@@ -150,6 +167,9 @@ impl Party {
             had_certificate,
             kind: expected.kind.clone(),
             secured: watch::Sender::new(secured),
+            lifetime: RwLock::default(),
+            trust: watch::Sender::default(),
+            noticed: watch::Sender::default(),
         }))
     }
 
@@ -171,6 +191,25 @@ impl Party {
             .clone()
     }
 
+    /// The Director says which set of roots is in force: when it is another than this party's, a
+    /// new certificate brings it.
+    pub fn notice(&self, trust: &str) {
+        if !trust.is_empty() {
+            self.noticed.send_if_modified(|noticed| {
+                let news = noticed != trust;
+                if news {
+                    trust.clone_into(noticed);
+                }
+                news
+            });
+        }
+    }
+
+    /// The set of roots as it came with the present certificate; changes with it.
+    pub fn trust(&self) -> watch::Receiver<Trust> {
+        self.trust.subscribe()
+    }
+
     /// Gets a certificate, and a new one whenever it is time, until shut down.
     pub async fn keep(self: Arc<Self>, enrol: Arc<dyn Enrol>, shutdown: CancellationToken) {
         tokio::select! {
@@ -182,17 +221,21 @@ impl Party {
     async fn renew_for_ever(&self, enrol: &dyn Enrol) {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(10));
         let mut first = !self.had_certificate;
+        let mut noticed = self.noticed.subscribe();
         loop {
             if !self.is_due(SystemTime::now()) {
-                tokio::time::sleep(CLOCK_LOOK).await;
+                let lifetime = *self.lifetime.read().unwrap_or_else(PoisonError::into_inner);
+                let look = lifetime.map_or(CLOCK_LOOK, |lifetime| CLOCK_LOOK.min(lifetime / 6));
+                tokio::select! {
+                    () = tokio::time::sleep(look.max(CLOCK_LOOK_MIN)) => {}
+                    _ = noticed.changed() => {}
+                }
                 continue;
             }
             match self.once(enrol, first).await {
                 Ok(()) => {
                     first = false;
                     backoff.reset();
-                    // A certificate may be due at once when its life is shorter than it is backdated.
-                    tokio::time::sleep(CLOCK_LOOK).await;
                 }
                 Err(error) => {
                     tracing::warn!(error = %chained(&*error), "no certificate yet; it is tried again");
@@ -203,13 +246,21 @@ impl Party {
     }
 
     fn is_due(&self, now: SystemTime) -> bool {
-        match &*self.secured.borrow() {
+        let lifetime = *self.lifetime.read().unwrap_or_else(PoisonError::into_inner);
+        let over = match &*self.secured.borrow() {
             None => true,
-            Some(secured) => secured
-                .credentials
-                .validity()
-                .map_or(true, |validity| validity.should_renew(now)),
-        }
+            Some(secured) => {
+                secured
+                    .credentials
+                    .validity()
+                    .map_or(true, |validity| match lifetime {
+                        Some(lifetime) => validity.should_renew_of(lifetime, now),
+                        None => validity.should_renew(now),
+                    })
+            }
+        };
+        let noticed = self.noticed.borrow();
+        over || !noticed.is_empty() && *noticed != self.trust.borrow().digest
     }
 
     async fn once(
@@ -236,6 +287,17 @@ impl Party {
                 self.secured.send_replace(Some(Arc::new(secured)));
             }
         }
+        let lifetime = Duration::from_secs(answer.lifetime_seconds);
+        *self
+            .lifetime
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = Some(lifetime);
+        // What was noticed before is overtaken; what comes next counts again.
+        self.noticed.send_replace(answer.trust.clone());
+        self.trust.send_replace(Trust {
+            digest: answer.trust,
+            roots: roots.fingerprints()?,
+        });
         tracing::info!(
             lifetime_seconds = answer.lifetime_seconds,
             "a certificate was issued"

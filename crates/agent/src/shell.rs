@@ -93,6 +93,11 @@ pub async fn run(parts: AgentParts) -> Result<(), ShellError> {
         dial: dial.clone(),
     });
     tasks.spawn(party.clone().keep(enrol, shutdown.clone()));
+    tasks.spawn(crate::trust::tell(
+        party.clone(),
+        context.clone(),
+        dial.clone(),
+    ));
     let located_file = folders.state.join("located.json");
     tasks.spawn({
         let (context, dial, measures) = (context.clone(), dial.clone(), measures.clone());
@@ -104,6 +109,7 @@ pub async fn run(parts: AgentParts) -> Result<(), ShellError> {
             director.send_replace(Some(client.clone()));
             let link = Link {
                 context,
+                party,
                 secured,
                 director: client,
                 dial,

@@ -598,6 +598,7 @@ fn json_is_one_valid_value_on_every_command() {
     let (clouds, sizes) = (page(&cloud), page(size));
     let info = r#"{"version":"0.1.0","installation":"inst-1","started_at":"","base_domain":"localhost","edge":null,"clouds":["local"]}"#;
     let code = r#"{"id":"code-1","filename":"x.tar","description":"","size":1,"files":1,"sha256":"","active":false,"created_at":"","actor":"ada"}"#;
+    let root = r#"{"fingerprint":"0123456789abcdef01","state":"next","expires_at":"","parties":1,"trusted_by":0,"certificates":0,"waits_for":["agent of ada:shop/web/1"]}"#;
     for (line, answers) in [
         ("whoami", vec![user]),
         ("app list", vec![&empty]),
@@ -645,6 +646,9 @@ fn json_is_one_valid_value_on_every_command() {
         ("director check", vec![info, user]),
         ("instance-type list", vec![&empty]),
         ("director status", vec![info]),
+        ("director roots list", vec![&empty]),
+        ("director roots add --no-wait", vec![root]),
+        ("director roots retire 0123456789", vec![""]),
         ("user list", vec![&empty]),
         ("user show ada", vec![user]),
         ("user quota ada 5", vec![user]),

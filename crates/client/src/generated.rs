@@ -269,6 +269,17 @@ pub struct ListCloudsQuery {
     pub limit: Option<u32>,
 }
 
+/// What [`Client::list_roots`] may be asked for.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct ListRootsQuery {
+    /// `next` of the page before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cursor: Option<String>,
+    /// Most items on a page (default 100, at most 1000).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit: Option<u32>,
+}
+
 /// What [`Client::list_instance_types`] may be asked for.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct ListInstanceTypesQuery {
@@ -339,6 +350,13 @@ impl Client {
     /// `POST /v1/apps/{app}/services/{service}/code/{code}/activate`
     pub async fn activate_code(&self, app: &str, service: &str, code: &str) -> Result<Accepted, ClientError> {
         self.call(Method::POST, &format!("/v1/apps/{}/services/{}/code/{}/activate", segment(app), segment(service), segment(code))).keyed().guarded(self).answer().await
+    }
+
+    /// Make a root that signs as soon as everybody trusts it.
+    ///
+    /// `POST /v1/director/roots`
+    pub async fn add_root(&self) -> Result<RootInfo, ClientError> {
+        self.call(Method::POST, "/v1/director/roots").keyed().answer().await
     }
 
     /// What was measured of an application's services, in steps of time; the last day in fine steps,
@@ -539,6 +557,13 @@ impl Client {
         self.call(Method::GET, &format!("/v1/apps/{}/services/{}/releases", segment(app), segment(service))).query(query).answer().await
     }
 
+    /// Roots that everybody trusts, and how far a change of them is.
+    ///
+    /// `GET /v1/director/roots`
+    pub async fn list_roots(&self, query: &ListRootsQuery) -> Result<Page<RootInfo>, ClientError> {
+        self.call(Method::GET, "/v1/director/roots").query(query).answer().await
+    }
+
     /// Secrets by name: which version there is, since when, by whom. Their values are not told.
     ///
     /// `GET /v1/apps/{app}/services/{service}/secrets`
@@ -621,6 +646,13 @@ impl Client {
     /// `POST /v1/apps/{app}/restore`
     pub async fn restore_app(&self, app: &str, body: &Restore) -> Result<App, ClientError> {
         self.call(Method::POST, &format!("/v1/apps/{}/restore", segment(app))).json(body).keyed().guarded(self).answer().await
+    }
+
+    /// Trust a root no more. Refused while anybody needs it.
+    ///
+    /// `DELETE /v1/director/roots/{root}`
+    pub async fn retire_root(&self, root: &str) -> Result<(), ClientError> {
+        self.call(Method::DELETE, &format!("/v1/director/roots/{}", segment(root))).done().await
     }
 
     /// End a token.

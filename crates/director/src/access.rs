@@ -83,6 +83,9 @@ pub const TABLE: &[(&str, Access)] = &[
     ("list_clouds", LoggedIn),
     ("director_info", LoggedIn),
     ("list_audit", Operator),
+    ("list_roots", Operator),
+    ("add_root", Operator),
+    ("retire_root", Operator),
 ];
 
 /// Who may call an operation; `None` for one that nobody entered here.

@@ -1,8 +1,9 @@
 //! Starting and stopping a Director.
 
 use crate::api::{self, ApiTls};
-use crate::auth::{LoginBrake, random_secret};
+use crate::auth::random_secret;
 use crate::background;
+use crate::brake::LoginBrake;
 use crate::config::DirectorConfig;
 use crate::error::StartError;
 use crate::logs::LogStore;

@@ -7,6 +7,7 @@ mod archive;
 pub mod auth;
 mod background;
 mod blobs;
+pub mod brake;
 pub mod config;
 mod director;
 pub mod error;

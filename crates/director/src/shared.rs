@@ -1,6 +1,6 @@
 //! What all parts of the Director's people side share.
 
-use crate::auth::LoginBrake;
+use crate::brake::LoginBrake;
 use crate::config::DirectorConfig;
 use crate::error::DirectorError;
 use crate::logs::LogStore;

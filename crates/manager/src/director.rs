@@ -2,7 +2,7 @@
 //! with what they know.
 
 use crate::managers::ServiceManagers;
-use conpaas_agent::{DialTo, Secured};
+use conpaas_agent::{DialTo, Party, Secured};
 use conpaas_kill_points::{KillPoint, reached};
 use conpaas_model::ids::{ApplicationId, Generation};
 use conpaas_model::metrics::NodeMetrics;
@@ -51,6 +51,7 @@ fn parts(all: Vec<NodeMetrics>) -> impl Iterator<Item = Vec<NodeMetrics>> {
 
 pub struct Link {
     pub client: Client,
+    pub party: Arc<Party>,
     pub application: ApplicationId,
     pub managers: ServiceManagers,
     /// Whether the stream stands.
@@ -120,6 +121,7 @@ impl Link {
                             tracing::warn!(generation = level.generation.0, "an older level was ignored");
                         } else {
                             newest = Some(level.generation);
+                            self.party.notice(&level.trust);
                             if let Err(error) = self.managers.level(*level).await {
                                 tracing::warn!(%error, "a level was refused");
                             }

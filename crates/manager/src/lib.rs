@@ -141,8 +141,14 @@ pub async fn run_with(parts: ManagerParts) -> Result<(), ShellError> {
                 .await
                 .map_err(|source| ShellError::Listen { address, source })?,
         };
+        tasks.spawn(conpaas_agent::tell_trust(
+            party.clone(),
+            context.clone(),
+            dial.clone(),
+        ));
         let link = director::Link {
             client: director::client(&context, &secured, &dial),
+            party,
             application: context.application.clone(),
             managers: managers.clone(),
             connected,

@@ -493,6 +493,35 @@ pub struct AuditRow {
     pub status: Option<u16>,
 }
 
+/// What a root is for at the moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum RootState {
+    /// Certificates are made by it.
+    Signs,
+    /// It signs as soon as everybody trusts it.
+    Next,
+    /// It signed before, and is still trusted.
+    Former,
+}
+
+/// A root that machines, managers and the Director trust each other by.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct RootInfo {
+    /// SHA-256 of its public key: its name.
+    pub fingerprint: String,
+    pub state: RootState,
+    pub expires_at: String,
+    /// Agents and managers that there are.
+    pub parties: u32,
+    /// How many of them trust it.
+    pub trusted_by: u32,
+    /// How many of them have a certificate of it.
+    pub certificates: u32,
+    /// Who has to move before it signs, or may be retired.
+    pub waits_for: Vec<String>,
+}
+
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct DirectorInfo {
     pub version: String,

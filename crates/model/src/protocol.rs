@@ -34,6 +34,9 @@ pub const PATH_SECRETS: &str = "/v1/secrets";
 /// A piece of a daemon's log: `POST /v1/logs/ROLE-NAME?file=F&offset=N` by an agent, its bytes the
 /// body; answered by [`LogPosition`]. An empty body only asks.
 pub const PATH_LOGS: &str = "/v1/logs";
+/// What roots a party trusts, said with the certificate it has now: `POST`, [`TrustReport`] to
+/// [`TrustAnswer`], by agents and managers.
+pub const PATH_TRUST: &str = "/v1/trust";
 /// Most bytes of a piece of a log.
 pub const MAX_LOG_PIECE: usize = 256 * 1024;
 /// Agent's stream, at a manager (or at the Director for nodes of the system service):
@@ -82,6 +85,22 @@ pub struct EnrolAnswer {
     pub roots: String,
     /// Seconds from now until the certificate ends; renew at two thirds of it.
     pub lifetime_seconds: u64,
+    /// Stands for the set of roots and for which of them signs; empty from older Directors.
+    #[serde(default)]
+    pub trust: String,
+}
+
+/// A party says whom it trusts; with which certificate it does shows which root that is of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrustReport {
+    /// Fingerprints of the roots.
+    pub trusts: Vec<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrustAnswer {
+    /// As in [`EnrolAnswer`]: when it is another than the party's, it should renew.
+    pub trust: String,
 }
 
 /// The value of one version of a secret.
@@ -110,6 +129,9 @@ pub struct LogPosition {
 pub struct Located {
     pub epoch: Epoch,
     pub manager: ManagerAddress,
+    /// As in [`EnrolAnswer`].
+    #[serde(default)]
+    pub trust: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -180,6 +202,9 @@ pub struct ManagerLevel {
     pub epoch: Epoch,
     pub instance_types: Vec<InstanceType>,
     pub services: Vec<ServiceLevel>,
+    /// As in [`EnrolAnswer`].
+    #[serde(default)]
+    pub trust: String,
 }
 
 /// One service of a manager.

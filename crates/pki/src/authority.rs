@@ -40,12 +40,16 @@ impl Default for AuthoritySettings {
 }
 
 /// A signing certificate with its key. Kept in one file, so that a crash cannot part them.
-struct Signer {
-    certificate: CertificateDer<'static>,
+pub(crate) struct Signer {
+    pub(crate) certificate: CertificateDer<'static>,
     key: KeyPair,
 }
 
 impl Signer {
+    pub(crate) fn fingerprint(&self) -> String {
+        self.key.fingerprint()
+    }
+
     fn from_pem(pem: &str, path: &Path) -> Result<Self, PkiError> {
         let bad = || PkiError::BadFile {
             what: "key with its certificate",
@@ -63,7 +67,7 @@ impl Signer {
         Ok(Self { certificate, key })
     }
 
-    fn save(&self, path: &Path) -> Result<(), PkiError> {
+    pub(crate) fn save(&self, path: &Path) -> Result<(), PkiError> {
         let certificate =
             crate::chain::certificates_to_pem(std::slice::from_ref(&self.certificate));
         files::write(path, &format!("{certificate}{}", self.key.to_pem()))
@@ -77,20 +81,30 @@ impl Signer {
 
 /// The authority, loaded from its folder.
 pub struct Authority {
-    installation: InstallationId,
-    settings: AuthoritySettings,
-    issuer_path: PathBuf,
-    root: Signer,
-    issuer: Signer,
-    roots: Roots,
+    pub(crate) installation: InstallationId,
+    pub(crate) settings: AuthoritySettings,
+    pub(crate) folder: PathBuf,
+    pub(crate) root: Signer,
+    pub(crate) issuer: Signer,
+    /// A root that everybody is to trust before it signs.
+    pub(crate) next: Option<Signer>,
+    /// Roots that are trusted and do not sign: those of before.
+    pub(crate) others: Roots,
+    /// All of them.
+    pub(crate) roots: Roots,
 }
+
+pub(crate) const ROOT: &str = "root.pem";
+pub(crate) const NEXT: &str = "next.pem";
+pub(crate) const ISSUER: &str = "issuer.pem";
+pub(crate) const TRUSTED: &str = "trusted.pem";
 
 impl Authority {
     /// Opens the authority of `folder`, making what is missing (files of mode 0600, written whole).
     ///
-    /// Files: `root.pem` and `issuer.pem` (certificate and key each) and, when someone put it there,
-    /// `trusted.pem`: further roots that everyone shall trust, as during a change of roots.
-    /// A folder of another installation is refused.
+    /// Files: `root.pem` and `issuer.pem` (certificate and key each), and during a change of roots
+    /// `next.pem` (the root that is to sign next) and `trusted.pem` (roots that signed before and
+    /// that everyone still trusts). A folder of another installation is refused.
     pub fn load_or_create(
         folder: &Path,
         installation: &InstallationId,
@@ -98,7 +112,7 @@ impl Authority {
         now: SystemTime,
     ) -> Result<Self, PkiError> {
         files::make_folder(folder)?;
-        let root_path = folder.join("root.pem");
+        let root_path = folder.join(ROOT);
         let root = match files::read_if_there(&root_path)? {
             Some(pem) => Signer::from_pem(&pem, &root_path)?,
             None => {
@@ -114,28 +128,43 @@ impl Authority {
                 theirs: installation.to_string(),
             });
         }
-        let issuer_path = folder.join("issuer.pem");
-        let issuer = match files::read_if_there(&issuer_path)? {
-            Some(pem) => Signer::from_pem(&pem, &issuer_path)?,
+        let issuer_path = folder.join(ISSUER);
+        let found = match files::read_if_there(&issuer_path)? {
+            Some(pem) => Some(Signer::from_pem(&pem, &issuer_path)?),
+            None => None,
+        };
+        // One of another root is left where a change of roots was cut short.
+        let issuer = match found.filter(|found| is_signed_by(&found.certificate, &root.certificate))
+        {
+            Some(found) => found,
             None => {
                 let issuer = make_issuer(&root, installation, settings, now)?;
                 issuer.save(&issuer_path)?;
                 issuer
             }
         };
-        let mut roots = Roots::new();
-        roots.add(root.certificate.clone());
-        if let Some(pem) = files::read_if_there(&folder.join("trusted.pem"))? {
-            roots.merge(&Roots::from_pem(&pem)?);
-        }
+        let next_path = folder.join(NEXT);
+        let next = match files::read_if_there(&next_path)? {
+            Some(pem) => Some(Signer::from_pem(&pem, &next_path)?),
+            None => None,
+        };
+        // A change of roots that was cut short at its end.
+        let next = next.filter(|next| next.fingerprint() != root.fingerprint());
+        let others = match files::read_if_there(&folder.join(TRUSTED))? {
+            Some(pem) => Roots::from_pem(&pem)?.without(&root.fingerprint()),
+            None => Roots::new(),
+        };
         let mut authority = Self {
             installation: installation.clone(),
             settings: settings.clone(),
-            issuer_path,
+            folder: folder.to_owned(),
             root,
             issuer,
-            roots,
+            next,
+            others,
+            roots: Roots::new(),
         };
+        authority.gather();
         authority.refresh(now)?;
         Ok(authority)
     }
@@ -147,7 +176,7 @@ impl Authority {
             return Ok(false);
         }
         let issuer = make_issuer(&self.root, &self.installation, &self.settings, now)?;
-        issuer.save(&self.issuer_path)?;
+        issuer.save(&self.folder.join(ISSUER))?;
         self.issuer = issuer;
         tracing::info!(installation = %self.installation, "a new issuing certificate was made");
         Ok(true)
@@ -224,7 +253,7 @@ impl Authority {
     }
 }
 
-fn make_root(
+pub(crate) fn make_root(
     installation: &InstallationId,
     settings: &AuthoritySettings,
     now: SystemTime,
@@ -245,7 +274,18 @@ fn make_root(
     })
 }
 
-fn make_issuer(
+/// Whether a certificate's signature is this signer's.
+fn is_signed_by(certificate: &[u8], signer: &[u8]) -> bool {
+    let parse = x509_parser::parse_x509_certificate;
+    match (parse(certificate), parse(signer)) {
+        (Ok((_, certificate)), Ok((_, signer))) => certificate
+            .verify_signature(Some(signer.public_key()))
+            .is_ok(),
+        _ => false,
+    }
+}
+
+pub(crate) fn make_issuer(
     root: &Signer,
     installation: &InstallationId,
     settings: &AuthoritySettings,

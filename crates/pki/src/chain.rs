@@ -36,6 +36,14 @@ impl Validity {
     pub fn should_renew(&self, now: SystemTime) -> bool {
         now >= self.renew_at()
     }
+
+    /// Whether less than a third of a life of this length is left. For who knows for how long a
+    /// certificate was given: its beginning is dated back, which counts for much in a short life.
+    pub fn should_renew_of(&self, lifetime: Duration, now: SystemTime) -> bool {
+        self.not_after
+            .duration_since(now)
+            .map_or(true, |left| left <= lifetime / 3)
+    }
 }
 
 impl CertificateChain {
@@ -45,6 +53,16 @@ impl CertificateChain {
         } else {
             Ok(Self(certificates))
         }
+    }
+
+    /// A chain as a handshake leaves it, leaf first.
+    pub fn from_der(certificates: &[CertificateDer<'_>]) -> Result<Self, PkiError> {
+        Self::new(
+            certificates
+                .iter()
+                .map(|certificate| certificate.clone().into_owned())
+                .collect(),
+        )
     }
 
     /// Reads the certificates of a PEM text, leaf first; each must be readable.
@@ -150,6 +168,11 @@ mod tests {
         };
         assert!(!validity.should_renew(at(299)) && validity.should_renew(at(300)));
         assert!(!validity.is_over(at(400)) && validity.is_over(at(401)));
+        let short = Duration::from_secs(30);
+        assert!(
+            !validity.should_renew_of(short, at(389)) && validity.should_renew_of(short, at(390))
+        );
+        assert!(validity.should_renew_of(short, at(500)));
     }
 
     #[test]

@@ -37,6 +37,14 @@ pub enum PkiError {
     OtherInstallation { ours: String, theirs: String },
     #[error("the issuing certificate is over since {since:?}; refresh the authority")]
     IssuerExpired { since: SystemTime },
+    #[error("no root '{fingerprint}' is trusted here")]
+    UnknownRoot { fingerprint: String },
+    #[error("the root {fingerprint} signs everybody's certificates now")]
+    RootSigns { fingerprint: String },
+    #[error("another root, {fingerprint}, is being spread already")]
+    RootPrepared { fingerprint: String },
+    #[error("no root is prepared to sign next")]
+    NoRootPrepared,
     #[error("this instant cannot stand in a certificate")]
     Time,
     #[error("the system gives no random bytes")]

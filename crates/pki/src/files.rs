@@ -35,6 +35,14 @@ pub(crate) fn read_if_there(path: &Path) -> Result<Option<String>, PkiError> {
     }
 }
 
+/// Removes a file; one that is missing is removed already.
+pub(crate) fn remove(path: &Path) -> Result<(), PkiError> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(failed("remove", path)(error)),
+        _ => Ok(()),
+    }
+}
+
 pub(crate) fn read(path: &Path) -> Result<String, PkiError> {
     std::fs::read_to_string(path).map_err(failed("read", path))
 }

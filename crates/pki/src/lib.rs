@@ -14,6 +14,7 @@ mod files;
 mod identity;
 mod keys;
 mod roots;
+mod rotation;
 mod tls;
 
 pub use api_certificate::ApiCertificate;
@@ -25,6 +26,7 @@ pub use error::PkiError;
 pub use identity::{Identity, IdentityError, NODE_DNS_NAME, PartyKind, peer_identity};
 pub use keys::{KeyPair, csr_key_fingerprint, key_fingerprint};
 pub use roots::Roots;
+pub use rotation::TrustedRoot;
 pub use tls::{
     ClientCertificates, SeenFingerprint, client_config, first_contact_client_config,
     pinned_client_config, server_config,

@@ -2,7 +2,7 @@
 //! beside the old before anything is signed under it.
 
 use crate::chain::{certificates_from_pem, certificates_to_pem};
-use crate::{Identity, PkiError, files, peer_identity, tls};
+use crate::{CertificateChain, Identity, PkiError, files, peer_identity, tls};
 use rustls::RootCertStore;
 use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::WebPkiClientVerifier;
@@ -59,6 +59,44 @@ impl Roots {
         for root in &other.0 {
             self.add(root.clone());
         }
+    }
+
+    pub(crate) fn certificates(&self) -> &[CertificateDer<'static>] {
+        &self.0
+    }
+
+    /// The same set without the root of this fingerprint.
+    pub fn without(&self, fingerprint: &str) -> Self {
+        let stays = |root: &&CertificateDer<'_>| {
+            crate::key_fingerprint(root).is_ok_and(|found| found != fingerprint)
+        };
+        Self(self.0.iter().filter(stays).cloned().collect())
+    }
+
+    /// The roots' names: the fingerprints of their keys, in order.
+    pub fn fingerprints(&self) -> Result<Vec<String>, PkiError> {
+        let prints = self.0.iter().map(|root| crate::key_fingerprint(root));
+        prints.collect()
+    }
+
+    /// The root that a chain leads to, by its fingerprint. Whether the chain is valid now is not
+    /// looked at: a handshake did that.
+    pub fn root_of(&self, chain: &CertificateChain) -> Result<Option<String>, PkiError> {
+        let Some(last) = chain.certificates().last() else {
+            return Ok(None);
+        };
+        let (_, last) = x509_parser::parse_x509_certificate(last)
+            .map_err(|_| PkiError::CertificateMalformed)?;
+        for root in &self.0 {
+            let (_, parsed) = x509_parser::parse_x509_certificate(root)
+                .map_err(|_| PkiError::CertificateMalformed)?;
+            let signed = last.issuer().as_raw() == parsed.subject().as_raw()
+                && last.verify_signature(Some(parsed.public_key())).is_ok();
+            if signed {
+                return crate::key_fingerprint(root).map(Some);
+            }
+        }
+        Ok(None)
     }
 
     pub fn len(&self) -> usize {

@@ -291,6 +291,103 @@ fn the_authority_survives_in_its_folder_and_renews_its_issuer() {
 }
 
 #[test]
+fn a_root_is_changed_while_everybody_shakes_hands() {
+    let folder = tempfile::tempdir().unwrap();
+    let now = SystemTime::now();
+    let settings = AuthoritySettings::default();
+    let open = || {
+        let id = "inst-a".parse().unwrap();
+        Authority::load_or_create(folder.path(), &id, &settings, now).unwrap()
+    };
+    let mut authority = open();
+    let old = authority.signing_root();
+    let sign = |authority: &Authority| {
+        let key = KeyPair::generate().unwrap();
+        let identity: Identity = "conpaas://inst-a/edge".parse().unwrap();
+        let csr = key.csr().unwrap();
+        let chain = authority.sign_csr(&csr, &identity, HOUR, now).unwrap();
+        Credentials::new(chain, &key).unwrap()
+    };
+    let good = |client: (&Arc<Credentials>, &Roots), server: (&Arc<Credentials>, &Roots)| {
+        let strict = ClientCertificates::Required;
+        let server = server_config(server.0.clone(), server.1, strict).unwrap();
+        shake(
+            client_config(Some(client.0.clone()), client.1).unwrap(),
+            server,
+        )
+        .is_ok()
+    };
+    let (before, trusted_before) = (sign(&authority), authority.roots().clone());
+    let digest = authority.trust_digest();
+    assert_eq!(open().trust_digest(), digest);
+    assert!(matches!(
+        authority.switch_root(now),
+        Err(PkiError::NoRootPrepared)
+    ));
+    assert!(matches!(
+        authority.retire_root(&old),
+        Err(PkiError::RootSigns { .. })
+    ));
+
+    let new = authority.prepare_root(now).unwrap();
+    assert!(matches!(
+        authority.prepare_root(now),
+        Err(PkiError::RootPrepared { .. })
+    ));
+    assert_ne!(authority.trust_digest(), digest);
+    assert_eq!(
+        authority.roots().fingerprints().unwrap(),
+        [old.clone(), new.clone()]
+    );
+    let spread = sign(&authority);
+    let both = authority.roots().clone();
+    let of = |credentials: &Credentials| both.root_of(&credentials.chain()).unwrap();
+    assert_eq!(of(&spread), Some(old.clone()), "it does not sign yet");
+    assert!(good((&spread, &both), (&before, &trusted_before)));
+
+    // Interrupted anywhere, the folder opens: the step from which on the new one signs is one.
+    let mut reopened = open();
+    assert_eq!(reopened.trust_digest(), authority.trust_digest());
+    let issuer = std::fs::read(folder.path().join("issuer.pem")).unwrap();
+    let next = std::fs::read(folder.path().join("next.pem")).unwrap();
+    reopened.switch_root(now).unwrap();
+    std::fs::write(folder.path().join("issuer.pem"), &issuer).unwrap();
+    std::fs::write(folder.path().join("next.pem"), &next).unwrap();
+    let mut authority = open();
+    assert_eq!(authority.signing_root(), new);
+    assert_eq!(
+        authority.next_root(),
+        None,
+        "what signs is not to sign next"
+    );
+    let after = sign(&authority);
+    assert_eq!(of(&after), Some(new.clone()));
+    for (one, other) in [(&before, &after), (&after, &before), (&spread, &after)] {
+        assert!(good((one, &both), (other, &both)));
+    }
+    assert!(
+        !good((&after, &both), (&before, &trusted_before)),
+        "who knows the old one alone"
+    );
+
+    authority.retire_root(&old).unwrap();
+    assert!(matches!(
+        authority.retire_root(&old),
+        Err(PkiError::UnknownRoot { .. })
+    ));
+    let alone = authority.roots().clone();
+    assert_eq!(alone.fingerprints().unwrap(), std::slice::from_ref(&new));
+    assert_eq!(alone.root_of(&before.chain()).unwrap(), None);
+    assert!(good((&after, &alone), (&after, &alone)));
+    assert!(!good((&before, &both), (&after, &alone)));
+    assert_eq!(open().trust_digest(), authority.trust_digest());
+    // One that is not to sign after all goes as well.
+    let third = authority.prepare_root(now).unwrap();
+    authority.retire_root(&third).unwrap();
+    assert_eq!(open().roots(), &alone);
+}
+
+#[test]
 fn people_pin_the_director() {
     let (folder, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let now = SystemTime::now();

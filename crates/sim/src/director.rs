@@ -223,6 +223,7 @@ impl World {
     fn tell_own_desk(&mut self, services: Vec<ServiceLevel>) {
         self.director.number += 1;
         let level = ManagerLevel {
+            trust: String::new(),
             generation: Generation(self.director.number),
             application: self.names.application.clone(),
             epoch: DIRECTOR_EPOCH,
@@ -264,6 +265,7 @@ impl World {
             }
             self.director.number += 1;
             let level = ManagerLevel {
+                trust: String::new(),
                 generation: Generation(self.director.number),
                 application,
                 epoch: if two { highest } else { post.epoch },

@@ -200,6 +200,7 @@ impl World {
             return Some(Located {
                 epoch: DIRECTOR_EPOCH,
                 manager: ManagerAddress::Director,
+                trust: String::new(),
             });
         }
         let epoch = Epoch(store.epoch);
@@ -221,7 +222,11 @@ impl World {
             },
             _ => ManagerAddress::Nowhere,
         };
-        Some(Located { epoch, manager })
+        Some(Located {
+            epoch,
+            manager,
+            trust: String::new(),
+        })
     }
 
     /// A manager opens its stream; nothing when it is refused.

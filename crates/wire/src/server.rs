@@ -5,7 +5,7 @@ use crate::body::Problem;
 use crate::socket::tune;
 use crate::stream::is_our_upgrade;
 use crate::{Body, TcpSettings, VERSION_HEADER, Versions, WIRE};
-use conpaas_pki::{Identity, peer_identity};
+use conpaas_pki::{CertificateChain, Identity, peer_identity};
 use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -36,6 +36,8 @@ pub fn fixed_server_tls(config: Arc<rustls::ServerConfig>) -> ServerTls {
 pub struct Peer {
     /// `None`: it showed no certificate.
     pub identity: Option<Identity>,
+    /// The certificates it showed.
+    pub chain: Option<Arc<CertificateChain>>,
     pub address: SocketAddr,
     /// The newest version both speak; `None` when the request states none, as people's tools do.
     pub version: Option<u32>,
@@ -175,17 +177,21 @@ async fn connection<H, F>(
             Err(_) => return tracing::debug!(%address, "a handshake took too long"),
         },
     };
-    let identity = match stream.get_ref().1.peer_certificates() {
-        None => None,
-        Some(chain) => match peer_identity(chain) {
-            Ok(identity) => Some(identity),
-            Err(error) => {
+    let (identity, chain) = match stream.get_ref().1.peer_certificates() {
+        None => (None, None),
+        Some(chain) => match (peer_identity(chain), CertificateChain::from_der(chain)) {
+            (Ok(identity), Ok(chain)) => (Some(identity), Some(Arc::new(chain))),
+            (Ok(_), Err(error)) => {
+                return tracing::warn!(%address, %error, "a peer's certificates cannot be read");
+            }
+            (Err(error), _) => {
                 return tracing::warn!(%address, %error, "a peer without a name was cut off");
             }
         },
     };
     let peer = Peer {
         identity,
+        chain,
         address,
         version: None,
     };

@@ -2,11 +2,12 @@
 
 use crate::commands::time;
 use crate::exit::{CliError, Exit, Outcome};
+use crate::follow::Wait;
 use crate::printer::{Table, print_pairs};
-use crate::session::Session;
+use crate::session::{Session, all};
 use clap::Subcommand;
-use conpaas_client::{Client, ClientError, Endpoint};
-use conpaas_model::api::DirectorInfo;
+use conpaas_client::{Client, ClientError, Endpoint, ListRootsQuery};
+use conpaas_model::api::{DirectorInfo, RootInfo, RootState};
 use serde::Serialize;
 use std::time::Duration;
 
@@ -36,6 +37,34 @@ pub enum DirectorCommand {
         after_help = "Examples:\n  conpaas director status\n  conpaas director status --json"
     )]
     Status,
+    /// The roots by which machines, managers and the Director trust each other (for operators)
+    #[command(subcommand)]
+    Roots(RootsCommand),
+}
+
+#[derive(Subcommand)]
+pub enum RootsCommand {
+    /// List the roots that everybody trusts, and for whom a change of them waits
+    #[command(
+        after_help = "Examples:\n  conpaas director roots list\n  conpaas director roots list --json"
+    )]
+    List,
+    /// Make a new root; it signs as soon as everybody trusts it, and everybody gets a certificate of it
+    #[command(
+        after_help = "Examples:\n  conpaas director roots add\n  conpaas director roots add --timeout 5m\n  conpaas director roots add --no-wait"
+    )]
+    Add {
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Trust a root no more; refused while anybody has a certificate of it
+    #[command(
+        after_help = "Examples:\n  conpaas director roots retire 4f0c2a91b7\n  conpaas director roots retire 4f0c2a91b7 --json"
+    )]
+    Retire {
+        /// Its fingerprint, or the beginning of it (see `list`)
+        root: String,
+    },
 }
 
 /// A Director of the person's list.
@@ -67,6 +96,7 @@ pub async fn run(session: &Session, command: DirectorCommand) -> Outcome {
                 .printer
                 .either(&text, |printer| printer.raw(text.as_bytes()))
         }
+        DirectorCommand::Roots(command) => roots(session, command).await,
     }
 }
 
@@ -129,6 +159,132 @@ async fn show(session: &Session) -> Outcome {
             ));
         }
     })
+}
+
+async fn roots(session: &Session, command: RootsCommand) -> Outcome {
+    let client = session.client()?;
+    let printer = &session.printer;
+    match command {
+        RootsCommand::List => {
+            let roots = all_roots(&client).await?;
+            printer.either(&roots, |printer| {
+                let mut table = Table::new([
+                    "ROOT",
+                    "STATE",
+                    "TRUSTED BY",
+                    "CERTIFICATES",
+                    "EXPIRES",
+                    "WAITS FOR",
+                ]);
+                for root in &roots {
+                    table.row([
+                        short(&root.fingerprint).to_owned(),
+                        word(root.state).to_owned(),
+                        format!("{} of {}", root.trusted_by, root.parties),
+                        root.certificates.to_string(),
+                        time(&root.expires_at),
+                        waits_for(root),
+                    ]);
+                }
+                table.print(printer);
+            })
+        }
+        RootsCommand::Add { wait } => {
+            let made = client.add_root().await?;
+            let done = if wait.no_wait {
+                made
+            } else {
+                until_it_signs(session, &client, made, wait.timeout).await?
+            };
+            printer.either(&done, |printer| {
+                printer.line(short(&done.fingerprint));
+                printer.note(match done.state {
+                    RootState::Signs => "it signs now; retire the other one when nobody has a certificate of it: conpaas director roots list",
+                    _ => "it signs as soon as everybody trusts it: conpaas director roots list",
+                });
+            })
+        }
+        RootsCommand::Retire { root } => {
+            client.retire_root(&root).await?;
+            printer.either(&serde_json::json!({"retired": root}), |printer| {
+                printer.note(&format!("{root} is trusted no more"));
+            })
+        }
+    }
+}
+
+async fn all_roots(client: &Client) -> Result<Vec<RootInfo>, ClientError> {
+    all(None, async |cursor| {
+        client
+            .list_roots(&ListRootsQuery {
+                cursor,
+                ..Default::default()
+            })
+            .await
+    })
+    .await
+}
+
+/// Looks on until everybody trusts a new root, so that it signs.
+async fn until_it_signs(
+    session: &Session,
+    client: &Client,
+    made: RootInfo,
+    limit: Option<Duration>,
+) -> Result<RootInfo, CliError> {
+    let begun = std::time::Instant::now();
+    let mut told = String::new();
+    loop {
+        let roots = all_roots(client).await?;
+        let found = roots
+            .into_iter()
+            .find(|root| root.fingerprint == made.fingerprint)
+            .ok_or_else(|| CliError::new(Exit::Conflict, "somebody retired it again"))?;
+        if found.state == RootState::Signs {
+            return Ok(found);
+        }
+        let waits = waits_for(&found);
+        if waits != told {
+            session.printer.note(&format!("waits for {waits}"));
+            told = waits;
+        }
+        if limit.is_some_and(|limit| begun.elapsed() >= limit) {
+            return Err(CliError::new(
+                Exit::Detached,
+                "not everybody trusts it yet; it signs as soon as they do",
+            )
+            .hint("see for whom it waits: conpaas director roots list"));
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
+/// As much of a fingerprint as tells roots apart.
+fn short(fingerprint: &str) -> &str {
+    fingerprint.get(..16).unwrap_or(fingerprint)
+}
+
+fn word(state: RootState) -> &'static str {
+    match state {
+        RootState::Signs => "signs",
+        RootState::Next => "next",
+        RootState::Former => "former",
+    }
+}
+
+fn waits_for(root: &RootInfo) -> String {
+    const SHOWN: usize = 3;
+    let names = &root.waits_for;
+    let mut text = names
+        .iter()
+        .take(SHOWN)
+        .cloned()
+        .collect::<Vec<_>>()
+        .join(", ");
+    if names.len() > SHOWN {
+        text.push_str(&format!(" and {} more", names.len() - SHOWN));
+    }
+    text
 }
 
 /// The checks of answers to the two questions asked, and the first error among them.

@@ -108,6 +108,10 @@ impl Place {
     }
 }
 
+/// Shorter lives than this cannot be renewed in time by a computer that is busy.
+const CERTIFICATE_MIN: u64 = 10;
+const CERTIFICATE_MAX: u64 = 90 * 24 * 3600;
+
 /// Settings of a nutshell.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -145,6 +149,8 @@ pub struct Settings {
     pub drain_seconds: u64,
     /// How long a deleted application can be brought back; 0: not at all.
     pub trash_hours: u32,
+    /// For how long agents' and managers' certificates are given; they renew themselves in time.
+    pub certificate_seconds: u64,
     /// vCPUs promised for each real one.
     pub cpu_overcommit: f64,
     /// All the memory that machines may have, in MiB; absent: what the computer has.
@@ -172,6 +178,7 @@ impl Default for Settings {
             code_quota_mib: 10_240,
             drain_seconds: 30,
             trash_hours: 72,
+            certificate_seconds: 24 * 3600,
             cpu_overcommit: 8.0,
             memory_mib: None,
             id_base: 1_000_000_000,
@@ -223,6 +230,16 @@ impl Settings {
                 self.id_base
             ))
             .hint("take a number from 65536 to 4294901760; 1000000000 is usual"));
+        }
+        if !(CERTIFICATE_MIN..=CERTIFICATE_MAX).contains(&self.certificate_seconds) {
+            return Err(CliError::usage(format!(
+                "{}: certificate_seconds is {}",
+                path.display(),
+                self.certificate_seconds
+            ))
+            .hint(format!(
+                "take a number from {CERTIFICATE_MIN} to {CERTIFICATE_MAX} (90 days); 86400 is usual"
+            )));
         }
         if self
             .instance_types
@@ -282,6 +299,7 @@ impl Settings {
         config.code_quota = self.code_quota_mib.saturating_mul(1 << 20);
         config.drain = Duration::from_secs(self.drain_seconds);
         config.trash = Duration::from_secs(u64::from(self.trash_hours) * 3600);
+        config.certificate_lifetime = Duration::from_secs(self.certificate_seconds);
         config
     }
 
@@ -337,6 +355,7 @@ mod tests {
             "https_only = true",
             "https = '127.0.0.1:8080'",
             "https = '127.0.0.1:8443'\ncertificate = '/x.pem'",
+            "certificate_seconds = 5",
         ] {
             std::fs::write(place.settings(), bad).unwrap();
             assert_eq!(

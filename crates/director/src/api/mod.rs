@@ -13,6 +13,7 @@ mod nodes;
 mod operations;
 mod people;
 mod repeat;
+mod roots;
 mod serve;
 mod services;
 mod stream;
@@ -59,6 +60,8 @@ fn routes() -> OpenApiRouter<Arc<Shared>> {
         .routes(routes!(metrics::owner_metrics))
         .routes(routes!(info::openapi_document))
         .routes(routes!(info::director_info))
+        .routes(routes!(roots::list_roots, roots::add_root))
+        .routes(routes!(roots::retire_root))
         .routes(routes!(info::list_service_types))
         .routes(routes!(info::list_instance_types))
         .routes(routes!(info::list_clouds))

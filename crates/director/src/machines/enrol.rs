@@ -5,6 +5,7 @@ use super::listener::{Caller, Refused, internal, problem, refuse, system_node};
 use super::records;
 use super::refusals::Told;
 use super::shared::{Shared, full};
+use super::trust;
 use crate::error::DirectorError;
 use crate::store::{self, Millis, events};
 use conpaas_kill_points::{KillPoint, reached};
@@ -15,7 +16,7 @@ use conpaas_pki::{
     Decision, EnrolmentRequest, Identity, NodeRecord, PartyKind, Refusal, csr_key_fingerprint,
     decide,
 };
-use conpaas_wire::{Body, json_response, read_json};
+use conpaas_wire::{Body, Peer, json_response, read_json};
 use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
 use rustls::pki_types::CertificateSigningRequestDer;
@@ -52,6 +53,40 @@ async fn request_of(
 
 /// A machine's agent asks for its certificate, the first time or again.
 pub async fn agent(
+    shared: &Arc<Shared>,
+    network: Option<&ApplicationId>,
+    request: Request<Incoming>,
+    peer: &Peer,
+) -> Result<Response<Body>, Refused> {
+    // Before anything is read: an attempt costs a signature's check and looks at the store.
+    let (from, at) = (peer.address.ip(), store::now());
+    if let Err(seconds) = shared.enrolments.check(network, from, at) {
+        if let Some(count) = shared.refusals.note(Told::TooFast, at) {
+            tracing::warn!(%from, count, "enrolments that came too fast were refused");
+        }
+        return Err(too_fast(seconds));
+    }
+    let answer = decide_and_answer(shared, network, request).await;
+    let refused = |response: &Refused| response.status().is_client_error();
+    if !answer.as_ref().is_err_and(refused) {
+        shared.enrolments.succeeded(network, from);
+    }
+    answer
+}
+
+fn too_fast(seconds: u32) -> Refused {
+    let mut refused = refuse(
+        StatusCode::TOO_MANY_REQUESTS,
+        "too_many_attempts",
+        format!("too many enrolments from here were refused; try again in {seconds} s"),
+    );
+    refused
+        .headers_mut()
+        .insert(http::header::RETRY_AFTER, seconds.into());
+    refused
+}
+
+async fn decide_and_answer(
     shared: &Arc<Shared>,
     network: Option<&ApplicationId>,
     request: Request<Incoming>,
@@ -215,12 +250,17 @@ pub async fn manager(
         application: caller.machine.application.clone(),
         node: caller.machine.id.clone(),
     };
+    trust::expect_manager(shared, &caller.machine)
+        .await
+        .map_err(|error| internal(&error))?;
     reached(KillPoint::ManagerEnrolled);
     answer(shared, &csr, kind)
 }
 
 fn answer(shared: &Arc<Shared>, csr: &[u8], kind: PartyKind) -> Result<Response<Body>, Refused> {
     let identity = Identity::new(shared.installation.clone(), kind);
+    // Before the roots are read: when they change in between, it is out of date and asks again.
+    let trust = shared.trust_digest();
     match shared.sign(csr, &identity) {
         Ok(chain) => Ok(json_response(
             StatusCode::OK,
@@ -228,6 +268,7 @@ fn answer(shared: &Arc<Shared>, csr: &[u8], kind: PartyKind) -> Result<Response<
                 chain: chain.to_pem(),
                 roots: shared.roots_pem(),
                 lifetime_seconds: shared.config.certificate_lifetime.as_secs(),
+                trust,
             },
         )),
         Err(error) => {

@@ -37,6 +37,7 @@ pub async fn of_manager(
         epoch,
         instance_types: shared.instance_types(),
         services: levels,
+        trust: shared.trust_digest(),
     })
 }
 

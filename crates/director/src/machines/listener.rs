@@ -4,14 +4,14 @@
 
 use super::records::{self, Machine};
 use super::shared::{Shared, full};
-use super::{enrol, intake, managers, secrets};
+use super::{enrol, intake, managers, secrets, trust};
 use crate::error::DirectorError;
 use crate::store::{codes, services};
 use conpaas_core::broker::NodeKey;
 use conpaas_model::ids::{ApplicationId, MachineId};
 use conpaas_model::protocol::{
     FromManager, Located, PATH_AGENT_STREAM, PATH_BLOBS, PATH_ENROL, PATH_ENROL_MANAGER,
-    PATH_LOCATE, PATH_LOGS, PATH_MANAGER_STREAM, PATH_SECRETS, ToManager,
+    PATH_LOCATE, PATH_LOGS, PATH_MANAGER_STREAM, PATH_SECRETS, PATH_TRUST, ToManager,
 };
 use conpaas_model::status::NodeState;
 use conpaas_pki::PartyKind;
@@ -33,6 +33,7 @@ pub enum Kind {
 #[derive(Clone, Debug)]
 pub struct Caller {
     pub machine: Machine,
+    pub kind: Kind,
 }
 
 /// An answer that ends a call early.
@@ -68,7 +69,9 @@ pub async fn handle(
     let method = request.method().clone();
     let path = request.uri().path().to_owned();
     let outcome = match (&method, path.as_str()) {
-        (&Method::POST, PATH_ENROL) => enrol::agent(&shared, network.as_ref(), request).await,
+        (&Method::POST, PATH_ENROL) => {
+            enrol::agent(&shared, network.as_ref(), request, &peer).await
+        }
         (&Method::POST, PATH_ENROL_MANAGER) => {
             match caller(&shared, network.as_ref(), &peer, &[Kind::Agent]).await {
                 Ok(caller) => enrol::manager(&shared, &caller, request).await,
@@ -90,6 +93,13 @@ pub async fn handle(
         (&Method::GET, PATH_AGENT_STREAM) => {
             match caller(&shared, network.as_ref(), &peer, &[Kind::Agent]).await {
                 Ok(caller) => agent_stream(&shared, &caller, request, &peer).await,
+                Err(refused) => Err(refused),
+            }
+        }
+        (&Method::POST, PATH_TRUST) => {
+            let both = [Kind::Agent, Kind::Manager];
+            match caller(&shared, network.as_ref(), &peer, &both).await {
+                Ok(caller) => trust::report(&shared, &caller, request, &peer).await,
                 Err(refused) => Err(refused),
             }
         }
@@ -169,7 +179,7 @@ async fn caller(
     let machine = machine(shared, node).await?;
     match machine {
         Some(machine) if machine.application == *application && !machine.is_removed() => {
-            Ok(Caller { machine })
+            Ok(Caller { machine, kind })
         }
         _ => Err(refuse(
             StatusCode::FORBIDDEN,
@@ -189,14 +199,14 @@ async fn machine(shared: &Arc<Shared>, id: &MachineId) -> Result<Option<Machine>
 }
 
 async fn locate(shared: &Arc<Shared>, caller: &Caller) -> Result<Response<Body>, Refused> {
-    let service = caller.machine.service.clone();
+    let (service, trust) = (caller.machine.service.clone(), shared.trust_digest());
     let located: Option<Located> = shared
         .store
         .read(move |tx| {
             let Some(row) = services::get(tx, &service)? else {
                 return Ok(None);
             };
-            managers::locate(tx, &row).map(Some)
+            managers::locate(tx, &row, trust).map(Some)
         })
         .await
         .map_err(|error| internal(&error))?;

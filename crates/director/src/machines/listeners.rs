@@ -119,8 +119,11 @@ pub async fn serve(
     network: Option<ApplicationId>,
     end: CancellationToken,
 ) {
-    let config = shared.server_tls.clone();
-    let tls: ServerTls = conpaas_wire::fixed_server_tls(config);
+    let given = shared.clone();
+    let tls: ServerTls = Arc::new(move || {
+        let config = given.server_tls.read();
+        config.unwrap_or_else(PoisonError::into_inner).clone()
+    });
     let shared = shared.clone();
     conpaas_wire::serve(
         listener,

@@ -54,17 +54,23 @@ pub fn forget_epochs(tx: &Connection) -> Result<(), DirectorError> {
 }
 
 /// Where the manager of a service is now.
-pub fn locate(tx: &Connection, row: &services::ServiceRow) -> Result<Located, DirectorError> {
+pub fn locate(
+    tx: &Connection,
+    row: &services::ServiceRow,
+    trust: String,
+) -> Result<Located, DirectorError> {
     if row.internal {
         return Ok(Located {
             epoch: DIRECTOR_EPOCH,
             manager: ManagerAddress::Director,
+            trust,
         });
     }
     let Some(system) = &row.manager else {
         return Ok(Located {
             epoch: Epoch(0),
             manager: ManagerAddress::Nowhere,
+            trust,
         });
     };
     let epoch = epoch(tx, system)?;
@@ -83,7 +89,11 @@ pub fn locate(tx: &Connection, row: &services::ServiceRow) -> Result<Located, Di
         },
         _ => ManagerAddress::Nowhere,
     };
-    Ok(Located { epoch, manager })
+    Ok(Located {
+        epoch,
+        manager,
+        trust,
+    })
 }
 
 /// Refuses a manager whose post was taken by a newer one.

@@ -19,6 +19,7 @@ mod routes;
 mod secrets;
 mod shared;
 mod system;
+mod trust;
 
 #[cfg(test)]
 mod tests;
@@ -33,7 +34,7 @@ use crate::vault::Vault;
 use conpaas_cloud::{Capacity, Cloud, Features, LimitsSupport, Support};
 use conpaas_core::broker::BrokerSettings;
 use conpaas_manager::ServiceManagers;
-use conpaas_model::api::CloudInfo;
+use conpaas_model::api::{CloudInfo, RootInfo};
 use conpaas_model::ids::{InstallationId, MachineId, ServiceId};
 use conpaas_pki::{
     Authority, ClientCertificates, Credentials, Identity, KeyPair, PartyKind, PkiError,
@@ -50,9 +51,6 @@ use tokio::net::TcpListener;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-
-/// How often certificates are looked at for renewal.
-const RENEWAL_CHECK: Duration = Duration::from_secs(600);
 
 /// Settings of the machine side.
 #[derive(Clone)]
@@ -179,13 +177,19 @@ impl Machines {
             registry,
             installation,
             authority: RwLock::new(authority),
-            server_tls,
+            own: shared::Own {
+                credentials,
+                key,
+                identity,
+            },
+            server_tls: RwLock::new(server_tls),
             shutdown: shutdown.clone(),
             tasks: TaskTracker::new(),
             wake: Notify::new(),
             listeners: listeners::Listeners::default(),
             hub: hub::Hub::default(),
             refusals: refusals::Refusals::default(),
+            enrolments: Default::default(),
             edge: watch::Sender::default(),
             limits: Default::default(),
             host_port,
@@ -202,9 +206,8 @@ impl Machines {
         shared.tasks.spawn(system::run(shared.clone()));
         shared.tasks.spawn(edge::Feed::new(shared.clone()).run());
         shared.tasks.spawn(close_removed(shared.clone()));
-        shared
-            .tasks
-            .spawn(renew(shared.clone(), credentials, key, identity));
+        shared.tasks.spawn(trust::follow(shared.clone()));
+        shared.tasks.spawn(trust::renew(shared.clone()));
         shared.tasks.close();
         Ok(Self { shared })
     }
@@ -271,6 +274,18 @@ impl MachineSide for Machines {
         limits.get(machine).map(|(_, words)| words.clone())
     }
 
+    async fn roots(&self) -> Result<Vec<RootInfo>, DirectorError> {
+        trust::list(&self.shared).await
+    }
+
+    async fn add_root(&self) -> Result<RootInfo, DirectorError> {
+        trust::add(&self.shared).await
+    }
+
+    async fn retire_root(&self, fingerprint: &str) -> Result<(), DirectorError> {
+        trust::retire(&self.shared, fingerprint).await
+    }
+
     async fn stopped(&self) {
         self.shared.tasks.wait().await;
     }
@@ -335,55 +350,6 @@ async fn close_removed(shared: Arc<Shared>) {
         tokio::select! {
             () = shared.shutdown.cancelled() => return,
             _ = changed.changed() => {}
-        }
-    }
-}
-
-/// Keeps the issuing certificate and the Director's own fresh.
-async fn renew(
-    shared: Arc<Shared>,
-    credentials: Arc<Credentials>,
-    key: KeyPair,
-    identity: Identity,
-) {
-    loop {
-        let now = SystemTime::now();
-        let refreshed = shared
-            .authority
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .refresh(now);
-        if let Err(error) = refreshed {
-            tracing::error!(
-                error = full(&error),
-                "the issuing certificate could not be renewed"
-            );
-        }
-        if credentials
-            .validity()
-            .map_or(true, |validity| validity.should_renew(now))
-        {
-            let renewed = key
-                .csr()
-                .and_then(|csr| shared.sign(&csr, &identity))
-                .and_then(|chain| credentials.replace(chain, &key));
-            if let Err(error) = renewed {
-                tracing::error!(
-                    error = full(&error),
-                    "the Director's certificate could not be renewed"
-                );
-            }
-        }
-        if let Err(error) = shared.store.quiet(|tx| managers::forget_epochs(tx)).await {
-            tracing::warn!(error = full(&error), "old epochs could not be forgotten");
-        }
-        // Short-lived certificates are looked at more often.
-        let pause = RENEWAL_CHECK
-            .min(shared.config.certificate_lifetime / 6)
-            .max(Duration::from_millis(100));
-        tokio::select! {
-            () = shared.shutdown.cancelled() => return,
-            () = tokio::time::sleep(pause) => {}
         }
     }
 }

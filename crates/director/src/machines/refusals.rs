@@ -20,6 +20,8 @@ pub enum Told {
     Line(MachineId),
     /// Lines of the log about machines that there never were, all together.
     Unknown,
+    /// Lines of the log about attempts that came too fast, all together.
+    TooFast,
 }
 
 struct Count {

@@ -5,13 +5,17 @@ use super::MachinesConfig;
 use super::hub::Hub;
 use super::listeners::Listeners;
 use super::refusals::Refusals;
+use crate::brake::EnrolmentBrake;
 use crate::store::Store;
 use conpaas_cloud::{CgroupVersion, Cloud, Limits};
 use conpaas_manager::ServiceManagers;
 use conpaas_model::ids::{InstallationId, MachineId, ServiceId};
 use conpaas_model::instance::InstanceType;
 use conpaas_model::status::EdgeStatus;
-use conpaas_pki::{Authority, CertificateChain, Identity, PkiError};
+use conpaas_pki::{
+    Authority, CertificateChain, ClientCertificates, Credentials, Identity, KeyPair, PkiError,
+    server_config,
+};
 use conpaas_services::registry::Registry;
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -21,6 +25,13 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+/// The Director's own certificate, with what it takes to renew it.
+pub struct Own {
+    pub credentials: Arc<Credentials>,
+    pub key: KeyPair,
+    pub identity: Identity,
+}
+
 /// See the module.
 pub struct Shared {
     pub store: Store,
@@ -29,7 +40,10 @@ pub struct Shared {
     pub registry: Arc<Registry>,
     pub installation: InstallationId,
     pub authority: RwLock<Authority>,
-    pub server_tls: Arc<rustls::ServerConfig>,
+    /// What the Director itself shows machines.
+    pub own: Own,
+    /// For connections to come: it changes with the roots.
+    pub server_tls: RwLock<Arc<rustls::ServerConfig>>,
     pub shutdown: CancellationToken,
     pub tasks: TaskTracker,
     /// Makes the broker look at once.
@@ -37,6 +51,7 @@ pub struct Shared {
     pub listeners: Listeners,
     pub hub: Hub,
     pub refusals: Refusals,
+    pub enrolments: EnrolmentBrake,
     /// The managers of system services, which the Director runs itself.
     pub managers: ServiceManagers,
     /// What the edge has taken, by service.
@@ -75,6 +90,48 @@ impl Shared {
                 self.config.certificate_lifetime,
                 SystemTime::now(),
             )
+    }
+
+    /// Stands for the roots that everybody should trust and for which of them signs.
+    pub fn trust_digest(&self) -> String {
+        self.authority
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .trust_digest()
+    }
+
+    /// Gives the Director itself a new certificate.
+    ///
+    /// # Errors
+    /// When the issuing certificate is over; the present one then stays.
+    pub fn renew_own(&self) -> Result<(), PkiError> {
+        let Own {
+            credentials,
+            key,
+            identity,
+        } = &self.own;
+        credentials.replace(self.sign(&key.csr()?, identity)?, key)
+    }
+
+    /// Lets connections to come be checked against the present roots.
+    ///
+    /// # Errors
+    /// When there are none.
+    pub fn renew_tls(&self) -> Result<(), PkiError> {
+        let roots = self
+            .authority
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .roots()
+            .clone();
+        // Enrolment and late renewal come without a certificate.
+        let optional = ClientCertificates::Optional;
+        let config = server_config(self.own.credentials.clone(), &roots, optional)?;
+        *self
+            .server_tls
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = config;
+        Ok(())
     }
 
     /// The sizes of machines over all clouds, each name once.

@@ -113,6 +113,12 @@ CREATE TABLE secrets(
     version INTEGER NOT NULL, sealed BLOB NOT NULL, created_at INTEGER NOT NULL,
     actor TEXT NOT NULL, PRIMARY KEY(service_id, name, version));
 "#,
+    // What agents and managers last said of the roots they trust.
+    r#"
+CREATE TABLE trust(
+    machine_id TEXT NOT NULL, kind TEXT NOT NULL, root TEXT NOT NULL, trusts_json TEXT NOT NULL,
+    at INTEGER NOT NULL, PRIMARY KEY(machine_id, kind));
+"#,
 ];
 
 /// The schema this program writes.

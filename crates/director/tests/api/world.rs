@@ -8,7 +8,7 @@ pub use conpaas_director::store::{operations as rows, services};
 pub use conpaas_director::{
     Director, DirectorConfig, DirectorError, PASSWORD_FILE, StartError, operations,
 };
-pub use conpaas_model::api::{CloudInfo, Outcome};
+pub use conpaas_model::api::{CloudInfo, Outcome, RootInfo};
 pub use conpaas_model::ids::{MachineId, ServiceId};
 pub use conpaas_model::instance::default_instance_types;
 pub use conpaas_model::status::ServiceStatus;
@@ -48,6 +48,15 @@ impl MachineSide for NoMachines {
     fn wake(&self) {}
     async fn limits(&self, _: &MachineId) -> Option<String> {
         None
+    }
+    async fn roots(&self) -> Result<Vec<RootInfo>, DirectorError> {
+        Ok(Vec::new())
+    }
+    async fn add_root(&self) -> Result<RootInfo, DirectorError> {
+        Err(DirectorError::conflict("no_machines", "there are none"))
+    }
+    async fn retire_root(&self, _: &str) -> Result<(), DirectorError> {
+        Err(DirectorError::not_found("there are none"))
     }
     async fn stopped(&self) {}
 }

@@ -229,6 +229,7 @@ async fn a_stale_manager_is_refused_and_left() {
             machine: machine(9),
             address: listener.local_addr().unwrap(),
         },
+        trust: String::new(),
     };
     let (heard, mut hears) = tokio::sync::mpsc::unbounded_channel();
     let stop = tokio_util::sync::CancellationToken::new();

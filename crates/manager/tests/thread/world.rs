@@ -106,6 +106,7 @@ impl Director {
             chain: chain.to_pem(),
             roots: self.authority.roots().to_pem(),
             lifetime_seconds: lifetime.as_secs(),
+            trust: self.authority.trust_digest(),
         })
     }
 
@@ -254,6 +255,7 @@ impl World {
             located: Mutex::new(Located {
                 epoch: Epoch(0),
                 manager: ManagerAddress::Nowhere,
+                trust: String::new(),
             }),
             level: watch::Sender::new(None),
             report: watch::Sender::new(None),
@@ -339,6 +341,7 @@ impl World {
                 machine: machine(1),
                 address: listener.local_addr().unwrap(),
             },
+            trust: String::new(),
         };
         let shutdown = CancellationToken::new();
         let folders = self.folders(1);
@@ -426,6 +429,7 @@ impl World {
                 next_node: NodeNumber(3),
                 edge: EdgeStatus::default(),
             }],
+            trust: String::new(),
         }));
     }
 

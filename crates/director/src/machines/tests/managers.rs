@@ -63,7 +63,7 @@ fn exposure(generation: u64, address: Option<SocketAddr>) -> Exposure {
 }
 
 /// A world whose manager is connected.
-async fn managed() -> (World, Agent, Manager) {
+pub async fn managed() -> (World, Agent, Manager) {
     let world = World::start().await;
     world.wish(&world.system, RunWish::Running).await;
     world.wish(&world.web, RunWish::Running).await;

@@ -1,7 +1,9 @@
 //! The machine side over a cloud of records, with agents and managers that speak the real wire.
 
 mod managers;
+mod pairs;
 mod secrets;
+mod trust;
 mod world;
 
 use crate::store;
@@ -124,6 +126,36 @@ async fn another_key_is_refused_and_told_and_the_removed_get_nothing() {
         code_of(Agent::enrol(&context, Some(&key)).await),
         "node_removed"
     );
+    world.end().await;
+}
+
+#[tokio::test]
+async fn enrolments_that_come_too_fast_are_braked_before_they_cost_anything() {
+    let world = World::start().await;
+    world.wish(&world.system, RunWish::Running).await;
+    let context = world.birth().await;
+    let guess = conpaas_model::protocol::Context {
+        machine: "m-unknown".parse().unwrap(),
+        ..context.clone()
+    };
+    let key = KeyPair::generate().unwrap();
+    let agent = Agent::enrol(&context, Some(&key)).await.unwrap();
+    let mut codes = std::collections::BTreeMap::<String, u32>::new();
+    for _ in 0..80 {
+        let code = code_of(Agent::enrol(&guess, Some(&key)).await);
+        *codes.entry(code).or_default() += 1;
+    }
+    let (looked_at, braked) = (codes["unknown_token"], codes["too_many_attempts"]);
+    assert!(
+        (60..=70).contains(&looked_at) && looked_at + braked == 80,
+        "{codes:?}"
+    );
+    // Calls with a certificate are another matter, and time forgives.
+    agent.client.get_json::<Located>(PATH_LOCATE).await.unwrap();
+    eventually("it may renew again", || async {
+        Agent::enrol(&context, Some(&key)).await.ok()
+    })
+    .await;
     world.end().await;
 }
 

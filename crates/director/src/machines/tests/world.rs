@@ -15,7 +15,8 @@ use conpaas_model::ids::{
 use conpaas_model::level::Level;
 use conpaas_model::protocol::{
     Context, EnrolAnswer, EnrolRequest, FromAgent, FromManager, ManagerLevel, ManagerReport,
-    PATH_AGENT_STREAM, PATH_ENROL, PATH_ENROL_MANAGER, PATH_MANAGER_STREAM, ToAgent, ToManager,
+    PATH_AGENT_STREAM, PATH_ENROL, PATH_ENROL_MANAGER, PATH_MANAGER_STREAM, PATH_TRUST, ToAgent,
+    ToManager, TrustAnswer, TrustReport,
 };
 use conpaas_model::spec::RunWish;
 use conpaas_model::status::{AgentReport, EdgeStatus, NodeHealth, NodeState, Phase, RoleStatus};
@@ -382,7 +383,7 @@ fn insert(
     Ok(())
 }
 
-fn csr_pem(key: &KeyPair) -> String {
+pub fn csr_pem(key: &KeyPair) -> String {
     use base64::Engine;
     let text = base64::engine::general_purpose::STANDARD.encode(key.csr().unwrap());
     let lines: Vec<&str> = text
@@ -412,6 +413,13 @@ pub struct Agent {
     pub context: Context,
     credentials: Arc<Credentials>,
     pub client: Client,
+    key: KeyPair,
+}
+
+/// Says whom a party trusts, by a connection that shows its present certificate.
+async fn report_trust(client: &Client, roots: &str) -> Result<TrustAnswer, WireError> {
+    let trusts = Roots::from_pem(roots).unwrap().fingerprints().unwrap();
+    client.post_json(PATH_TRUST, &TrustReport { trusts }).await
 }
 
 impl Agent {
@@ -434,11 +442,24 @@ impl Agent {
         let chain = CertificateChain::from_pem(&answer.chain).unwrap();
         assert!(chain.identity().unwrap().is_agent_of(&context.application));
         let credentials = Credentials::new(chain, key).unwrap();
+        let mut context = context.clone();
+        context.roots = answer.roots;
         Ok(Self {
-            context: context.clone(),
-            client: client(context, Some(credentials.clone())),
+            client: client(&context, Some(credentials.clone())),
+            context,
             credentials,
+            key: KeyPair::from_pem(&key.to_pem()).unwrap(),
         })
+    }
+
+    /// The same agent with a new certificate, and the roots that came with it.
+    pub async fn renewed(&self) -> Result<Self, WireError> {
+        Self::enrol(&self.context, Some(&self.key)).await
+    }
+
+    /// Says whom it trusts.
+    pub async fn trusts(&self) -> Result<TrustAnswer, WireError> {
+        report_trust(&self.client, &self.context.roots).await
     }
 
     /// The same agent, dialling a Director that listens elsewhere now.
@@ -452,6 +473,7 @@ impl Agent {
             context,
             client,
             credentials: self.credentials.clone(),
+            key: KeyPair::from_pem(&self.key.to_pem()).unwrap(),
         }
     }
 
@@ -472,7 +494,9 @@ impl Agent {
                 .unwrap()
                 .is_manager_of(&self.context.application)
         );
-        let client = client(&self.context, Some(Credentials::new(chain, &key).unwrap()));
+        let mut context = self.context.clone();
+        context.roots = answer.roots;
+        let client = client(&context, Some(Credentials::new(chain, &key).unwrap()));
         let stream = client
             .open_stream(
                 PATH_MANAGER_STREAM,
@@ -480,7 +504,11 @@ impl Agent {
                 &StreamSettings::default(),
             )
             .await?;
-        Ok(Manager { stream })
+        Ok(Manager {
+            stream,
+            client,
+            context,
+        })
     }
 
     /// Opens its stream at the Director and carries every level out at once.
@@ -594,9 +622,16 @@ impl Obedient {
 /// A manager process with its stream.
 pub struct Manager {
     stream: FramedStream<ToManager, FromManager>,
+    pub client: Client,
+    context: Context,
 }
 
 impl Manager {
+    /// Says whom it trusts.
+    pub async fn trusts(&self) -> Result<TrustAnswer, WireError> {
+        report_trust(&self.client, &self.context.roots).await
+    }
+
     async fn next(&mut self) -> Option<ToManager> {
         let next = tokio::time::timeout(Duration::from_secs(30), self.stream.recv()).await;
         next.expect("in vain: a word of the Director")
