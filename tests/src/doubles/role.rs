@@ -26,6 +26,8 @@ pub struct Role {
     known: Vec<Provider>,
     letting_go: Vec<Provider>,
     config: Value,
+    /// Configurations of releases, by number.
+    releases: std::collections::BTreeMap<String, Value>,
     /// What people see, for roles they are led to.
     page: Arc<Mutex<String>>,
     door: Option<Door>,
@@ -42,6 +44,7 @@ impl Role {
             known: Vec::new(),
             letting_go: Vec::new(),
             config: Value::Null,
+            releases: Default::default(),
             page: Arc::default(),
             door: None,
         }
@@ -86,6 +89,10 @@ impl RoleAgent for Role {
             }
         }
         self.config = level.config.clone();
+        let releases = level.releases.iter();
+        self.releases = releases
+            .map(|(number, release)| (number.to_string(), release.config.clone()))
+            .collect();
         let gone: Vec<_> = self
             .known
             .drain(..)
@@ -171,6 +178,7 @@ impl RoleAgent for Role {
                     .unwrap_or(false);
                 Ok(json!({"says": if shout { text.to_uppercase() } else { text.to_owned() }}))
             }
+            _ if name == "info" => Ok(json!({"releases": self.releases})),
             _ => Err(RoleError::Failed(format!(
                 "this role has no command '{name}'"
             ))),

@@ -78,7 +78,8 @@ fn helloworld_scales_and_drains_without_a_failed_request() {
     ]);
     world.ok(["app", "start", "shop"]);
     world.wait_status(HOST, "/", 200);
-    let load = load::start(world.edge_port, HOST, "/", Duration::from_millis(20));
+    // Each page takes the smallest web server some processes: this is a test of draining, not of load.
+    let load = load::start(world.edge_port, HOST, "/", Duration::from_millis(150));
     for counts in [
         ["greeter=3", "front=1"],
         ["greeter=3", "front=3"],
@@ -98,7 +99,7 @@ fn helloworld_scales_and_drains_without_a_failed_request() {
         counts.failed.len()
     );
     assert_eq!(counts.failed, Vec::<String>::new());
-    assert!(counts.sent > 100, "{counts:?}");
+    assert!(counts.sent > 30, "{counts:?}");
     world.wait_no_leak();
 }
 

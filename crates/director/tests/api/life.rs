@@ -128,13 +128,12 @@ async fn the_life_of_an_application() {
         .send(Method::DELETE, "/v1/apps/shop", &ann, None, &[])
         .await;
     assert_eq!(deleted.status, 202, "{deleted:?}");
+    assert!(
+        deleted.body["operation"].is_null(),
+        "nothing runs, so there is nothing to follow: {deleted:?}"
+    );
     let again = world.post("/v1/apps", &ann, json!({"name": "shop"})).await;
     assert_eq!(again.status, 201, "the name is free: {again:?}");
-    world
-        .until(&path(&deleted), &ann, |answer| {
-            answer.body["outcome"] == "done"
-        })
-        .await;
     let left = world.get("/v1/apps", &ann).await;
     assert_eq!(left.body["items"].as_array().unwrap().len(), 1);
     world.director.stop().await;
@@ -157,9 +156,13 @@ async fn what_was_deleted_rests_in_the_trash_and_comes_back_with_all_it_had() {
     let names = async |query: &str| {
         let page = world.get(&format!("/v1/apps{query}"), &ann).await;
         let items = page.body["items"].as_array().unwrap().clone();
-        items
+        // They come in the order of their ids.
+        let names = items
             .iter()
-            .map(|app| app["name"].clone())
+            .map(|app| app["name"].as_str().unwrap().to_owned());
+        names
+            .collect::<std::collections::BTreeSet<_>>()
+            .into_iter()
             .collect::<Vec<_>>()
     };
     assert!(names("").await.is_empty());
@@ -203,7 +206,7 @@ async fn what_was_deleted_rests_in_the_trash_and_comes_back_with_all_it_had() {
     assert_eq!(taken.body["code"], "name_taken", "{taken:?}");
     let back = world.post(&restore, &ann, json!({"name": "old"})).await;
     assert_eq!(back.status, 200, "{back:?}");
-    assert_eq!(names("").await, ["shop", "old"].map(Value::from));
+    assert_eq!(names("").await, ["old", "shop"]);
     let kept = world.get("/v1/apps/old/services/web/code", &ann).await;
     assert_eq!(kept.body["items"][0]["id"], code.body["id"]);
     let again = world.post(&restore, &ann, json!({})).await;

@@ -5,7 +5,7 @@ use super::backend_config::{LEAST_GRACE, Place, ini_file, pool_file};
 use super::backend_metrics::Figures;
 use super::manager::BackendConfig;
 use super::site::{self, Site};
-use super::{ACCOUNT, BACKEND, PING, STATUS, environment, fastcgi};
+use super::{ACCOUNT, BACKEND, PING, STATUS, environment, fastcgi, info};
 use crate::support::background::{Background, MOMENT, Stops, stop_all};
 use crate::support::files;
 use async_trait::async_trait;
@@ -16,6 +16,7 @@ use conpaas_model::ids::ReleaseNumber;
 use conpaas_model::level::{Duty, ReleaseLevel, RoleLevel};
 use conpaas_model::metrics::RoleReading;
 use conpaas_model::status::{Phase, RoleStatus};
+use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{SocketAddr, SocketAddrV4};
 use std::path::{Path, PathBuf};
@@ -35,6 +36,8 @@ const AGAIN: Duration = Duration::from_secs(2);
 #[derive(Default)]
 pub struct Backend {
     releases: BTreeMap<ReleaseNumber, Pool>,
+    /// As they were last wished.
+    configs: BTreeMap<ReleaseNumber, BackendConfig>,
     stops: Stops,
 }
 
@@ -322,8 +325,11 @@ impl RoleAgent for Backend {
         environment::forget_others(&node.role_folder(BACKEND), |release| {
             level.releases.contains_key(&release)
         });
+        self.configs
+            .retain(|release, _| level.releases.contains_key(release));
         for (release, wish) in &level.releases {
             let config: BackendConfig = site::read(&wish.config)?;
+            self.configs.insert(*release, config.clone());
             let pool = self.releases.entry(*release).or_default();
             if self.stops.under_way(&process_name(node, *release)) {
                 // It was let go a moment ago: first let that end.
@@ -398,6 +404,20 @@ impl RoleAgent for Backend {
             Duration::from_secs(LEAST_GRACE),
         )
         .await
+    }
+
+    async fn command(
+        &mut self,
+        _node: &NodeContext,
+        name: &str,
+        _arguments: &Value,
+    ) -> Result<Value, RoleError> {
+        if name != "info" {
+            return Err(RoleError::Failed(format!(
+                "this role has no command '{name}'"
+            )));
+        }
+        info::answer(PROGRAM, &self.configs).await
     }
 }
 

@@ -8,6 +8,7 @@ mod backend_metrics;
 mod environment;
 mod fastcgi;
 mod haproxy;
+mod info;
 mod manager;
 mod proxy;
 mod proxy_config;
@@ -25,7 +26,9 @@ mod web_metrics;
 mod tests;
 
 use conpaas_core::role_agent::{RoleAgent, RoleAgents};
-use conpaas_core::service_type::{Decision, Fencing, RoleDeclaration, ServiceType};
+use conpaas_core::service_type::{
+    CommandDeclaration, CommandKind, Decision, Fencing, RoleDeclaration, ServiceType,
+};
 use conpaas_model::spec::Settings;
 
 /// Path of proofs of life on every daemon. Paths with a leading dot are never an application's.
@@ -87,6 +90,18 @@ static ROLES: [RoleDeclaration; 3] = [
     },
 ];
 
+static COMMANDS: [CommandDeclaration; 1] = [CommandDeclaration {
+    name: "info",
+    title: "tells which PHP backends run, with which extensions and settings",
+    kind: CommandKind::Query,
+    role: BACKEND,
+    arguments: no_arguments,
+}];
+
+fn no_arguments() -> serde_json::Value {
+    serde_json::json!({"type": "object", "additionalProperties": false, "properties": {}})
+}
+
 impl ServiceType for Php {
     fn name(&self) -> &'static str {
         "php"
@@ -117,6 +132,9 @@ impl ServiceType for Php {
     }
     fn settings_schema(&self) -> serde_json::Value {
         settings::schema()
+    }
+    fn commands(&self) -> &'static [CommandDeclaration] {
+        &COMMANDS
     }
     fn takes_code(&self) -> bool {
         true
