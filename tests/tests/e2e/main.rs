@@ -13,4 +13,5 @@ mod load;
 mod metrics;
 mod nutshell;
 mod scenarios;
+mod secrets;
 mod thread;
