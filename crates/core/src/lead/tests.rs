@@ -252,7 +252,7 @@ impl World {
             members: &members,
             gone: leader.is_none_or(|n| self.stores.get(&n).is_none_or(|s| s.dead)),
             let_go: self.users.iter().all(|(obeyed, sent)| {
-                obeyed == sent && !sent.as_ref().is_some_and(|l| l.stage == Open)
+                obeyed == sent && sent.as_ref().is_none_or(|l| l.stage != Open)
             }),
         };
         let (Some(lead), _) = decide(&view) else {
