@@ -21,7 +21,7 @@ fn fresh_seed() -> u64 {
 }
 
 #[test]
-#[ignore = "about two seeds in a thousand do not come to rest yet: a node that is replaced while others die"]
+#[ignore = "about four seeds in a thousand do not come to rest yet (docs/simulator.md)"]
 fn fresh_seeds_break_nothing() {
     let (first, begun) = (fresh_seed(), Instant::now());
     println!("seeds from {first} (CONPAAS_SEED chooses others)");

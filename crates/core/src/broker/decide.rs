@@ -55,6 +55,13 @@ pub fn decide(view: &View<'_>) -> Vec<Action> {
     actions
 }
 
+/// Whether a machine's next attempt is due. The moment is one of the wall clock, which may be set back:
+/// one that lies further ahead than the longest pause was written before that, and is not waited for.
+fn due(view: &View<'_>, machine: &MachineRow) -> bool {
+    let ahead = machine.retry_at.saturating_sub(view.now);
+    ahead == 0 || ahead > view.settings.longest_pause
+}
+
 /// How a call's result is to be recorded.
 pub fn answered(
     row: &MachineRow,
@@ -187,7 +194,7 @@ fn step_wanted(
     let word = word(view, machine);
     match machine.stage {
         MachineStage::Intended => {
-            if view.now >= machine.retry_at {
+            if due(view, machine) {
                 actions.push(Action::Create { machine: id });
             }
         }
@@ -196,7 +203,7 @@ fn step_wanted(
                 machine: id,
                 cloud_id: listed.id.clone(),
             }),
-            Word::Absent if view.now >= machine.retry_at => {
+            Word::Absent if due(view, machine) => {
                 actions.push(Action::Create { machine: id })
             }
             Word::Absent | Word::Unknown => {}
@@ -263,7 +270,7 @@ fn step_wanted(
                     failed(view, node, machine, reason, used, actions);
                 }
             }
-            Word::Present(listed) if view.now >= machine.retry_at => {
+            Word::Present(listed) if due(view, machine) => {
                 actions.push(destroy(machine, &listed.id, machine.last_error.clone()));
             }
             Word::Present(_) | Word::Unknown => {}
@@ -358,7 +365,7 @@ fn unwanted(view: &View<'_>, machine: &MachineRow) -> Option<Action> {
     match (machine.stage, word(view, machine)) {
         // Should the call still bear fruit later, the fruit is an orphan.
         (_, Word::Absent) => gone(),
-        (MachineStage::Destroying, Word::Present(listed)) => (view.now >= machine.retry_at)
+        (MachineStage::Destroying, Word::Present(listed)) => due(view, machine)
             .then(|| destroy(machine, &listed.id, machine.last_error.clone())),
         (_, Word::Present(listed)) => Some(destroy(machine, &listed.id, None)),
         (MachineStage::Destroying | MachineStage::Creating, Word::Unknown) => None,
