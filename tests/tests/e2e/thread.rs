@@ -79,7 +79,7 @@ fn helloworld_scales_and_drains_without_a_failed_request() {
     world.ok(["app", "start", "shop"]);
     world.wait_status(HOST, "/", 200);
     // Each page takes the smallest web server some processes: this is a test of draining, not of load.
-    let load = load::start(world.edge_port, HOST, "/", Duration::from_millis(150));
+    let load = load::start(world.edge_port, HOST, "/", Duration::from_millis(80));
     for counts in [
         ["greeter=3", "front=1"],
         ["greeter=3", "front=3"],

@@ -38,7 +38,10 @@ pub enum DirectorCommand {
     )]
     Status,
     /// The roots by which machines, managers and the Director trust each other (for operators)
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  conpaas director roots list\n  conpaas director roots add"
+    )]
     Roots(RootsCommand),
 }
 
