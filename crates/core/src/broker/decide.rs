@@ -203,9 +203,7 @@ fn step_wanted(
                 machine: id,
                 cloud_id: listed.id.clone(),
             }),
-            Word::Absent if due(view, machine) => {
-                actions.push(Action::Create { machine: id })
-            }
+            Word::Absent if due(view, machine) => actions.push(Action::Create { machine: id }),
             Word::Absent | Word::Unknown => {}
         },
         MachineStage::Booting => match word {
@@ -365,8 +363,9 @@ fn unwanted(view: &View<'_>, machine: &MachineRow) -> Option<Action> {
     match (machine.stage, word(view, machine)) {
         // Should the call still bear fruit later, the fruit is an orphan.
         (_, Word::Absent) => gone(),
-        (MachineStage::Destroying, Word::Present(listed)) => due(view, machine)
-            .then(|| destroy(machine, &listed.id, machine.last_error.clone())),
+        (MachineStage::Destroying, Word::Present(listed)) => {
+            due(view, machine).then(|| destroy(machine, &listed.id, machine.last_error.clone()))
+        }
         (_, Word::Present(listed)) => Some(destroy(machine, &listed.id, None)),
         (MachineStage::Destroying | MachineStage::Creating, Word::Unknown) => None,
         (_, Word::Unknown) => machine
