@@ -215,6 +215,7 @@ impl Worker {
         }
         self.tell(Event::Observed {
             role: self.role.clone(),
+            version,
             status,
         })
         .await;

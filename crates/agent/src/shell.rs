@@ -373,14 +373,18 @@ impl Shell {
                 );
                 self.roles.insert(role, task);
             }
-            (None, Order::Run { level, .. }) => {
+            (None, Order::Run { version, level }) => {
                 let reason = format!(
                     "this agent (version {}) knows no role '{role}' of service type '{}'",
                     env!("CARGO_PKG_VERSION"),
                     service_type.unwrap_or_default()
                 );
                 let status = unobservable(&level, &reason);
-                let effects = self.core.handle(Event::Observed { role, status });
+                let effects = self.core.handle(Event::Observed {
+                    role,
+                    version,
+                    status,
+                });
                 self.carry_out(effects);
             }
             (None, Order::Stop) => self.stop_orphans(role),

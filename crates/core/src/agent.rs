@@ -3,7 +3,7 @@
 //! writes files and talks to the manager.
 
 use conpaas_model::ends::ProcessEnds;
-use conpaas_model::ids::{NodeNumber, ServiceId};
+use conpaas_model::ids::{NodeNumber, ReleaseNumber, ServiceId};
 use conpaas_model::level::{EndpointLevel, Instance, Level, LevelVersion, RoleLevel};
 use conpaas_model::spec::RoleName;
 use conpaas_model::status::{AgentReport, InUse, NodeHealth, Phase, RoleStatus};
@@ -22,8 +22,12 @@ pub enum Event {
         role: RoleName,
         version: LevelVersion,
     },
-    /// What is the case in a role.
-    Observed { role: RoleName, status: RoleStatus },
+    /// What is the case in a role, by a look that was taken for this version.
+    Observed {
+        role: RoleName,
+        version: LevelVersion,
+        status: RoleStatus,
+    },
     /// Nothing is left of a role that was to be stopped.
     Stopped { role: RoleName },
     /// Processes that have ended unasked, as init counts them.
@@ -77,6 +81,9 @@ pub struct AgentCore {
     stopping: BTreeSet<RoleName>,
     applied: Option<LevelVersion>,
     statuses: BTreeMap<RoleName, RoleStatus>,
+    /// Since which level each role, and each of its releases, is asked for without a break. A
+    /// look from before tells of a life that is over.
+    since: BTreeMap<(RoleName, Option<ReleaseNumber>), LevelVersion>,
     /// The endpoints that were last asked for.
     led: Option<BTreeMap<String, EndpointLevel>>,
     ends: Vec<ProcessEnds>,
@@ -97,6 +104,7 @@ impl AgentCore {
             stopping: BTreeSet::new(),
             applied: None,
             statuses: BTreeMap::new(),
+            since: BTreeMap::new(),
             led: None,
             ends: Vec::new(),
         }
@@ -150,13 +158,20 @@ impl AgentCore {
                 self.settle();
                 vec![Effect::Report]
             }
-            Event::Observed { role, status } => {
-                let known = self.stopping.contains(&role)
-                    || self
-                        .level
-                        .as_ref()
-                        .is_some_and(|l| l.body.roles.contains_key(&role));
-                if !known || self.statuses.get(&role) == Some(&status) {
+            Event::Observed {
+                role,
+                version,
+                mut status,
+            } => {
+                let lives = |release| {
+                    let since = self.since.get(&(role.clone(), release));
+                    since.is_some_and(|since| *since <= version)
+                };
+                if !lives(None) {
+                    return Vec::new();
+                }
+                status.releases.retain(|release, _| lives(Some(*release)));
+                if self.statuses.get(&role) == Some(&status) {
                     return Vec::new();
                 }
                 self.statuses.insert(role, status);
@@ -166,7 +181,6 @@ impl AgentCore {
                 if !self.stopping.remove(&role) {
                     return Vec::new();
                 }
-                self.statuses.remove(&role);
                 self.applied_roles.remove(&role);
                 self.settle();
                 vec![Effect::Report]
@@ -269,6 +283,7 @@ impl AgentCore {
         if led.unwrap_or_default() != level.body.endpoints {
             effects.push(Effect::Lead(level.body.endpoints.clone()));
         }
+        self.forget_what_ends(&level);
         for (role, wanted) in &level.body.roles {
             self.stopping.remove(role);
             self.statuses
@@ -288,6 +303,31 @@ impl AgentCore {
         self.settle();
         effects.push(Effect::Report);
         effects
+    }
+
+    /// What a level does not ask for is over from now on, however long it takes to stop: what was
+    /// seen of it is not to be taken for the next life of that name.
+    fn forget_what_ends(&mut self, level: &Level) {
+        let roles = level.body.roles.iter();
+        let asked = roles.flat_map(|(role, wanted)| {
+            let releases = wanted.releases.keys().map(|number| Some(*number));
+            std::iter::once(None)
+                .chain(releases)
+                .map(|release| (role.clone(), release))
+        });
+        let before = std::mem::take(&mut self.since);
+        self.since = asked
+            .map(|key| {
+                let since = before.get(&key).copied().unwrap_or(level.version);
+                (key, since)
+            })
+            .collect();
+        let since = &self.since;
+        self.statuses.retain(|role, status| {
+            let asked = |release| since.contains_key(&(role.clone(), release));
+            status.releases.retain(|release, _| asked(Some(*release)));
+            asked(None)
+        });
     }
 
     fn stop(&mut self, role: RoleName) -> Option<Effect> {
@@ -408,7 +448,7 @@ pub fn unobservable(level: &RoleLevel, reason: &str) -> RoleStatus {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use conpaas_model::ids::{Epoch, Generation, ReleaseNumber};
+    use conpaas_model::ids::{Epoch, Generation};
     use conpaas_model::level::{Duty, LevelBody, ReleaseLevel};
 
     fn service() -> ServiceId {
@@ -549,6 +589,61 @@ mod tests {
             core.report(NodeHealth::default(), &Held::new()).applied,
             Some(version(1, 3))
         );
+    }
+
+    #[test]
+    fn a_look_from_an_earlier_life_is_none_at_this_one() {
+        let ready = |core: &mut AgentCore, version| {
+            let mut status = RoleStatus {
+                own: Some(Phase::Ready),
+                ..Default::default()
+            };
+            status.releases.insert(ReleaseNumber(1), Phase::Ready);
+            core.handle(Event::Observed {
+                role: "a".into(),
+                version,
+                status,
+            });
+        };
+        let with_release = |generation| {
+            let mut level = level(1, generation, &["a"]);
+            let release = ReleaseLevel {
+                duty: Duty::Serve,
+                port: 1,
+                code: None,
+                config: serde_json::Value::Null,
+                environment: Default::default(),
+            };
+            let role = level.body.roles.get_mut("a").unwrap();
+            role.releases.insert(ReleaseNumber(1), release);
+            level
+        };
+        let said = |core: &mut AgentCore| {
+            let report = core.report(NodeHealth::default(), &Held::new());
+            report.roles.get("a").cloned()
+        };
+        let mut core = core();
+        core.handle(Event::Offered(with_release(1)));
+        ready(&mut core, version(1, 1));
+        assert_eq!(said(&mut core).unwrap().releases.len(), 1);
+
+        // The release goes and comes back.
+        core.handle(Event::Offered(level(1, 2, &["a"])));
+        assert!(said(&mut core).unwrap().releases.is_empty());
+        core.handle(Event::Offered(with_release(3)));
+        ready(&mut core, version(1, 2));
+        let status = said(&mut core).unwrap();
+        assert_eq!(status.own, Some(Phase::Ready), "the role went on");
+        assert!(status.releases.is_empty(), "the release did not");
+        ready(&mut core, version(1, 3));
+        assert_eq!(said(&mut core).unwrap().releases.len(), 1);
+
+        // The whole role does.
+        core.handle(Event::Offered(level(1, 4, &[])));
+        assert_eq!(said(&mut core), None);
+        core.handle(Event::Offered(with_release(5)));
+        ready(&mut core, version(1, 4));
+        assert_eq!(said(&mut core).unwrap().own, Some(Phase::Starting));
     }
 
     #[test]

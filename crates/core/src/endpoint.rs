@@ -250,6 +250,7 @@ mod tests {
         let status = RoleStatus::default();
         core.handle(Event::Observed {
             role: "app".into(),
+            version: level(2).version,
             status,
         });
         let instance: Instance = provider(2, 1).instance();

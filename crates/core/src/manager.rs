@@ -12,8 +12,10 @@ use conpaas_model::ids::{Epoch, Generation, NodeNumber};
 use conpaas_model::instance::InstanceType;
 use conpaas_model::level::{Instance, Level, LevelVersion};
 use conpaas_model::protocol::{Exposure, NodeWish, ServiceLevel, ServiceReport};
+use conpaas_model::spec::RoleName;
 use conpaas_model::status::{
-    AgentReport, NodeHealth, NodeState, NodeSummary, Phase, RoleSummary, ServiceStatus, Waiting,
+    AgentReport, NodeHealth, NodeState, NodeSummary, Phase, RoleStatus, RoleSummary, ServiceStatus,
+    Waiting,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -83,7 +85,33 @@ struct NodeMemory {
     sent: Option<Level>,
     /// The highest version this node was ever seen to obey or refuse for.
     seen: LevelVersion,
+    /// By instance that was told to stop: the level that did. A report under an earlier one
+    /// tells of a life that is over, whatever a later level asks for.
+    stopped: BTreeMap<Instance, LevelVersion>,
     teller: EndsTeller,
+}
+
+impl NodeMemory {
+    /// What the agent says of roles, without what it said of lives that are over.
+    fn roles(&self) -> BTreeMap<RoleName, RoleStatus> {
+        let Some(report) = &self.report else {
+            return BTreeMap::new();
+        };
+        let mut roles = report.roles.clone();
+        for instance in self.stopped.keys() {
+            match instance.release {
+                None => {
+                    roles.remove(&instance.role);
+                }
+                Some(release) => {
+                    if let Some(status) = roles.get_mut(&instance.role) {
+                        status.releases.remove(&release);
+                    }
+                }
+            }
+        }
+        roles
+    }
 }
 
 /// The manager half of one service.
@@ -207,6 +235,7 @@ impl ManagerCore {
                 }
                 if let Some(level) = &report.level {
                     memory.seen = memory.seen.max(level.version);
+                    memory.stopped.retain(|_, since| *since > level.version);
                 }
                 memory.report = Some(*report);
             }
@@ -453,7 +482,7 @@ impl ManagerCore {
                                 .collect()
                         })
                         .unwrap_or_default(),
-                    roles: report.map(|r| r.roles.clone()).unwrap_or_default(),
+                    roles: memory.map(NodeMemory::roles).unwrap_or_default(),
                 };
                 (record.number, node)
             })
@@ -473,6 +502,7 @@ impl ManagerCore {
         let silence = LeaveReason::Silent {
             seconds: self.patience.silence.as_secs(),
         };
+        let service_type = self.service_type;
         let silent = |reason: &&mut LeaveReason| matches!(reason, LeaveReason::Silent { .. });
         plan.leaving
             .values_mut()
@@ -500,8 +530,16 @@ impl ManagerCore {
             } else {
                 Generation(1)
             };
+            let version = LevelVersion { epoch, generation };
+            let asked: BTreeSet<Instance> = plan::instances(service_type, number, &body).collect();
+            let stopped: Vec<(Instance, LevelVersion)> = known
+                .into_iter()
+                .flat_map(|level| plan::instances(service_type, number, &level.body))
+                .filter(|instance| !asked.contains(instance))
+                .map(|instance| (instance, version))
+                .collect();
             let sent = Level {
-                version: LevelVersion { epoch, generation },
+                version,
                 service: level.spec.service.clone(),
                 service_type: level.spec.service_type.clone(),
                 node: number,
@@ -509,6 +547,7 @@ impl ManagerCore {
                 body,
             };
             let memory = self.memory(number);
+            memory.stopped.extend(stopped);
             memory.sent = Some(sent.clone());
             effects.push(Effect::SendLevel {
                 node: number,

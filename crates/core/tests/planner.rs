@@ -523,3 +523,67 @@ fn a_dead_node_amid_a_scale_keeps_nobody_waiting() {
         ],
     );
 }
+
+#[test]
+fn the_last_page_of_a_release_stays_while_people_are_led_to_it() {
+    walk(
+        kept(),
+        vec![
+            Action::Scale(1, 1),
+            Action::Step(68),
+            Action::Scale(0, 3),
+            Action::Takeover,
+            Action::Activate,
+            Action::Start,
+            Action::Scale(1, 2),
+            Action::Retire(182),
+        ],
+    );
+}
+
+#[test]
+fn a_leader_that_stopped_is_led_to_only_once_it_leads_again() {
+    use Action::*;
+    walk(
+        World::new(&Kept),
+        vec![
+            Director,
+            Boot(0),
+            Boot(0),
+            Step(0),
+            Report(0),
+            Step(0),
+            Stop,
+            Director,
+            Report(0),
+            Step(0),
+            Start,
+            Director,
+        ],
+    );
+}
+
+#[test]
+fn what_was_ready_before_a_stop_is_not_thought_ready_after_it() {
+    use Action::*;
+    let actions = vec![
+        Scale(0, 2),
+        Director,
+        Boot(0),
+        Boot(0),
+        Step(8),
+        Takeover,
+        Kill(15),
+        Edge,
+        Step(118),
+        Stop,
+        Report(36),
+        Report(4),
+        Step(6),
+        Start,
+        Report(16),
+        Edge,
+    ];
+    walk(World::new(&Kept), actions.clone());
+    walk(kept(), actions);
+}

@@ -126,7 +126,12 @@ impl World {
         if !self.has(crate::bugs::Bug::HealthFromThePast) {
             return event;
         }
-        let AgentEvent::Observed { role, mut status } = event else {
+        let AgentEvent::Observed {
+            role,
+            version,
+            mut status,
+        } = event
+        else {
             return event;
         };
         let node = self
@@ -150,6 +155,10 @@ impl World {
         if status.own == Some(Phase::Starting) && ready_once(None) {
             status.own = Some(Phase::Ready);
         }
-        AgentEvent::Observed { role, status }
+        AgentEvent::Observed {
+            role,
+            version,
+            status,
+        }
     }
 }

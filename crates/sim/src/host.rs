@@ -176,6 +176,7 @@ impl World {
         }
         events.push(AgentEvent::Observed {
             role: role.to_owned(),
+            version,
             status,
         });
         for event in events {

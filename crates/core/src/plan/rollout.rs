@@ -11,7 +11,7 @@ use super::{Input, Node, Plan, Presence, instances};
 use crate::service_type::{RELEASE_RING, RoleDeclaration};
 use conpaas_model::event::{LeaveReason, RequestReason};
 use conpaas_model::ids::{NodeNumber, ReleaseNumber};
-use conpaas_model::level::{Duty, Instance, Lead, RoleLevel};
+use conpaas_model::level::{Duty, Instance, Lead, Provider, RoleLevel};
 use conpaas_model::protocol::NodeWish;
 use conpaas_model::status::{NodeState, Phase, Waiting};
 use std::collections::{BTreeMap, BTreeSet};
@@ -299,6 +299,10 @@ impl<'a> Rollout<'a> {
                     role.name
                 ));
             }
+            // One that was told to serve again and has not said so yet may be the last there is.
+            if ready_now == 0 && need > 0 && self.in_use(instance, users) {
+                return Err(format!("no other {} is ready", role.name));
+            }
             return Ok(());
         }
         // Another release than the one that levels lead to: gone as soon as nobody is led there.
@@ -317,6 +321,22 @@ impl<'a> Rollout<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Whether users are led to an instance that has not failed.
+    fn in_use(
+        &self,
+        instance: &Instance,
+        users: &[(NodeNumber, &'static RoleDeclaration, &RoleLevel)],
+    ) -> bool {
+        let phase = |node: &'a Node| node.phase(&instance.role, instance.release);
+        let node = self.input.nodes.get(&instance.node);
+        let failed = matches!(node.and_then(phase), Some(Phase::Failed(_)));
+        let listed = |level: &RoleLevel| {
+            let providers = level.providers.iter();
+            providers.map(Provider::instance).any(|i| i == *instance)
+        };
+        !failed && users.iter().any(|(_, _, level)| listed(level))
     }
 
     /// What each node's level should hold: current ones that stay, and new ones that may start.

@@ -482,7 +482,13 @@ impl World {
         };
         agent.sequence += 1;
         let mut roles: BTreeMap<String, RoleStatus> = BTreeMap::new();
-        for (instance, phase) in &agent.running {
+        // What the level it obeys does not ask for any more is over, though it may still run.
+        let asked: BTreeSet<Instance> = agent
+            .level
+            .iter()
+            .flat_map(|l| conpaas_core::plan::instances(self.service_type, number, &l.body))
+            .collect();
+        for (instance, phase) in agent.running.iter().filter(|(i, _)| asked.contains(i)) {
             let status = roles.entry(instance.role.clone()).or_default();
             match instance.release {
                 Some(release) => {
