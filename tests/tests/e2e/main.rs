@@ -14,4 +14,5 @@ mod metrics;
 mod nutshell;
 mod scenarios;
 mod secrets;
+mod sessions;
 mod thread;

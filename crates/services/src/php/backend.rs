@@ -151,6 +151,7 @@ fn configure(
         access_log: &node.log(BACKEND, "access"),
         error_log: &error_log,
         environment: (!level.environment.is_empty()).then_some(&*given),
+        sessions: super::sessions::place(node)?,
         root: files::is_root(),
     };
     let pool = folder.join(format!("{release}.conf"));

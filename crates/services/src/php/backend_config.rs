@@ -1,7 +1,7 @@
 //! Texts of PHP's configuration: the pool's file and the ini file beside it. Pure.
 
 use super::manager::BackendConfig;
-use super::{ACCOUNT, PING, STATUS, site};
+use super::{ACCOUNT, PING, STATUS, sessions, site};
 use conpaas_model::block;
 use conpaas_model::ids::ReleaseNumber;
 use serde_json::Value;
@@ -20,6 +20,8 @@ pub struct Place<'a> {
     pub error_log: &'a Path,
     /// What code is given beside its settings, if that is anything.
     pub environment: Option<&'a Path>,
+    /// Where the node leads to the service's store of sessions.
+    pub sessions: SocketAddrV4,
     pub root: bool,
 }
 
@@ -115,10 +117,19 @@ pub fn pool_file(place: &Place<'_>, config: &BackendConfig, release: ReleaseNumb
         "php_admin_value[sys_temp_dir] = {}",
         tmp.display()
     ));
-    line(format_args!(
-        "php_admin_value[session.save_path] = {}",
-        scratch.join("sessions").display()
-    ));
+    if config.session_lock.is_some() {
+        // No admin values: an application may bring a handler of its own.
+        line(format_args!("php_value[session.save_handler] = redis"));
+        line(format_args!(
+            "php_value[session.save_path] = \"{}\"",
+            sessions::save_path(place.sessions)
+        ));
+    } else {
+        line(format_args!(
+            "php_admin_value[session.save_path] = {}",
+            scratch.join("sessions").display()
+        ));
+    }
     text
 }
 
@@ -139,6 +150,11 @@ pub fn ini_file(config: &BackendConfig) -> String {
     let _ = writeln!(text, "variables_order = EGPCS");
     let _ = writeln!(text, "session.use_strict_mode = on");
     let _ = writeln!(text, "session.gc_probability = 1");
+    text.push_str(
+        &config
+            .session_lock
+            .map_or_else(String::new, sessions::ini_lines),
+    );
     let _ = writeln!(text, "opcache.memory_consumption = {}", config.opcache_mib);
     let _ = writeln!(
         text,

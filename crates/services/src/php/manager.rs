@@ -2,8 +2,9 @@
 //! configuration of each role. Pure.
 
 use super::settings::{PHP_SETTINGS, bytes, list, number, text, value};
-use super::{BACKEND, PROXY, sizing};
+use super::{BACKEND, PROXY, SESSIONS, sizing};
 use conpaas_core::service_type::Decision;
+use conpaas_model::spec::Release;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -62,6 +63,21 @@ pub struct BackendConfig {
     pub warm_up: Vec<String>,
     /// Settings that go into PHP's configuration by name.
     pub php: BTreeMap<String, Value>,
+    /// Sessions are in the service's store, and a lock on one lasts so many seconds at most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session_lock: Option<u64>,
+}
+
+/// Configuration of `sessions`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionsConfig {
+    /// Most memory for sessions.
+    pub memory_mib: u64,
+}
+
+/// Whether a release keeps its sessions in the service's store.
+pub fn shares_sessions(release: &Release) -> bool {
+    text(&release.settings, "sessions") != "off"
 }
 
 /// The configuration of a role on one node.
@@ -95,8 +111,13 @@ pub fn decide(decision: &Decision<'_>) -> Value {
                     .iter()
                     .map(|name| ((*name).to_owned(), value(settings, name)))
                     .collect(),
+                session_lock: shares_sessions(decision.release)
+                    .then(|| number(settings, "max_execution_time")),
             })
         }
+        SESSIONS => serde_json::to_value(SessionsConfig {
+            memory_mib: sizing::store(decision.memory_mib),
+        }),
         _ => serde_json::to_value(WebConfig {
             site,
             workers: threads,

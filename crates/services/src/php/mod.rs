@@ -1,6 +1,6 @@
 //! Web hosting for PHP: a load balancer that speaks FastCGI, web servers for static files, and
 //! PHP backends. What the type is and decides is here and in `manager`; how roles run on a node
-//! is in `proxy`, `web` and `backend`.
+//! is in `proxy`, `web`, `backend` and `sessions`.
 
 mod backend;
 mod backend_config;
@@ -15,6 +15,7 @@ mod proxy_config;
 mod proxy_maps;
 mod proxy_metrics;
 mod proxy_servers;
+mod sessions;
 mod settings;
 mod site;
 mod sizing;
@@ -25,10 +26,13 @@ mod web_metrics;
 #[cfg(test)]
 mod tests;
 
+use conpaas_core::endpoint::EndpointDeclaration;
 use conpaas_core::role_agent::{RoleAgent, RoleAgents};
 use conpaas_core::service_type::{
-    CommandDeclaration, CommandKind, Decision, Fencing, RoleDeclaration, ServiceType,
+    AuxiliaryDeclaration, CommandDeclaration, CommandKind, Decision, Fencing, RoleDeclaration,
+    ServiceType, Standing,
 };
+use conpaas_model::level::OnChange;
 use conpaas_model::spec::Settings;
 
 /// Path of proofs of life on every daemon. Paths with a leading dot are never an application's.
@@ -41,11 +45,13 @@ const ACCOUNT: &str = "www-data";
 const PROXY: &str = "proxy";
 const WEB: &str = "web";
 const BACKEND: &str = "backend";
+const SESSIONS: &str = "sessions";
+const SESSIONS_PORT: u16 = 6379;
 
 /// The service type `php`, both halves.
 pub struct Php;
 
-static ROLES: [RoleDeclaration; 3] = [
+static ROLES: [RoleDeclaration; 4] = [
     RoleDeclaration {
         name: PROXY,
         title: "leads requests to web servers and backends",
@@ -77,7 +83,7 @@ static ROLES: [RoleDeclaration; 3] = [
     RoleDeclaration {
         name: BACKEND,
         title: "runs the PHP code",
-        uses: &[],
+        uses: &[SESSIONS],
         carries_releases: true,
         port: 9000,
         exposed: false,
@@ -87,6 +93,20 @@ static ROLES: [RoleDeclaration; 3] = [
         packable: true,
         fencing: Fencing::OnSuspicion,
         memory_weight: 6,
+    },
+    RoleDeclaration {
+        name: SESSIONS,
+        title: "keeps the sessions of PHP",
+        uses: &[],
+        carries_releases: false,
+        port: SESSIONS_PORT,
+        exposed: false,
+        min: 0,
+        max: 0,
+        default_count: 0,
+        packable: false,
+        fencing: Fencing::OnSuspicion,
+        memory_weight: 0,
     },
 ];
 
@@ -101,6 +121,26 @@ static COMMANDS: [CommandDeclaration; 1] = [CommandDeclaration {
 fn no_arguments() -> serde_json::Value {
     serde_json::json!({"type": "object", "additionalProperties": false, "properties": {}})
 }
+/// The store of sessions: one leads, the other is its copy.
+static AUXILIARY: [AuxiliaryDeclaration; 1] = [AuxiliaryDeclaration {
+    role: SESSIONS,
+    copies: 2,
+    beside: &[BACKEND],
+    memory_percent: 10,
+    wanted: manager::shares_sessions,
+}];
+
+/// A backend asks for sessions at one address of its own node. While the leader changes it is
+/// held, and what was not answered is asked again: every question of PHP's session handler may
+/// be asked twice.
+static ENDPOINTS: [EndpointDeclaration; 1] = [EndpointDeclaration {
+    name: SESSIONS,
+    port: SESSIONS_PORT,
+    provider: SESSIONS,
+    users: &[BACKEND],
+    hold_seconds: sessions::HOLD_SECONDS,
+    on_change: OnChange::Resend,
+}];
 
 impl ServiceType for Php {
     fn name(&self) -> &'static str {
@@ -116,6 +156,7 @@ impl ServiceType for Php {
         &[
             "haproxy",
             "nginx-light",
+            "php-redis",
             "php8.2-bcmath",
             "php8.2-curl",
             "php8.2-fpm",
@@ -128,6 +169,7 @@ impl ServiceType for Php {
             "php8.2-sqlite3",
             "php8.2-xml",
             "php8.2-zip",
+            "redis-server",
         ]
     }
     fn settings_schema(&self) -> serde_json::Value {
@@ -135,6 +177,18 @@ impl ServiceType for Php {
     }
     fn commands(&self) -> &'static [CommandDeclaration] {
         &COMMANDS
+    }
+    fn endpoints(&self) -> &'static [EndpointDeclaration] {
+        &ENDPOINTS
+    }
+    fn auxiliary(&self) -> &'static [AuxiliaryDeclaration] {
+        &AUXILIARY
+    }
+    fn led(&self) -> &'static [&'static str] {
+        &[SESSIONS]
+    }
+    fn standing(&self, facts: &serde_json::Map<String, serde_json::Value>) -> Standing {
+        sessions::standing(facts)
     }
     fn takes_code(&self) -> bool {
         true
@@ -162,6 +216,7 @@ impl RoleAgents for Php {
             PROXY => Some(Box::<proxy::Proxy>::default()),
             WEB => Some(Box::<web::Web>::default()),
             BACKEND => Some(Box::<backend::Backend>::default()),
+            SESSIONS => Some(Box::<sessions::Sessions>::default()),
             _ => None,
         }
     }

@@ -82,6 +82,8 @@ pub fn schema() -> Value {
                 "maxLength": 40, "pattern": "^[A-Za-z0-9._-]*$", "default": "UTF-8"},
             "output_buffering": integer("Output buffer", "Output held back before it is sent; 0 sends at once.", "bytes", 0, 1_048_576, 4096),
             "short_open_tag": flag("Short tags", "Treat <? as the start of PHP code.", false),
+            "sessions": {"type": "string", "title": "Shared sessions", "description": "on keeps PHP's sessions in a store that all backends share; off leaves them to PHP: files of each backend alone, which die with its machine.",
+                "enum": ["on", "off"], "default": "on"},
             "session.name": {"type": "string", "title": "Name of the session cookie", "description": "Letters and digits.",
                 "maxLength": 64, "pattern": "^[A-Za-z_][A-Za-z0-9_]*$", "default": "PHPSESSID"},
             "session.gc_maxlifetime": integer("Life of an idle session", "After this it may be forgotten.", "s", 60, 2_592_000, 1440),

@@ -35,6 +35,15 @@ pub fn pool(memory_mib: u64, memory_limit_bytes: u64, wished_children: u64) -> P
     }
 }
 
+/// The session store itself, in MiB.
+const STORE_BASE_MIB: u64 = 8;
+
+/// Memory for sessions in a store that may use `memory_mib`, in MiB: while its file is written
+/// anew, or another copy is made, what changes meanwhile is there twice.
+pub fn store(memory_mib: u64) -> u64 {
+    (memory_mib.saturating_sub(STORE_BASE_MIB) / 2).max(4)
+}
+
 /// Most connections of any load balancer; what it may hold now is set below this while it runs.
 pub const MOST_CONNECTIONS: u64 = 8000;
 

@@ -152,6 +152,7 @@ fn the_pool_holds_what_was_decided() {
         access_log: Path::new("/log/a"),
         error_log: Path::new("/log/e"),
         environment: Some(Path::new("/run/r3.env.conf")),
+        sessions: "127.77.0.1:6379".parse().unwrap(),
         root: true,
     };
     let text = backend_config::pool_file(&place, &config, ReleaseNumber(3));
@@ -168,6 +169,8 @@ fn the_pool_holds_what_was_decided() {
         "php_admin_flag[allow_url_fopen] = off",
         "php_admin_flag[allow_url_include] = off",
         "php_admin_value[memory_limit] = 256M",
+        "php_value[session.save_handler] = redis",
+        "php_value[session.save_path] = \"tcp://127.77.0.1:6379?timeout=20&read_timeout=20&prefix=PHPREDIS_SESSION:\"",
         "php_admin_value[open_basedir] = /srv/conpaas/r3/:/srv/conpaas/scratch/:/usr/share/php/",
     ] {
         assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
@@ -192,9 +195,19 @@ fn the_pool_holds_what_was_decided() {
         "display_errors = off",
         "opcache.validate_timestamps = on",
         "error_reporting = E_ALL & ~E_DEPRECATED & ~E_STRICT",
+        "redis.session.locking_enabled = 1",
+        "redis.session.lock_expire = 30",
+        "redis.session.lock_retries = 7000",
     ] {
         assert!(ini.lines().any(|l| l == line), "{line} is not in\n{ini}");
     }
+    let config: BackendConfig = decide(BACKEND, 512, json!({"sessions": "off"}));
+    let text = backend_config::pool_file(&place, &config, ReleaseNumber(3));
+    assert!(
+        text.contains("php_admin_value[session.save_path] = /srv/conpaas/scratch/sessions\n")
+            && !text.contains("save_handler")
+    );
+    assert!(!backend_config::ini_file(&config).contains("redis"));
 }
 
 #[test]

@@ -72,6 +72,28 @@ pub fn is_root() -> bool {
     std::fs::metadata("/proc/self").is_ok_and(|me| me.uid() == 0)
 }
 
+/// The account to run a daemon as, where we are root and the machine has that account.
+pub fn account(name: &str) -> Option<String> {
+    (is_root() && ids(name).is_some()).then(|| name.to_owned())
+}
+
+/// A secret that never leaves its machine, made when it is first asked for.
+pub fn local_secret(path: &Path) -> Result<String, RoleError> {
+    use std::io::Read;
+    if let Ok(secret) = std::fs::read_to_string(path)
+        && secret.len() == 64
+    {
+        return Ok(secret);
+    }
+    let mut bytes = [0; 32];
+    std::fs::File::open("/dev/urandom")
+        .and_then(|mut file| file.read_exact(&mut bytes))
+        .map_err(RoleError::io("making a secret"))?;
+    let secret: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    write_if_changed(path, secret.as_bytes(), 0o600)?;
+    Ok(secret)
+}
+
 /// User and group number of an account.
 fn ids(account: &str) -> Option<(u32, u32)> {
     let passwd = std::fs::read_to_string("/etc/passwd").ok()?;
