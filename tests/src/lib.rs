@@ -14,6 +14,7 @@ pub mod doubles;
 pub mod http;
 pub mod load;
 pub mod memory;
+pub mod search;
 pub mod world;
 
 pub use world::{Finished, Person, Platform, World, free_port, program, signal, wait_for};

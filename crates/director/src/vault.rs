@@ -1,7 +1,7 @@
 //! Sealing of secrets at rest: with a key that lies in a file of its own, so that the store's
 //! files alone give nothing away. What a secret is for, and who may have it, is not known here.
 
-use conpaas_model::ids::{InstallationId, SecretVersion, ServiceId};
+use conpaas_model::ids::{InstallationId, MachineId, SecretVersion, ServiceId};
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use ring::hmac;
 use std::fs::{File, Permissions};
@@ -53,6 +53,7 @@ pub struct Vault {
     key: LessSafeKey,
     id: [u8; ID_BYTES],
     digests: hmac::Key,
+    births: hmac::Key,
     installation: InstallationId,
 }
 
@@ -104,16 +105,15 @@ impl Vault {
         // Each use has a key of its own, derived from the one in the file.
         let root = hmac::Key::new(hmac::HMAC_SHA256, bytes);
         let derived = |what: &[u8]| hmac::sign(&root, what);
+        let keyed = |what: &[u8]| hmac::Key::new(hmac::HMAC_SHA256, derived(what).as_ref());
         let key = UnboundKey::new(&AES_256_GCM, derived(b"conpaas secrets").as_ref()).ok()?;
         let mut id = [0; ID_BYTES];
         id.copy_from_slice(derived(b"conpaas key id").as_ref().get(..ID_BYTES)?);
         Some(Self {
             key: LessSafeKey::new(key),
             id,
-            digests: hmac::Key::new(
-                hmac::HMAC_SHA256,
-                derived(b"conpaas request digests").as_ref(),
-            ),
+            digests: keyed(b"conpaas request digests"),
+            births: keyed(b"conpaas birth tokens"),
             installation: installation.clone(),
         })
     }
@@ -164,6 +164,13 @@ impl Vault {
             .open_in_place(nonce, Aad::from(self.aad(label)), &mut bytes)
             .map_err(|_| VaultError::Broken)?;
         String::from_utf8(opened.to_vec()).map_err(|_| VaultError::Broken)
+    }
+
+    /// What a machine proves itself with when it enrols: of 256 bits, in hex. Derived, so that the
+    /// store need not hold it, and the same whichever of several calls bears the machine.
+    pub fn birth_token(&self, machine: &MachineId) -> String {
+        let label = format!("{}\0{machine}", self.installation);
+        hex::encode(hmac::sign(&self.births, label.as_bytes()).as_ref())
     }
 
     /// A digest that says nothing of what it is made from to whoever lacks the key: a plain one
@@ -238,6 +245,18 @@ mod tests {
         for length in 0..sealed.len() {
             assert!(vault.open(&label, &sealed[..length]).is_err(), "{length}");
         }
+    }
+
+    #[test]
+    fn a_machine_is_born_with_the_same_token_however_often_it_is_asked_for() {
+        let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let machine: MachineId = "m-a".parse().unwrap();
+        let token = vault(one.path()).birth_token(&machine);
+        assert_eq!(token, vault(one.path()).birth_token(&machine));
+        assert_eq!(token.len(), 64);
+        let other: MachineId = "m-b".parse().unwrap();
+        assert_ne!(token, vault(one.path()).birth_token(&other));
+        assert_ne!(token, vault(two.path()).birth_token(&machine));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! tokens), and looks for them wherever they have no business: logs, the store, events, audit, answers
 //! of the API, arguments and environments of all processes, the support bundle.
 
+use conpaas_tests::search::{files_below, shown_by_processes};
 use conpaas_tests::{World, archive};
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -39,21 +40,6 @@ fn key_lines(what: &str, path: &Path, home: &[&str]) -> Vec<Secret> {
     let found: Vec<_> = lines.map(|line| secret(what, line, home)).collect();
     assert!(!found.is_empty(), "{what}");
     found
-}
-
-/// All files below a folder, without following links.
-fn files(folder: &Path, found: &mut Vec<PathBuf>) {
-    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
-        let Ok(kind) = entry.file_type() else {
-            continue;
-        };
-        // The machine image is the same for everybody, and known.
-        if kind.is_dir() && entry.file_name() != "images" {
-            files(&entry.path(), found);
-        } else if kind.is_file() {
-            found.push(entry.path());
-        }
-    }
 }
 
 /// What was looked through, and what should not have been there.
@@ -206,20 +192,10 @@ fn no_known_secret_lies_where_it_has_no_business() {
         entry.read_to_end(&mut text).unwrap();
         search.look("members of the support bundle", &name, &text, &secrets);
     }
-    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
-        let name = entry.file_name().to_string_lossy().into_owned();
-        if name.parse::<u32>().is_err() || name == std::process::id().to_string() {
-            continue;
-        }
-        for file in ["cmdline", "environ"] {
-            let text = std::fs::read(entry.path().join(file)).unwrap_or_default();
-            let place = format!("{name}/{file}");
-            search.look("arguments and environments", &place, &text, &secrets);
-        }
+    for (place, text) in shown_by_processes() {
+        search.look("arguments and environments", &place, &text, &secrets);
     }
-    let mut all = Vec::new();
-    files(&state, &mut all);
-    for path in all {
+    for path in files_below(&state) {
         let size = std::fs::metadata(&path).map_or(0, |found| found.len());
         // What ends meanwhile is gone.
         let Ok(bytes) = std::fs::read(&path) else {

@@ -1,6 +1,7 @@
 //! Secrets and environment of a service on real machines: code gets them, an older release brings
 //! older ones back, and their values are nowhere but in memory.
 
+use conpaas_tests::search::{files_below, shown_by_processes};
 use conpaas_tests::{World, wait_for};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -86,22 +87,10 @@ fn page_says(world: &World, secret: &str, hosts: usize) -> std::collections::BTr
     seen
 }
 
-/// Files below a folder that hold one of the marks.
-fn files_with_marks(folder: &Path, found: &mut Vec<PathBuf>) {
-    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
-        let path = entry.path();
-        let Ok(kind) = entry.file_type() else {
-            continue;
-        };
-        if kind.is_dir() {
-            files_with_marks(&path, found);
-        } else if kind.is_file() {
-            let content = std::fs::read(&path).unwrap_or_default();
-            if has_mark(&content) {
-                found.push(path);
-            }
-        }
-    }
+/// Files of an installation that hold one of the marks.
+fn files_with_marks(state: &Path) -> Vec<PathBuf> {
+    let holds = |path: &PathBuf| has_mark(&std::fs::read(path).unwrap_or_default());
+    files_below(state).into_iter().filter(holds).collect()
 }
 
 fn has_mark(bytes: &[u8]) -> bool {
@@ -110,20 +99,6 @@ fn has_mark(bytes: &[u8]) -> bool {
             .windows(mark.len())
             .any(|part| part == mark.as_bytes())
     })
-}
-
-/// Processes of this computer, those in machines among them, that show a mark.
-fn processes_with_marks() -> Vec<String> {
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
-        for part in ["cmdline", "environ"] {
-            let path = entry.path().join(part);
-            if has_mark(&std::fs::read(&path).unwrap_or_default()) {
-                found.push(path.display().to_string());
-            }
-        }
-    }
-    found
 }
 
 fn nothing_shows_a_value(world: &World) {
@@ -145,10 +120,11 @@ fn nothing_shows_a_value(world: &World) {
         );
     }
     // The store, logs, and the disks of machines with their levels are all below this folder.
-    let mut found = Vec::new();
-    files_with_marks(&world.state(), &mut found);
-    assert_eq!(found, Vec::<PathBuf>::new());
-    assert_eq!(processes_with_marks(), Vec::<String>::new());
+    assert_eq!(files_with_marks(&world.state()), Vec::<PathBuf>::new());
+    let shown = shown_by_processes();
+    let shown = shown.iter().filter(|(_, text)| has_mark(text));
+    let shown: Vec<&String> = shown.map(|(place, _)| place).collect();
+    assert_eq!(shown, Vec::<&String>::new());
     let bundle = world.path().join("bundle.tar.gz");
     world.ok([
         "nutshell",

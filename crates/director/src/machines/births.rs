@@ -1,22 +1,9 @@
-//! What a machine gets at birth: its secret, its contextualization, its host name.
+//! What a machine gets at birth: its contextualization, its host name.
 
 use super::records::Birth;
 use super::shared::Shared;
 use conpaas_cloud::{Cloud, CreateMachine, NetworkAccess};
 use conpaas_model::protocol::{Context, DIRECTOR_PORT};
-use std::fmt::Write as _;
-
-/// A fresh secret of 256 bits, in hex. Records keep only its hash.
-pub fn new_secret() -> String {
-    let bytes: [u8; 32] = rand::random();
-    bytes
-        .iter()
-        .fold(String::with_capacity(64), |mut text, byte| {
-            // Writing to a string cannot fail.
-            let _ = write!(text, "{byte:02x}");
-            text
-        })
-}
 
 /// The request to a cloud for a machine.
 ///
@@ -53,7 +40,7 @@ pub fn request(shared: &Shared, cloud: &dyn Cloud, birth: &Birth) -> Result<Crea
         instance_type,
         roots: shared.roots_pem(),
         director: cloud.director_address(&birth.application, port),
-        token: birth.secret.clone(),
+        token: birth.token.clone(),
     };
     let contextualization = serde_json::to_vec(&context).map_err(|error| error.to_string())?;
     Ok(CreateMachine {
@@ -79,13 +66,6 @@ fn hostname(display: &str, number: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn secrets_are_long_and_differ() {
-        let (one, two) = (new_secret(), new_secret());
-        assert_eq!(one.len(), 64);
-        assert_ne!(one, two);
-    }
 
     #[test]
     fn host_names_fit() {

@@ -51,7 +51,8 @@ pub struct Birth {
     pub cloud_token: String,
     pub instance_type: String,
     pub address: Ipv4Addr,
-    pub secret: String,
+    /// What it proves itself with when it enrols.
+    pub token: String,
 }
 
 /// A node as its record stands, with what a [`NodeRow`] lacks.
@@ -485,25 +486,20 @@ pub fn insert_intent(
     Ok(())
 }
 
-/// Records that the cloud is about to be asked, with the secret that the machine will know. One
-/// wish has one secret: whichever of several calls bears a machine, it is born with that.
+/// Records that the cloud is about to be asked for a machine that will know `token`. Of that,
+/// records keep only the hash.
 pub fn creating(
     tx: &Connection,
     id: &MachineId,
-    fresh: &dyn Fn() -> String,
+    token: String,
     token_expires_at: Millis,
 ) -> Result<Option<Birth>, DirectorError> {
-    let known = tx
-        .prepare_cached("SELECT secret FROM machines WHERE id = ?1")?
-        .query_row([id.as_str()], |row| row.get::<_, Option<String>>(0))
-        .optional()?;
-    let secret = known.flatten().unwrap_or_else(fresh);
-    let token_hash = conpaas_pki::hash_token(&secret);
+    let token_hash = conpaas_pki::hash_token(&token);
     tx.prepare_cached(
-        "UPDATE machines SET state = 'creating', secret = ?2, token_hash = ?3, token_expires_at = ?4
+        "UPDATE machines SET state = 'creating', token_hash = ?2, token_expires_at = ?3
          WHERE id = ?1",
     )?
-    .execute(params![id.as_str(), secret, token_hash, token_expires_at])?;
+    .execute(params![id.as_str(), token_hash, token_expires_at])?;
     Ok(tx
         .prepare_cached(
             "SELECT m.*, n.address, a.name || '/' || s.name AS display FROM machines m
@@ -521,7 +517,7 @@ pub fn creating(
                 cloud_token: row.get("cloud_token")?,
                 instance_type: row.get("instance_type")?,
                 address: parse(row, "address")?,
-                secret: row.get("secret")?,
+                token: token.clone(),
             })
         })
         .optional()?)
@@ -551,8 +547,7 @@ pub fn set_stage(
 ) -> Result<(), DirectorError> {
     tx.prepare_cached(
         "UPDATE machines SET state = ?2, last_error = coalesce(?3, last_error),
-             removed = removed OR ?2 IN ('destroying','gone'),
-             secret = CASE WHEN ?2 IN ('up','dead','destroying','gone') THEN NULL ELSE secret END WHERE id = ?1",
+             removed = removed OR ?2 IN ('destroying','gone') WHERE id = ?1",
     )?
     .execute(params![id.as_str(), stage_word(stage), last_error])?;
     Ok(())

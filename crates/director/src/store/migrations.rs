@@ -119,6 +119,8 @@ CREATE TABLE trust(
     machine_id TEXT NOT NULL, kind TEXT NOT NULL, root TEXT NOT NULL, trusts_json TEXT NOT NULL,
     at INTEGER NOT NULL, PRIMARY KEY(machine_id, kind));
 "#,
+    // What a machine is born with is derived from a key that is not in here.
+    "ALTER TABLE machines DROP COLUMN secret;",
 ];
 
 /// The schema this program writes.

@@ -2,20 +2,23 @@
 //! the calls. A machine is never in two calls at once; what the Director may not live to record
 //! is found again by the lists.
 
-use super::births;
+mod calls;
+mod record;
+
+pub use record::tell;
+
 use super::records;
 use super::shared::{Shared, full};
 use crate::error::DirectorError;
-use crate::store::{self, Millis, events, services};
-use conpaas_cloud::{Cloud, CloudError, CloudMachineId, MachineState};
+use crate::store::{self, Millis};
+use calls::{create, destroy, listed};
+use conpaas_cloud::{Cloud, MachineState};
 use conpaas_core::broker::{
-    Action, BrokerSettings, CallResult, CloudView, Hindrance, Listed, MachineRow, MachineStage,
-    NodeKey, NodeRow, View, answered, decide,
+    Action, BrokerSettings, CallResult, CloudView, MachineRow, NodeRow, View, answered, decide,
 };
 use conpaas_kill_points::{KillPoint, reached};
-use conpaas_model::event::EventKind;
-use conpaas_model::ids::{ApplicationId, MachineId, Name};
-use conpaas_model::status::NodeState;
+use conpaas_model::ids::{ApplicationId, MachineId};
+use record::{machine_of, record, recorded, tell_stray};
 use rusqlite::Connection;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -245,6 +248,7 @@ impl Broker {
                 }
                 let (settings, id, now) = (self.settings.clone(), machine.clone(), store::now());
                 let deadlines = self.boot_deadlines(now);
+                let vault = self.shared.config.vault.clone();
                 let recorded = self
                     .shared
                     .store
@@ -256,7 +260,7 @@ impl Broker {
                             answered(&row, result, records::unsigned(now), &settings)
                         {
                             let deadline = deadlines.of(&row);
-                            record(tx, &action, Some(&row), None, now, deadline)?;
+                            record(tx, &vault, &action, Some(&row), None, now, deadline)?;
                         }
                         Ok(())
                     })
@@ -334,6 +338,7 @@ impl Broker {
                 }
             }
             let (look, deadlines) = (self.snapshot(now), self.boot_deadlines(now));
+            let vault = self.shared.config.vault.clone();
             let calls = self
                 .shared
                 .store
@@ -347,7 +352,7 @@ impl Broker {
                             machine_of(action).and_then(|id| machines.iter().find(|m| m.id == *id));
                         let node = row.and_then(|row| nodes.iter().find(|n| n.key == row.node));
                         let deadline = row.map_or(now, |row| deadlines.of(row));
-                        calls.extend(record(tx, action, row, node, now, deadline)?);
+                        calls.extend(record(tx, &vault, action, row, node, now, deadline)?);
                     }
                     let points: Vec<KillPoint> = actions.iter().filter_map(recorded).collect();
                     Ok((calls, points))
@@ -503,324 +508,5 @@ impl Deadlines {
             .get(&machine.cloud)
             .copied()
             .unwrap_or(self.now)
-    }
-}
-
-fn machine_of(action: &Action) -> Option<&MachineId> {
-    match action {
-        Action::Create { machine }
-        | Action::Adopt { machine, .. }
-        | Action::MarkUp { machine }
-        | Action::MarkDead { machine, .. }
-        | Action::Destroy { machine, .. }
-        | Action::MarkGone { machine, .. }
-        | Action::RetryLater { machine, .. } => Some(machine),
-        Action::RecordIntent { .. }
-        | Action::EndNode { .. }
-        | Action::DestroyOrphan { .. }
-        | Action::Trouble { .. } => None,
-    }
-}
-
-/// Where one dies once an action is committed.
-fn recorded(action: &Action) -> Option<KillPoint> {
-    Some(match action {
-        Action::RecordIntent { .. } => KillPoint::IntentRecorded,
-        Action::Create { .. } => KillPoint::CreateRecorded,
-        Action::MarkUp { .. } => KillPoint::MachineUp,
-        Action::Destroy { .. } => KillPoint::DestroyRecorded,
-        Action::MarkGone { .. } => KillPoint::MachineGone,
-        Action::EndNode { .. } => KillPoint::NodeEnded,
-        _ => return None,
-    })
-}
-
-fn listed(machine: conpaas_cloud::Machine) -> Listed {
-    let died = match machine.state {
-        MachineState::Dead { exit } => Some(exit.to_string()),
-        MachineState::Pending | MachineState::Running => None,
-    };
-    Listed {
-        id: machine.id.0,
-        token: machine.token,
-        died,
-    }
-}
-
-/// Writes what an action says; gives the call that it asks for.
-fn record(
-    tx: &Connection,
-    action: &Action,
-    row: Option<&MachineRow>,
-    node: Option<&NodeRow>,
-    now: Millis,
-    deadline: Millis,
-) -> Result<Option<Call>, DirectorError> {
-    let key = row.map(|row| &row.node);
-    match action {
-        Action::RecordIntent {
-            node,
-            attempts,
-            retry_at,
-            last_error,
-        } => {
-            let id = store::new_id(MachineId::from_suffix)?;
-            records::insert_intent(
-                tx,
-                &records::Intent {
-                    id: &id,
-                    node,
-                    attempts: *attempts,
-                    retry_at: *retry_at,
-                    last_error: last_error.as_deref(),
-                },
-                now,
-            )?;
-            records::set_node_state(tx, node, NodeState::Requested, last_error.as_deref(), now)?;
-            if *attempts > 0 {
-                let what = EventKind::MachineTried {
-                    node: node.number,
-                    failures: *attempts,
-                    pause_ms: retry_at.saturating_sub(records::unsigned(now)),
-                };
-                tell(tx, node, what, last_error.as_deref())?;
-            }
-        }
-        Action::Create { machine } => {
-            let birth = records::creating(tx, machine, &births::new_secret, deadline)?;
-            return Ok(birth.map(|birth| Call::Create {
-                birth: Box::new(birth),
-            }));
-        }
-        Action::Adopt { machine, cloud_id } => {
-            records::adopted(tx, machine, cloud_id, deadline)?;
-            if let Some(row) = row {
-                records::set_node_state(
-                    tx,
-                    &row.node,
-                    NodeState::Booting,
-                    row.last_error.as_deref(),
-                    now,
-                )?;
-            }
-        }
-        Action::MarkUp { machine } => {
-            records::set_stage(tx, machine, MachineStage::Up, None)?;
-            records::usage_begins(tx, machine, now)?;
-            if let Some(key) = key {
-                records::set_node_state(tx, key, NodeState::Up, None, now)?;
-                tell(tx, key, EventKind::NodeUp { node: key.number }, None)?;
-            }
-        }
-        Action::MarkDead { machine, signal } => {
-            let reason = signal.to_string();
-            records::set_stage(tx, machine, MachineStage::Dead, Some(&reason))?;
-            if let Some(key) = key {
-                records::set_node_state(tx, key, NodeState::Dead, Some(&reason), now)?;
-                let what = EventKind::NodeDied {
-                    node: key.number,
-                    signal: signal.clone(),
-                };
-                tell(tx, key, what, Some(&reason))?;
-                // Its manager may have died with it; what it last said is no longer so.
-                services::doubt(tx, &key.service)?;
-            }
-        }
-        Action::Destroy {
-            machine,
-            cloud_id,
-            reason,
-            ..
-        } => {
-            records::set_stage(tx, machine, MachineStage::Destroying, reason.as_deref())?;
-            records::set_cloud_id(tx, machine, cloud_id)?;
-            let Some(row) = row else { return Ok(None) };
-            if node.is_some_and(|node| node.wanted && node.state != NodeState::Dead) {
-                records::set_node_state(
-                    tx,
-                    &row.node,
-                    NodeState::Requested,
-                    reason.as_deref(),
-                    now,
-                )?;
-                if row.stage != MachineStage::Destroying {
-                    let node = row.node.number;
-                    let what = EventKind::MachineFailed { node };
-                    tell(tx, &row.node, what, reason.as_deref())?;
-                }
-            }
-            return Ok(Some(Call::Destroy {
-                machine: machine.clone(),
-                cloud: row.cloud.clone(),
-                cloud_id: cloud_id.clone(),
-            }));
-        }
-        Action::MarkGone { machine, reason } => {
-            records::set_stage(tx, machine, MachineStage::Gone, reason.as_deref())?;
-            records::usage_ends(tx, machine, now)?;
-        }
-        Action::EndNode { node } => {
-            tell(tx, node, EventKind::NodeGone { node: node.number }, None)?;
-            records::end_node(tx, node)?;
-        }
-        Action::DestroyOrphan {
-            cloud,
-            cloud_id,
-            token,
-        } => {
-            return Ok(Some(Call::Orphan {
-                cloud: cloud.clone(),
-                cloud_id: cloud_id.clone(),
-                token: token.clone(),
-            }));
-        }
-        Action::RetryLater {
-            machine,
-            stage,
-            attempts,
-            at,
-            reason,
-            for_good,
-        } => {
-            records::failed_attempt(tx, machine, *stage, *attempts, *at, reason)?;
-            if let Some(row) = row
-                && *stage != MachineStage::Destroying
-            {
-                records::set_refused(tx, &row.node, *for_good)?;
-                if row.last_error.as_ref() != Some(reason) {
-                    records::set_trouble(tx, &row.node, Some(reason))?;
-                    let what = EventKind::NodeDelayed {
-                        node: row.node.number,
-                        attempts: *attempts,
-                        pause_ms: at.saturating_sub(records::unsigned(now)),
-                        for_good: *for_good,
-                    };
-                    tell(tx, &row.node, what, Some(reason))?;
-                }
-            }
-        }
-        Action::Trouble { node, what } => {
-            let text = what.as_ref().map(Hindrance::to_string);
-            records::set_trouble(tx, node, text.as_deref())?;
-            let number = node.number;
-            match what {
-                Some(Hindrance::Quota { quota, in_use }) => {
-                    let what = EventKind::QuotaRefused {
-                        node: number,
-                        quota: *quota,
-                        in_use: *in_use,
-                    };
-                    tell(tx, node, what, None)?;
-                }
-                Some(Hindrance::Cloud(text)) => {
-                    let what = EventKind::NodeBlocked { node: number };
-                    tell(tx, node, what, Some(text))?;
-                }
-                None => {}
-            }
-        }
-    }
-    Ok(None)
-}
-
-/// Writes an event about a node.
-pub fn tell(
-    tx: &Connection,
-    key: &NodeKey,
-    what: EventKind,
-    reason: Option<&str>,
-) -> Result<(), DirectorError> {
-    let Some((application, service)) = records::place_of(tx, &key.service)? else {
-        return Ok(());
-    };
-    let event: events::NewEvent<'_> = events::NewEvent {
-        service: Some(&service as &Name),
-        actor: "system",
-        reason,
-        what,
-    };
-    events::append(tx, &application, &event)
-}
-
-/// Tells that a machine which was asked for, and was not wanted any more when it was found, is
-/// destroyed.
-fn tell_stray(tx: &Connection, machine: records::Machine) -> Result<(), DirectorError> {
-    let key = NodeKey {
-        service: machine.service,
-        number: machine.node,
-    };
-    let what = EventKind::StrayDestroyed {
-        node: machine.node,
-        machine: machine.id,
-    };
-    tell(tx, &key, what, None)
-}
-
-async fn create(shared: &Shared, birth: &records::Birth) -> (CallResult, Option<Network>) {
-    let Some(cloud) = shared.clouds.get(&birth.cloud) else {
-        return (
-            CallResult::Refused {
-                reason: format!("there is no cloud '{}'", birth.cloud),
-                for_good: true,
-            },
-            None,
-        );
-    };
-    let request = match births::request(shared, cloud.as_ref(), birth) {
-        Ok(request) => request,
-        Err(reason) => {
-            let for_good = true;
-            return (CallResult::Refused { reason, for_good }, None);
-        }
-    };
-    match cloud.create(request).await {
-        Ok(machine) => {
-            reached(KillPoint::CreateAnswered);
-            shared.note_limits(&birth.cloud, &birth.machine, &machine.limits);
-            let network = Network {
-                application: birth.application.clone(),
-                instance: machine.network_instance,
-            };
-            (
-                CallResult::Created {
-                    cloud_id: machine.id.0,
-                },
-                Some(network),
-            )
-        }
-        Err(error) => {
-            let reason = full(&error);
-            tracing::warn!(cloud = %birth.cloud, machine = %birth.machine, %reason, "no machine came");
-            let result = match error {
-                // There may be room again later.
-                CloudError::NoCapacity { .. } => CallResult::Refused {
-                    reason,
-                    for_good: false,
-                },
-                CloudError::UnknownInstanceType { .. }
-                | CloudError::Invalid { .. }
-                | CloudError::Unfit { .. }
-                | CloudError::Image { .. } => CallResult::Refused {
-                    reason,
-                    for_good: true,
-                },
-                _ => CallResult::Unclear { reason },
-            };
-            (result, None)
-        }
-    }
-}
-
-async fn destroy(shared: &Shared, cloud: &str, cloud_id: &str) -> Result<(), String> {
-    let cloud = shared
-        .clouds
-        .get(cloud)
-        .ok_or_else(|| format!("there is no cloud '{cloud}'"))?;
-    match cloud.destroy(&CloudMachineId(cloud_id.to_owned())).await {
-        Ok(()) | Err(CloudError::NotFound { .. }) => {
-            reached(KillPoint::DestroyAnswered);
-            Ok(())
-        }
-        Err(error) => Err(full(&error)),
     }
 }
