@@ -10,6 +10,7 @@ use crate::service_type::Standing;
 use conpaas_model::ids::{NodeNumber, Term};
 use conpaas_model::level::{Lead, LeadStage, Provider};
 use std::cmp::Reverse;
+use std::collections::BTreeSet;
 
 /// An instance of the role, as far as it matters here.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -125,6 +126,22 @@ pub fn decide(view: &View<'_>) -> (Option<Lead>, Option<String>) {
     }
 }
 
+/// What is left of a lead when nobody should have the role any more and nobody has it: whoever has
+/// it next begins with nothing, in a term of its own.
+pub fn over(known: &Lead) -> Lead {
+    if known.stage == LeadStage::Beginning && known.after.is_none() {
+        return known.clone();
+    }
+    Lead {
+        term: known.term.next(),
+        after: None,
+        from: None,
+        stage: LeadStage::Beginning,
+        others: Vec::new(),
+        ..known.clone()
+    }
+}
+
 /// The one that begins where nobody holds anything.
 fn first(members: &[Member]) -> Option<&Member> {
     members
@@ -147,6 +164,7 @@ fn elect(
         from,
         stage: LeadStage::Beginning,
         others: others(view.members, member.provider.node),
+        users: BTreeSet::new(),
     }
 }
 

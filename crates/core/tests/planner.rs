@@ -359,6 +359,7 @@ enum Action {
     Kill(usize),
     Scale(usize, u32),
     Activate,
+    Switch,
     Stop,
     Start,
     Takeover,
@@ -378,6 +379,7 @@ fn action() -> impl Strategy<Value = Action> {
         1 => any::<u8>().prop_map(|p| Action::Kill(p.into())),
         2 => (any::<u8>(), 1..5u32).prop_map(|(r, c)| Action::Scale(r.into(), c)),
         1 => Just(Action::Activate),
+        1 => Just(Action::Switch),
         1 => Just(Action::Stop),
         1 => Just(Action::Start),
         1 => Just(Action::Takeover),
@@ -398,7 +400,7 @@ fn kept() -> World {
 fn few_releases(actions: &[Action]) -> Vec<Action> {
     let mut left = 6;
     let few = actions.iter().filter(|action| {
-        let release = matches!(action, Action::Activate);
+        let release = matches!(action, Action::Activate | Action::Switch);
         left -= i32::from(release);
         !release || left >= 0
     });
@@ -422,6 +424,7 @@ fn walk(mut world: World, actions: Vec<Action>) {
             Action::Kill(pick) => world.kill(pick),
             Action::Scale(role, count) => world.scale(&roles[role % roles.len()], count),
             Action::Activate => world.activate(),
+            Action::Switch => world.switch(),
             Action::Stop => world.change(|s| s.run = RunWish::Stopped),
             Action::Start => world.change(|s| s.run = RunWish::Running),
             Action::Takeover => world.takeover(),
@@ -494,6 +497,7 @@ fn zz_the_generators_met_what_they_should() {
         "manager without memory",
         "new leader",
         "handed over",
+        "a switch of auxiliary roles",
     ] {
         assert!(met.get(what).copied().unwrap_or(0) > 0, "never met: {what}");
     }
@@ -586,4 +590,30 @@ fn what_was_ready_before_a_stop_is_not_thought_ready_after_it() {
     ];
     walk(World::new(&Kept), actions.clone());
     walk(kept(), actions);
+}
+
+#[test]
+fn an_auxiliary_role_that_comes_back_begins_with_nothing_in_a_new_term() {
+    for pages in [1, 3] {
+        let mut world = World::new(&Kept);
+        world.scale("page", pages);
+        world.settle();
+        for _ in 0..2 {
+            let before = keepers(&world).len();
+            world.switch();
+            world.settle();
+            assert_eq!(keepers(&world), []);
+            world.switch();
+            world.settle();
+            assert_eq!(keepers(&world).len(), before);
+            world.assert_fixed_point();
+        }
+        for agent in world.agents.values() {
+            let level = agent.level.as_ref().unwrap();
+            for lead in level.body.roles.values().flat_map(|r| r.leads.values()) {
+                assert_eq!((lead.term.0, lead.after), (3, None));
+                assert_eq!(lead.stage, LeadStage::Open);
+            }
+        }
+    }
 }

@@ -108,6 +108,10 @@ pub struct Lead {
     pub stage: LeadStage,
     /// The other instances that may run, those that are to go included.
     pub others: Vec<Provider>,
+    /// Nodes where somebody may be using it, for instances of the role alone: what a node that is
+    /// gone held there, nobody gives back.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub users: BTreeSet<NodeNumber>,
 }
 
 /// How far a leader is.

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod bad_input;
+mod changes_of_mind;
 mod clouds;
 mod deaths;
 mod dokuwiki;

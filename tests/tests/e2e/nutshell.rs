@@ -166,6 +166,66 @@ fn director_and_edge_that_are_killed_come_back_by_themselves() {
     assert_eq!(world.json(["nutshell", "status"])["state"], "up");
 }
 
+/// As a reboot does it: every process of the installation ends at once, and with them all mounts,
+/// namespaces and networks.
+fn pull_the_plug(world: &World) {
+    for node in world.json(["node", "list", "shop"]).as_array().unwrap() {
+        let target = format!(
+            "shop/{}/{}",
+            node["service"].as_str().unwrap(),
+            node["number"]
+        );
+        signal(world.first_process(&target), libc::SIGKILL);
+    }
+    wait_for("all processes to end", Duration::from_secs(30), || {
+        let left = world.processes();
+        for line in &left {
+            let pid = line.split_whitespace().next().unwrap().parse().unwrap();
+            // SAFETY: a signal to a process of this very installation, which may have ended.
+            unsafe { libc::kill(pid, libc::SIGKILL) };
+        }
+        if left.is_empty() { Ok(()) } else { Err(left) }
+    });
+}
+
+#[test]
+fn after_a_reboot_people_find_what_they_had() {
+    let world = World::with_shop();
+    world.ok(["service", "set", "shop/web", "memory_limit=96M"]);
+    world.ok(["service", "scale", "shop/web", "backend=2"]);
+    world.ok(["app", "create", "still"]);
+    world.ok(["service", "add", "still", "helloworld", "--name", "hi"]);
+    world.wait_status(HOST, "/", 200);
+    let kept = |world: &World| {
+        let service = world.service("shop/web");
+        let releases = world.json(["service", "releases", "shop/web"]);
+        let codes = world.json(["code", "list", "shop/web"]);
+        let other = world.json(["app", "show", "still"]);
+        (
+            service["settings"]["memory_limit"].clone(),
+            releases.as_array().unwrap().len(),
+            codes,
+            other["state"].clone(),
+        )
+    };
+    let before = kept(&world);
+
+    pull_the_plug(&world);
+    let up = world.up();
+    assert_eq!(up.code, 0, "{up:#?}");
+    world.wait_status(HOST, "/", 200);
+    wait_for("both backends", Duration::from_secs(90), || {
+        let ready = world.ready_roles("shop/web");
+        let both = ready.iter().any(|role| role == "backend=2");
+        if both { Ok(()) } else { Err(ready) }
+    });
+    assert_eq!(kept(&world), before);
+    // What it does next, it does as ever.
+    let scaled = world.json(["service", "scale", "shop/web", "backend=1"]);
+    assert_eq!(scaled["outcome"], "done", "{scaled:#}");
+    world.wait_no_leak();
+}
+
 #[test]
 fn a_newer_program_takes_over_without_a_failed_request() {
     let world = World::with_shop();

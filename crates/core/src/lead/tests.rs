@@ -54,6 +54,7 @@ fn lead(term: u64, node: u64, after: Option<u64>, stage: LeadStage) -> Lead {
         from: None,
         stage,
         others: Vec::new(),
+        users: Default::default(),
     }
 }
 

@@ -599,12 +599,32 @@ impl World {
     }
 
     pub fn activate(&mut self) {
+        let settings = self.active_settings();
+        self.release(settings);
+    }
+
+    /// The auxiliary roles of a type that has some are switched off, or on again.
+    pub fn switch(&mut self) {
+        self.meet("a switch of auxiliary roles");
+        let mut settings = self.active_settings();
+        if settings.remove("off").is_none() {
+            settings.insert("off".into(), true.into());
+        }
+        self.release(settings);
+    }
+
+    fn active_settings(&self) -> Settings {
+        let active = self.spec.release(self.spec.active);
+        active.map(|r| r.settings.clone()).unwrap_or_default()
+    }
+
+    fn release(&mut self, settings: Settings) {
         self.change(|spec| {
             let next = spec.releases.iter().map(|r| r.number).max().unwrap().next();
             spec.releases.push(Release {
                 number: next,
                 code: None,
-                settings: Settings::new(),
+                settings,
                 environment: Default::default(),
             });
             spec.active = next;

@@ -102,7 +102,7 @@ impl MachinesConfig {
             base_domain: config.base_domain.clone(),
             boot_deadline: config.boot_deadline,
             certificate_lifetime: config.certificate_lifetime,
-            list_every: Duration::from_secs(2),
+            list_every: Duration::from_secs(1),
             edge_finishing: Duration::from_secs(35),
             broker: BrokerSettings::default(),
         }

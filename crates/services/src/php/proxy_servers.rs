@@ -174,7 +174,11 @@ async fn keep(runtime: &Runtime, server: &Server, provider: &Provider) -> Result
 async fn take_in(runtime: &Runtime, path: &str, provider: &Provider) -> Result<(), RoleError> {
     let failed = || balancer("taking in a server");
     let (address, port, capacity) = (provider.address, provider.port, provider.capacity);
-    let check = "check inter 500ms fastinter 200ms fall 3 rise 1";
+    // Real connections are proofs, too: while the others have all that they may hold at once, a
+    // machine that is gone would be tried again and again. One that only stumbles is up again with
+    // its next check.
+    let check = "check inter 500ms fastinter 200ms fall 3 rise 1 \
+                 observe layer4 error-limit 3 on-error mark-down";
     let line = if provider.role == BACKEND {
         let status = port.saturating_add(super::backend::STATUS_OFFSET);
         format!(

@@ -2,12 +2,12 @@
 //! levels of this plan. Decides nothing itself.
 
 use super::Rollout;
-use crate::lead::{Member, View, decide};
+use crate::lead::{Member, View, decide, over};
 use crate::plan::Node;
 use conpaas_model::ids::NodeNumber;
 use conpaas_model::level::{Duty, Instance, Lead, LeadStage, Provider};
 use conpaas_model::status::{NodeState, Phase};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 impl Rollout<'_> {
     pub(super) fn lead(&mut self, duties: &BTreeMap<Instance, Duty>) {
@@ -24,6 +24,12 @@ impl Rollout<'_> {
                         || n.live() && n.obeys && !n.level.roles.contains_key(*led)
                 })
             });
+            if let Some(known) = known.as_ref().filter(|_| gone && members.is_empty())
+                && self.hosts(led) == 0
+            {
+                self.leads.insert(led, over(known));
+                continue;
+            }
             let let_go = known.as_ref().is_none_or(|lead| self.let_go(led, lead));
             let (lead, reason) = decide(&View {
                 known: known.as_ref(),
@@ -35,9 +41,20 @@ impl Rollout<'_> {
                 self.wait("lead", format!("{led}: {reason}"));
             }
             if let Some(lead) = lead {
-                self.leads.insert(led, lead);
+                let users = self.users(led, duties);
+                self.leads.insert(led, Lead { users, ..lead });
             }
         }
+    }
+
+    /// Nodes where instances that use a role may run, now or by this plan.
+    fn users(&self, led: &str, duties: &BTreeMap<Instance, Duty>) -> BTreeSet<NodeNumber> {
+        let users: BTreeSet<&str> = self.users_of(led).map(|user| user.name).collect();
+        let uses = |role: &str| users.contains(role);
+        let planned = duties.keys().filter(|i| uses(&i.role)).map(|i| i.node);
+        let nodes = self.input.nodes.iter().filter(|(_, node)| node.may_run());
+        let running = nodes.filter(|(_, node)| node.level.roles.keys().any(|role| uses(role)));
+        planned.chain(running.map(|(number, _)| *number)).collect()
     }
 
     /// Whether an instance is the leader by the levels that nodes have, or hands over to one that

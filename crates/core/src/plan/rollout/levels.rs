@@ -101,7 +101,14 @@ impl<'a> Rollout<'a> {
             .leads
             .iter()
             .filter(|(led, _)| **led == role.name || role.uses.contains(led))
-            .map(|(led, lead)| ((*led).to_owned(), lead.clone()))
+            .map(|(led, lead)| {
+                let mut lead = lead.clone();
+                if *led != role.name {
+                    // Thousands need not know each other.
+                    lead.users.clear();
+                }
+                ((*led).to_owned(), lead)
+            })
             .collect();
         // A role drains as a whole when all its instances do.
         entry.duty = entry.duty.min(duty);

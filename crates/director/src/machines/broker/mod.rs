@@ -152,7 +152,8 @@ impl Broker {
         let due: Vec<String> = self
             .due
             .iter()
-            .filter(|(_, at)| **at <= now)
+            // What is due a moment after this tick is not left to the next.
+            .filter(|(_, at)| **at <= now + self.shared.config.list_every / 8)
             .map(|(name, _)| name.clone())
             .collect();
         for name in due {

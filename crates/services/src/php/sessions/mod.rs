@@ -2,6 +2,7 @@
 //! it. Who leads, the manager decides; how a copy begins, hands over and follows is here.
 
 mod config;
+mod locks;
 mod next;
 
 pub use config::{ini_lines, save_path};
@@ -10,7 +11,7 @@ use super::manager::SessionsConfig;
 use super::{Php, SESSIONS};
 use crate::support::background::{Stops, stop_all};
 use crate::support::files;
-use crate::support::resp::Store;
+use crate::support::resp::{Reply, Store};
 use async_trait::async_trait;
 use config::{AGENT, TERM};
 use conpaas_core::endpoint;
@@ -19,6 +20,7 @@ use conpaas_core::service_type::Standing;
 use conpaas_model::ids::{NodeNumber, Term};
 use conpaas_model::level::{Duty, Lead, LeadStage, RoleLevel};
 use conpaas_model::status::{Phase, RoleStatus};
+use locks::Holders;
 use next::{Part, Step, View, next};
 use serde_json::{Map, Value};
 use std::io::{self, ErrorKind};
@@ -55,6 +57,8 @@ pub struct Sessions {
     starts: u32,
     /// Another that leads by a higher term.
     higher: Option<SocketAddrV4>,
+    holders: Holders,
+    born: Option<Instant>,
 }
 
 /// Where this node's endpoint to the store is.
@@ -162,7 +166,7 @@ impl Sessions {
             .ok_or_else(|| io::Error::other("the store does not say what part it has"))?;
         // One that still reads its file does not answer this.
         let term = match store.ask(&["GET", TERM]).await? {
-            crate::support::resp::Reply::Error(reason) => return Err(io::Error::other(reason)),
+            Reply::Error(reason) => return Err(io::Error::other(reason)),
             reply => reply.text().and_then(|t| t.parse().ok()).map(Term),
         };
         (self.starts, self.ahead) = (0, ahead);
@@ -243,6 +247,11 @@ impl Sessions {
         let view = self.look(&mut store).await?;
         let step = next(&view, lead, me, self.higher, since.elapsed());
         let master = matches!(view.part, Part::Master { .. });
+        let age = self.born.get_or_insert_with(Instant::now).elapsed();
+        let gone = self.holders.take(&lead.users, age);
+        if master && step == Step::Stay && lead.leader.node == me {
+            free_locks(&mut store, me, &gone).await?;
+        }
         let text = |at: SocketAddrV4| (at.ip().to_string(), at.port().to_string());
         match step {
             Step::Stay | Step::Wait => {}
@@ -302,11 +311,9 @@ impl Sessions {
         if whole && master && self.higher.is_none() {
             return Phase::Ready;
         }
+        // What it had is gone: that it holds nothing tells the manager, who decides again.
         let lost = master && lead.stage != LeadStage::Beginning && view.term < Some(lead.term);
-        if lost {
-            return Phase::Failed("the sessions it had are gone".into());
-        }
-        if waited >= 2 * next::HAND_OVER {
+        if !lost && waited >= 2 * next::HAND_OVER {
             return Phase::Failed(match self.higher {
                 Some(other) => format!("the store at {other} leads by a higher term"),
                 None => format!("it cannot begin {}: it holds {:?}", lead.term, view.term),
@@ -314,6 +321,26 @@ impl Sessions {
         }
         Phase::Starting
     }
+}
+
+/// Frees the locks that nodes which are gone hold.
+async fn free_locks(store: &mut Store, me: NodeNumber, gone: &[NodeNumber]) -> io::Result<()> {
+    if gone.is_empty() {
+        return Ok(());
+    }
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname")?;
+    for node in gone {
+        let Some(holder) = locks::holder(host.trim(), me, *node) else {
+            continue;
+        };
+        let words = ["EVAL", locks::SCRIPT, "0", &locks::pattern(), &holder];
+        match store.ask(&words).await? {
+            Reply::Number(0) => {}
+            Reply::Number(freed) => tracing::info!(%node, freed, "locks of a node that is gone"),
+            answer => return Err(io::Error::other(format!("{answer:?}"))),
+        }
+    }
+    Ok(())
 }
 
 fn read(level: &RoleLevel) -> Result<SessionsConfig, RoleError> {
@@ -356,7 +383,7 @@ impl RoleAgent for Sessions {
             let mut store = self.store(node).await?;
             let view = self.look(&mut store).await?;
             let keys = match store.ask(&["DBSIZE"]).await? {
-                crate::support::resp::Reply::Number(keys) => keys,
+                Reply::Number(keys) => keys,
                 _ => 0,
             };
             Ok::<_, io::Error>((view, keys))

@@ -122,6 +122,7 @@ mod tests {
             from: from.map(NodeNumber),
             stage,
             others: Vec::new(),
+            users: Default::default(),
         }
     }
 
