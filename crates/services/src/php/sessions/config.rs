@@ -55,8 +55,10 @@ replica-announce-ip {ip}
 replica-announce-port {port}
 replica-read-only yes
 replica-serve-stale-data yes
-repl-diskless-sync yes
-repl-diskless-sync-delay 0
+# From a file: a copy that was sent straight from memory gets nothing more until its next word, up
+# to a second later, and seems whole meanwhile.
+repl-diskless-sync no
+rdb-del-sync-files yes
 repl-diskless-load disabled
 repl-timeout 10
 repl-ping-replica-period 2

@@ -74,6 +74,9 @@ pub fn next(
             Step::HandOver(leader)
         }
         Part::Master { .. } if lead.from == Some(me) && waited < HAND_OVER => Step::Wait,
+        // A leader of old holds an older term. This one was handed the work by a leader that knows
+        // more than this level: the level that says so is on its way.
+        Part::Master { .. } if view.term == Some(lead.term) => Step::Wait,
         _ => follow(leader),
     }
 }
@@ -207,6 +210,13 @@ mod tests {
         let sudden = lead(5, 1, Some(4), None, Beginning);
         let back = next(&master(Some(4), &[1]), &sudden, two, None, NOW);
         assert_eq!(back, Step::Follow(at(1)));
+    }
+
+    #[test]
+    fn one_that_was_handed_the_work_keeps_it_until_its_level_comes() {
+        let old = lead(4, 1, Some(3), None, Open);
+        let handed = next(&master(Some(4), &[1]), &old, NodeNumber(2), None, LATER);
+        assert_eq!(handed, Step::Wait);
     }
 
     #[test]
