@@ -477,24 +477,19 @@ impl World {
         self.json(["service", "show", target])
     }
 
-    /// How many nodes of a service have a ready instance of each role, as `role=count` sorted.
+    /// On how many nodes of a service a role is ready.
+    pub fn ready(&self, target: &str, role: &str) -> usize {
+        ready_in(&self.service(target), role)
+    }
+
+    /// The same for every role that people ask for, as `role=count`, sorted, without those that
+    /// are ready nowhere.
     pub fn ready_roles(&self, target: &str) -> Vec<String> {
-        let mut counts = std::collections::BTreeMap::<String, usize>::new();
-        for node in self.service(target)["nodes"]
-            .as_array()
-            .into_iter()
-            .flatten()
-        {
-            for role in node["roles"].as_array().into_iter().flatten() {
-                if role["phase"] == "ready" {
-                    *counts
-                        .entry(role["role"].as_str().unwrap_or_default().to_owned())
-                        .or_default() += 1;
-                }
-            }
-        }
-        counts
-            .into_iter()
+        let service = self.service(target);
+        let wished = service["roles"].as_object().into_iter().flatten();
+        wished
+            .map(|(role, _)| (role, ready_in(&service, role)))
+            .filter(|(_, count)| *count > 0)
             .map(|(role, count)| format!("{role}={count}"))
             .collect()
     }
@@ -623,6 +618,15 @@ impl Drop for World {
             self.folder.disable_cleanup(true);
         }
     }
+}
+
+fn ready_in(service: &Value, role: &str) -> usize {
+    let nodes = service["nodes"].as_array().into_iter().flatten();
+    let is_ready = |found: &Value| found["role"] == role && found["phase"] == "ready";
+    nodes
+        .flat_map(|node| node["roles"].as_array().into_iter().flatten())
+        .filter(|found| is_ready(found))
+        .count()
 }
 
 fn kill(pid: i32) {

@@ -15,12 +15,6 @@ fn shop() -> World {
     world
 }
 
-fn greeters(world: &World) -> usize {
-    let ready = world.ready_roles("shop/it");
-    let count = ready.iter().find_map(|r| r.strip_prefix("greeter="));
-    count.and_then(|count| count.parse().ok()).unwrap_or(0)
-}
-
 /// Waits until so many steps of an operation are done, or it has ended; how many are.
 fn reaches(world: &World, operation: &str, steps: usize) -> usize {
     wait_for("a step", Duration::from_secs(60), || {
@@ -39,7 +33,7 @@ fn rests(world: &World, count: usize) -> Value {
     wait_for("the last wish", Duration::from_secs(60), || {
         let service = world.service("shop/it");
         let rests = service["state"] == "RUNNING" && service["operation"].is_null();
-        if rests && greeters(world) == count {
+        if rests && world.ready("shop/it", "greeter") == count {
             Ok(service)
         } else {
             Err(service)

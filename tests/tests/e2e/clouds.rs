@@ -14,11 +14,7 @@ fn shop(world: &World) {
 }
 
 fn greeters(world: &World) -> usize {
-    let roles = world.ready_roles("shop/it");
-    roles
-        .iter()
-        .find_map(|role| role.strip_prefix("greeter=")?.parse().ok())
-        .unwrap_or(0)
+    world.ready("shop/it", "greeter")
 }
 
 fn events(world: &World, kind: &str) -> Vec<Value> {

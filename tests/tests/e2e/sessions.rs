@@ -48,14 +48,9 @@ fn keepers(world: &World) -> Vec<u64> {
 
 /// Waits until so many copies of the sessions are whole.
 fn copies(world: &World, count: usize) {
-    let wanted = match count {
-        0 => None,
-        count => Some(format!("sessions={count}")),
-    };
     wait_for("copies of the sessions", Duration::from_secs(90), || {
-        let ready = world.ready_roles("shop/it");
-        let found = ready.iter().find(|r| r.starts_with("sessions=")).cloned();
-        if found == wanted { Ok(()) } else { Err(ready) }
+        let ready = world.ready("shop/it", "sessions");
+        if ready == count { Ok(()) } else { Err(ready) }
     });
 }
 
