@@ -243,14 +243,21 @@ fn users(
             if input.service_type.role(role).is_none() {
                 flaws.push(Flaw::UnknownRole { role: role.clone() });
             }
+            let used_before = input
+                .nodes
+                .get(number)
+                .and_then(|n| n.level.roles.get(role));
             for provider in &role_level.providers {
                 // A node whose agent is silent keeps what it had; it gets no level to look at.
                 let silent = input
                     .nodes
                     .get(&provider.node)
                     .is_some_and(|n| !n.live() && n.may_run());
+                // One without a record is not ours to stop: who uses it may go on, nobody may begin.
+                let stranger = !input.nodes.contains_key(&provider.node)
+                    && used_before.is_some_and(|l| l.providers.contains(provider));
                 let key = (provider.role.as_str(), provider.node, provider.release);
-                if !silent && !serving.contains(&key) {
+                if !silent && !stranger && !serving.contains(&key) {
                     flaws.push(Flaw::UsesNobody {
                         user: role.clone(),
                         node: *number,
@@ -258,11 +265,7 @@ fn users(
                     });
                 }
             }
-            let before = input
-                .nodes
-                .get(number)
-                .and_then(|n| n.level.roles.get(role))
-                .and_then(|l| l.serve);
+            let before = used_before.and_then(|l| l.serve);
             if let Some(serve) = role_level.serve.filter(|s| Some(*s) != before) {
                 let carrying = input.service_type.roles().iter().filter(|r| {
                     r.carries_releases

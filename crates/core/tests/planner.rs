@@ -8,7 +8,7 @@ mod world;
 use conpaas_model::ends::{EndsToTell, Exit, ProcessEnds};
 use conpaas_model::environment::Environment;
 use conpaas_model::event::{LeaveReason, RequestReason};
-use conpaas_model::ids::{NodeNumber, ReleaseNumber, SecretVersion};
+use conpaas_model::ids::{Epoch, Generation, NodeNumber, ReleaseNumber, SecretVersion};
 use conpaas_model::level::LeadStage;
 use conpaas_model::spec::{Release, RunWish, Settings};
 use proptest::prelude::*;
@@ -86,6 +86,60 @@ fn a_release_switch_leaves_only_the_new_one() {
         .collect();
     assert_eq!(releases.into_iter().map(|r| r.0).collect::<Vec<_>>(), [2]);
     world.assert_fixed_point();
+}
+
+/// A Director that came back from a backup asks for less, in a release that its managers have left
+/// behind, and knows nothing of the one that runs, nor of most nodes, which are in quarantine. Its
+/// word outranks what it said before; who uses what it does not know goes on until that is replaced.
+#[test]
+fn a_wish_from_a_backup_is_reached_and_nobody_is_left_without_what_they_use() {
+    let cases = [(1, 2), (2, 4), (2, 3)].into_iter();
+    for ((pages, later), remembers) in cases.flat_map(|c| [(c, true), (c, false)]) {
+        let mut world = site();
+        world.scale("page", pages);
+        world.settle();
+        let old = world.spec.clone();
+        let known: Vec<NodeNumber> = world.records.keys().copied().collect();
+        world.activate();
+        world.settle();
+        world.scale("page", later);
+        world.settle();
+        world.spec = old;
+        world.spec.generation = Generation(70_000);
+        world.epoch = Epoch(7 << 32 | world.epoch.0);
+        world.records.retain(|number, _| known.contains(number));
+        world.next_node = NodeNumber(70_000);
+        if remembers {
+            world.tell();
+        } else {
+            world.takeover();
+        }
+        for turn in 0..200 {
+            world.turn();
+            world.destroyed();
+            for node in &world.led {
+                let agent = &world.agents[node];
+                let (table, _) = &agent.tables["front"];
+                let pages = table.iter().filter(|used| used.role == "page");
+                let there = pages.filter(|p| world.agents[&p.node].running.contains_key(p));
+                assert!(there.count() > 0, "turn {turn}, {remembers}: {table:?}");
+            }
+        }
+        world.settle();
+        let ours = |number: &NodeNumber| known.contains(number) || number.0 >= 70_000;
+        let agents = world.agents.iter().filter(|(number, _)| ours(number));
+        let releases: std::collections::BTreeSet<_> = agents
+            .clone()
+            .flat_map(|(_, agent)| agent.running.keys().filter_map(|i| i.release))
+            .collect();
+        assert_eq!(releases, [ReleaseNumber(1)].into());
+        for (_, agent) in agents {
+            let used = agent.tables.values().flat_map(|(table, _)| table);
+            assert!(used.map(|used| used.node).all(|node| ours(&node)));
+            let level = agent.level.as_ref().map(|level| level.version.epoch);
+            assert_eq!(level, Some(world.epoch));
+        }
+    }
 }
 
 #[test]

@@ -5,6 +5,7 @@
 mod drain;
 mod leads;
 mod levels;
+mod strangers;
 
 use super::layout::Shape;
 use super::{Input, Node, Plan, Presence, instances};
@@ -196,8 +197,8 @@ impl<'a> Rollout<'a> {
                 None if fresh > 0 => {}
                 None => return None,
                 Some(old) => {
-                    let enough =
-                        fresh >= count(old).min(self.input.spec.wanted(role.name) as usize);
+                    let there = count(old) + self.strangers_of(role.name, old);
+                    let enough = fresh >= there.min(self.input.spec.wanted(role.name) as usize);
                     if let Some(instance) = missing {
                         self.wait(
                             "release_starting",

@@ -55,9 +55,12 @@ impl<'a> Rollout<'a> {
             .filter(|(i, duty)| i.role == role.name && **duty == Duty::Serve)
             .filter_map(|(i, _)| {
                 let node = self.input.nodes.get(&i.node)?;
-                let release = self.release_for(i.release, None)?;
-                let capacity =
-                    self.decision(node, role, release, |d| self.input.service_type.capacity(d))?;
+                let capacity = match self.release_for(i.release, None) {
+                    Some(release) => {
+                        self.decision(node, role, release, |d| self.input.service_type.capacity(d))?
+                    }
+                    None => self.told_capacity(i)?,
+                };
                 Some(Offer {
                     ready: self.ready.contains(i),
                     provider: Provider {
@@ -161,6 +164,8 @@ impl<'a> Rollout<'a> {
                 })
                 .map(|offer| offer.provider.clone())
                 .collect();
+            let strangers = self.strangers(node, role, serving, offers);
+            entry.providers.extend(strangers.into_iter().cloned());
             entry.providers.sort();
             if leads && !role.carries_releases {
                 self.add_release_facts(entry, node, role, duty, serving);
@@ -183,6 +188,14 @@ impl<'a> Rollout<'a> {
         numbers.insert(self.input.spec.active);
         for number in numbers {
             let Some(release) = self.input.spec.release(number) else {
+                // Not in the spec any more, but somebody may be there yet: what is known holds.
+                let before = node.level.roles.get(role.name);
+                if let Some(known) = before.and_then(|before| before.releases.get(&number)) {
+                    let known = known.clone();
+                    entry
+                        .releases
+                        .insert(number, ReleaseLevel { duty, ..known });
+                }
                 continue;
             };
             if let Some(config) =
@@ -268,7 +281,7 @@ impl<'a> Rollout<'a> {
     }
 }
 
-struct Offer {
-    ready: bool,
-    provider: Provider,
+pub(super) struct Offer {
+    pub ready: bool,
+    pub provider: Provider,
 }
