@@ -158,6 +158,17 @@ fn what(kind: &EventKind) -> String {
         EventKind::StrayDestroyed { node, machine } => format!(
             "machine {machine}, which was asked for node {node} and came too late, was destroyed"
         ),
+        EventKind::MachineQuarantined {
+            machine,
+            hostname,
+            cloud,
+        } => format!(
+            "machine {machine} ({hostname}) of {cloud} is in quarantine: an operator may destroy it"
+        ),
+        EventKind::QuarantineEnded { machine, wanted } => {
+            let how = if *wanted { "was destroyed" } else { "is gone" };
+            format!("machine {machine}, which was in quarantine, {how}")
+        }
         EventKind::EnrolmentRefused {
             node,
             machine,
@@ -329,6 +340,16 @@ mod tests {
                 "enrolment_refused",
                 json!({"node": 3, "machine": "m-1", "code": "other_key", "count": 4}),
                 "enrolment of machine m-1 of node 3 was refused, 4 times (other_key)",
+            ),
+            (
+                "machine_quarantined",
+                json!({"machine": "m-1", "hostname": "shop-web-3", "cloud": "local"}),
+                "machine m-1 (shop-web-3) of local is in quarantine: an operator may destroy it",
+            ),
+            (
+                "quarantine_ended",
+                json!({"machine": "m-1", "wanted": true}),
+                "machine m-1, which was in quarantine, was destroyed",
             ),
             (
                 "process_ended",

@@ -269,6 +269,17 @@ pub struct ListCloudsQuery {
     pub limit: Option<u32>,
 }
 
+/// What [`Client::list_quarantine`] may be asked for.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct ListQuarantineQuery {
+    /// `next` of the page before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cursor: Option<String>,
+    /// Most items on a page (default 100, at most 1000).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit: Option<u32>,
+}
+
 /// What [`Client::list_roots`] may be asked for.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct ListRootsQuery {
@@ -444,6 +455,14 @@ impl Client {
         self.call(Method::DELETE, &format!("/v1/users/{}", segment(user))).guarded(self).done().await
     }
 
+    /// Say that a machine in quarantine is to be destroyed. It is listed until its cloud says that it
+    /// is gone.
+    ///
+    /// `DELETE /v1/director/quarantine/{machine}`
+    pub async fn destroy_quarantined(&self, machine: &str) -> Result<(), ClientError> {
+        self.call(Method::DELETE, &format!("/v1/director/quarantine/{}", segment(machine))).done().await
+    }
+
     /// The Director and its installation.
     ///
     /// `GET /v1/director`
@@ -548,6 +567,13 @@ impl Client {
     /// `GET /v1/operations`
     pub async fn list_operations(&self, query: &ListOperationsQuery) -> Result<Page<Operation>, ClientError> {
         self.call(Method::GET, "/v1/operations").query(query).answer().await
+    }
+
+    /// Machines in quarantine, oldest first: made after the backup that was restored, and left alone.
+    ///
+    /// `GET /v1/director/quarantine`
+    pub async fn list_quarantine(&self, query: &ListQuarantineQuery) -> Result<Page<QuarantinedMachine>, ClientError> {
+        self.call(Method::GET, "/v1/director/quarantine").query(query).answer().await
     }
 
     /// Releases, newest first.

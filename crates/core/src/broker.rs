@@ -8,7 +8,10 @@
 //! - nothing is believed gone or dead but by a list that was asked after our last call;
 //! - a cloud that cannot be listed changes nothing;
 //! - what a list holds without a record that wants it, is an orphan and is destroyed. Lists hold
-//!   only what carries this installation's tags, so nothing else is ever touched.
+//!   only what carries this installation's tags, so nothing else is ever touched;
+//! - in a store that was restored from a backup, a machine that no record was ever made for is what
+//!   the backup does not know: it is put in quarantine, and destroyed only when a person says so.
+//!   Machines that are asked for after the restore have records first, so they are never taken for it.
 
 mod decide;
 mod types;
@@ -19,5 +22,5 @@ mod tests;
 pub use decide::{answered, decide};
 pub use types::{
     Action, BrokerSettings, CallResult, CloudView, Hindrance, Listed, MachineRow, MachineStage,
-    NodeKey, NodeRow, View,
+    NodeKey, NodeRow, Quarantined, Strangers, View,
 };

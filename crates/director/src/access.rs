@@ -86,6 +86,8 @@ pub const TABLE: &[(&str, Access)] = &[
     ("list_roots", Operator),
     ("add_root", Operator),
     ("retire_root", Operator),
+    ("list_quarantine", Operator),
+    ("destroy_quarantined", Operator),
 ];
 
 /// Who may call an operation; `None` for one that nobody entered here.

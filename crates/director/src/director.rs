@@ -47,7 +47,7 @@ pub struct Director {
     _lock: Flock<File>,
 }
 
-fn folder(path: &Path) -> Result<(), StartError> {
+pub(crate) fn folder(path: &Path) -> Result<(), StartError> {
     let failed = |source| StartError::StateFolder {
         folder: path.display().to_string(),
         source,
@@ -61,7 +61,7 @@ fn folder(path: &Path) -> Result<(), StartError> {
 }
 
 /// Takes the state folder for this process alone.
-fn lock(state: &Path) -> Result<Flock<File>, StartError> {
+pub fn lock(state: &Path) -> Result<Flock<File>, StartError> {
     let shown = state.display().to_string();
     let file = File::options()
         .create(true)

@@ -13,6 +13,7 @@ mod director;
 pub mod error;
 mod hints;
 pub mod hosts;
+pub mod incarnation;
 pub mod life;
 pub mod logs;
 pub mod machine_side;

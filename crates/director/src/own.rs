@@ -155,6 +155,11 @@ fn count(tx: &rusqlite::Transaction<'_>) -> Result<Counts, DirectorError> {
         None,
         operations::running(tx, None)?.len() as u64,
     );
+    add(
+        "machines_in_quarantine",
+        None,
+        store::quarantine::count(tx)?,
+    );
     for row in services::every(tx)? {
         let state = match row.run {
             RunWish::Running => "running",

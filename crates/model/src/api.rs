@@ -3,8 +3,8 @@
 
 use crate::environment::Environment;
 use crate::ids::{
-    ApplicationId, CodeId, Generation, Name, NodeNumber, OperationId, PrincipalId, ReleaseNumber,
-    SecretVersion, ServiceId, TokenId,
+    ApplicationId, CodeId, Generation, MachineId, Name, NodeNumber, OperationId, PrincipalId,
+    ReleaseNumber, SecretVersion, ServiceId, TokenId,
 };
 use crate::instance::InstanceType;
 use crate::spec::{CountOwner, RoleName, RoleWish, Settings};
@@ -531,4 +531,35 @@ pub struct DirectorInfo {
     pub base_domain: String,
     pub edge: Option<String>,
     pub clouds: Vec<String>,
+    /// Which life of the store this is: rises with every restore of a backup, zero until then.
+    #[serde(default)]
+    pub incarnation: u64,
+    /// When a backup was last restored.
+    #[serde(default)]
+    pub restored_at: Option<String>,
+    /// Machines in quarantine; told to operators.
+    #[serde(default)]
+    pub quarantined: u64,
+}
+
+/// A machine that clouds list with our tags and that the restored store does not know.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct QuarantinedMachine {
+    /// The name it was given by whoever asked for it.
+    pub machine: MachineId,
+    pub cloud: String,
+    /// The cloud's name for it.
+    pub cloud_id: String,
+    /// The application in whose network it is.
+    pub application: ApplicationId,
+    /// That application's name, if it is known.
+    pub application_name: Option<Name>,
+    pub hostname: String,
+    pub instance_type: String,
+    pub address: String,
+    pub created_at: String,
+    /// When it was put into quarantine.
+    pub since: String,
+    /// An operator has said that it is to be destroyed.
+    pub condemned: bool,
 }

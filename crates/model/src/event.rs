@@ -156,6 +156,19 @@ pub enum EventKind {
         node: NodeNumber,
         machine: MachineId,
     },
+    /// A machine that a restored store does not know was found; it is left alone until an operator
+    /// says otherwise.
+    MachineQuarantined {
+        machine: MachineId,
+        hostname: String,
+        cloud: String,
+    },
+    /// A machine that was in quarantine is gone.
+    QuarantineEnded {
+        machine: MachineId,
+        /// An operator wanted it destroyed.
+        wanted: bool,
+    },
     EnrolmentRefused {
         node: NodeNumber,
         machine: MachineId,

@@ -8,7 +8,9 @@ use crate::director::Call;
 use crate::store::Birth;
 use crate::world::{Event, LIST_EVERY, Party, World};
 use conpaas_cloud::MachineState;
-use conpaas_core::broker::{Action, CloudView, Listed, MachineRow, MachineStage, View, decide};
+use conpaas_core::broker::{
+    Action, CloudView, Listed, MachineRow, MachineStage, Strangers, View, decide,
+};
 use conpaas_model::ids::MachineId;
 use conpaas_model::status::NodeState;
 use conpaas_pki::hash_token;
@@ -168,6 +170,8 @@ impl World {
             } else {
                 &director.busy
             },
+            // Nothing is restored here, so whatever is not known is a stray.
+            strangers: &Strangers::default(),
             now: self.wall(),
             settings: &director.settings,
         });
@@ -315,6 +319,7 @@ impl World {
                 self.director.store.nodes.retain(|row| row.key != *node);
                 self.director.store.places.remove(node);
             }
+            Action::Quarantine { .. } | Action::EndQuarantine { .. } => {}
             Action::DestroyOrphan {
                 cloud, cloud_id, ..
             } => {

@@ -416,7 +416,8 @@ fn word<'a>(view: &View<'a>, machine: &MachineRow) -> Word<'a> {
 fn orphans(view: &View<'_>, actions: &mut Vec<Action>) {
     for (cloud, cloud_view) in view.clouds {
         let CloudView::Listed {
-            machines: listed, ..
+            asked,
+            machines: listed,
         } = cloud_view
         else {
             continue;
@@ -432,17 +433,46 @@ fn orphans(view: &View<'_>, actions: &mut Vec<Action>) {
             .filter(|m| m.cloud_id.is_none() || view.busy.contains(&m.id))
             .map(|m| m.token.as_str())
             .collect();
+        let asked_for: BTreeSet<&str> = rows().map(|m| m.token.as_str()).collect();
         let mut seen = BTreeSet::new();
         for machine in listed {
             let claimed =
                 ids.contains(machine.id.as_str()) || tokens.contains(machine.token.as_str());
-            if !claimed && seen.insert(&machine.id) {
-                actions.push(Action::DestroyOrphan {
-                    cloud: cloud.clone(),
-                    cloud_id: machine.id.clone(),
-                    token: machine.token.clone(),
-                });
+            if !claimed && seen.insert(machine.id.as_str()) {
+                let known = asked_for.contains(machine.token.as_str());
+                actions.extend(stranger(view, cloud, machine, known));
             }
         }
+        let gone = view
+            .strangers
+            .quarantined
+            .iter()
+            .filter(|((of, id), found)| {
+                of == cloud && *asked > found.settled && !seen.contains(id.as_str())
+            });
+        actions.extend(gone.map(|((_, id), _)| Action::EndQuarantine {
+            cloud: cloud.clone(),
+            cloud_id: id.clone(),
+        }));
+    }
+}
+
+/// What becomes of a listed machine that no record claims. `known` says that a living record has
+/// its token: it is the twin of a machine that we have.
+fn stranger(view: &View<'_>, cloud: &str, machine: &Listed, known: bool) -> Option<Action> {
+    let strangers = view.strangers;
+    let (cloud, cloud_id) = (cloud.to_owned(), machine.id.clone());
+    let unasked = strangers.restored && !known && !strangers.remembered.contains(&machine.token);
+    match strangers
+        .quarantined
+        .get(&(cloud.clone(), cloud_id.clone()))
+    {
+        Some(found) if !found.condemned => None,
+        None if unasked => Some(Action::Quarantine { cloud, cloud_id }),
+        Some(_) | None => Some(Action::DestroyOrphan {
+            cloud,
+            cloud_id,
+            token: machine.token.clone(),
+        }),
     }
 }

@@ -2,6 +2,8 @@
 //! boots that come late, machines that die) in which whatever happens, nothing is doubled, nothing
 //! leaks, and everything ends as wished.
 
+mod quarantine;
+
 use super::*;
 use conpaas_model::ids::{MachineId, NodeNumber, PrincipalId};
 use conpaas_model::status::NodeState;
@@ -91,6 +93,7 @@ fn run(
         clouds,
         quotas: &BTreeMap::new(),
         busy: &BTreeSet::new(),
+        strangers: &Strangers::default(),
         now,
         settings: &SETTINGS,
     })
@@ -354,6 +357,7 @@ fn a_quota_that_is_used_up_is_said_with_its_numbers() {
         clouds: &clouds,
         quotas: &quotas,
         busy: &BTreeSet::new(),
+        strangers: &Strangers::default(),
         now: 1,
         settings: &SETTINGS,
     };
@@ -607,6 +611,9 @@ impl World {
             Action::MarkGone { machine, .. } => self.row(&machine).stage = MachineStage::Gone,
             Action::EndNode { node } => self.nodes.retain(|n| n.key != node),
             Action::DestroyOrphan { cloud_id, .. } => self.there.retain(|l| l.id != cloud_id),
+            Action::Quarantine { .. } | Action::EndQuarantine { .. } => {
+                panic!("this store was never restored")
+            }
             Action::RetryLater {
                 machine,
                 stage,
@@ -738,6 +745,7 @@ fn owners_are_kept_apart_by_quotas() {
         clouds: &clouds,
         quotas: &quotas,
         busy: &BTreeSet::new(),
+        strangers: &Strangers::default(),
         now: 1,
         settings: &SETTINGS,
     };

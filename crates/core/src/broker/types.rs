@@ -94,6 +94,28 @@ pub enum CloudView {
     },
 }
 
+/// What is known of listed machines that no living record stands for.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Strangers {
+    /// The store came back from a backup, so somebody may have asked for machines that it never
+    /// knew: those are not destroyed unless a person says so.
+    pub restored: bool,
+    /// Tokens that the store has a record of, though the machine is gone: the store itself asked
+    /// for them.
+    pub remembered: BTreeSet<String>,
+    /// Machines in quarantine, by cloud and the cloud's name for them.
+    pub quarantined: BTreeMap<(String, String), Quarantined>,
+}
+
+/// A machine in quarantine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Quarantined {
+    /// A person said that it is to be destroyed.
+    pub condemned: bool,
+    /// When the last call about it ended, on the scale of [`CloudView::Listed`]'s `asked`.
+    pub settled: u64,
+}
+
 /// Lifetimes and limits of the broker.
 #[derive(Clone, Debug, PartialEq)]
 pub struct BrokerSettings {
@@ -133,6 +155,7 @@ pub struct View<'a> {
     pub quotas: &'a BTreeMap<PrincipalId, u32>,
     /// Machines that a call is under way for: left alone.
     pub busy: &'a BTreeSet<MachineId>,
+    pub strangers: &'a Strangers,
     /// Unix milliseconds.
     pub now: u64,
     pub settings: &'a BrokerSettings,
@@ -183,6 +206,10 @@ pub enum Action {
         /// Names the wish that it was made for.
         token: String,
     },
+    /// Record that a machine which the store never asked for is there, and is left alone.
+    Quarantine { cloud: String, cloud_id: String },
+    /// A machine in quarantine is there no more: forget it.
+    EndQuarantine { cloud: String, cloud_id: String },
     /// Record the failed attempt, and with it the stage that the machine is in now.
     RetryLater {
         machine: MachineId,

@@ -3,9 +3,10 @@
 use super::take::{PageQuery, Params, page, page_of};
 use crate::auth::Principal;
 use crate::error::DirectorError;
+use crate::incarnation::{self, Incarnation};
 use crate::own;
 use crate::shared::Shared;
-use crate::store::{housekeeping, show_time};
+use crate::store::{housekeeping, quarantine, show_time};
 use axum::extract::State;
 use axum::{Extension, Json};
 use conpaas_core::service_type::{CommandKind, ServiceType};
@@ -27,6 +28,9 @@ fn about(shared: &Shared) -> DirectorInfo {
         base_domain: shared.config.base_domain.clone(),
         edge: shared.config.edge.clone(),
         clouds: shared.clouds.clone(),
+        incarnation: 0,
+        restored_at: None,
+        quarantined: 0,
     }
 }
 
@@ -69,8 +73,25 @@ pub(super) async fn openapi_document() -> Json<utoipa::openapi::OpenApi> {
 /// The Director and its installation.
 #[utoipa::path(get, path = "/v1/director", operation_id = "director_info",
     responses((status = 200, description = "All it says of itself.", body = DirectorInfo)))]
-pub(super) async fn director_info(State(shared): Here) -> Json<DirectorInfo> {
-    Json(about(&shared))
+pub(super) async fn director_info(
+    State(shared): Here,
+    Extension(principal): Extension<Principal>,
+) -> Result<Json<DirectorInfo>, DirectorError> {
+    let look = |tx: &rusqlite::Transaction<'_>| {
+        let life = (Incarnation::of(tx)?, incarnation::restored_at(tx)?);
+        Ok((life, quarantine::count(tx)?))
+    };
+    let ((incarnation, restored_at), quarantined) = shared.store.read(look).await?;
+    Ok(Json(DirectorInfo {
+        incarnation: incarnation.0,
+        restored_at: restored_at.map(show_time),
+        quarantined: if principal.is_operator() {
+            quarantined
+        } else {
+            0
+        },
+        ..about(&shared)
+    }))
 }
 
 fn describe(service_type: &dyn ServiceType) -> ServiceTypeInfo {

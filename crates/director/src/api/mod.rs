@@ -12,6 +12,7 @@ mod metrics;
 mod nodes;
 mod operations;
 mod people;
+mod quarantine;
 mod repeat;
 mod roots;
 mod serve;
@@ -62,6 +63,8 @@ fn routes() -> OpenApiRouter<Arc<Shared>> {
         .routes(routes!(info::director_info))
         .routes(routes!(roots::list_roots, roots::add_root))
         .routes(routes!(roots::retire_root))
+        .routes(routes!(quarantine::list_quarantine))
+        .routes(routes!(quarantine::destroy_quarantined))
         .routes(routes!(info::list_service_types))
         .routes(routes!(info::list_instance_types))
         .routes(routes!(info::list_clouds))

@@ -4,7 +4,7 @@
 
 mod draft;
 mod environment;
-mod releases;
+pub(crate) mod releases;
 mod settle;
 mod systems;
 mod trash;

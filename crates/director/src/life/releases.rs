@@ -33,7 +33,7 @@ impl From<ReleaseRow> for Content {
 /// The number of a new release: one that does not share its place on the ring with the release that
 /// serves, which could then never be replaced. That many releases in a row come to nothing when
 /// somebody tries one broken version after the other.
-fn number_beside(next: ReleaseNumber, serving: Option<ReleaseNumber>) -> ReleaseNumber {
+pub(crate) fn number_beside(next: ReleaseNumber, serving: Option<ReleaseNumber>) -> ReleaseNumber {
     match serving {
         Some(serving) if serving.0 % RELEASE_RING == next.0 % RELEASE_RING => next.next(),
         _ => next,

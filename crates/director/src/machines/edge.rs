@@ -5,6 +5,7 @@ use super::records;
 use super::routes::{self, Place, Written};
 use super::shared::{Shared, full};
 use crate::error::DirectorError;
+use crate::incarnation;
 use crate::store::{apps, services};
 use conpaas_kill_points::{KillPoint, reached};
 use conpaas_model::edge::{APPLIED_FILE, Applied, NetworkAccess, ROUTES_FILE, Routes};
@@ -88,7 +89,11 @@ impl Feed {
     /// Writes the routes if they changed.
     async fn write(&mut self) -> Result<(), DirectorError> {
         self.places = places(&self.shared).await?;
-        let (routes, versions) = routes::routes(&self.places, &self.shared.config.base_domain);
+        let (routes, versions) = routes::routes(
+            &self.places,
+            &self.shared.config.base_domain,
+            self.written.standing(),
+        );
         let taken = self
             .applied
             .as_ref()
@@ -214,6 +219,7 @@ async fn places(shared: &Arc<Shared>) -> Result<Vec<Place>, DirectorError> {
         .store
         .read(move |tx| {
             let mut places = Vec::new();
+            let restored_at = incarnation::restored_at(tx)?;
             for app in apps::every(tx)? {
                 // The host names of what is in the trash are free for others, like its name.
                 let gone = app.trashed_at.is_some();
@@ -243,6 +249,7 @@ async fn places(shared: &Arc<Shared>) -> Result<Vec<Place>, DirectorError> {
                             row.run
                         },
                         served: row.served,
+                        held: !gone && row.awaits_exposure(restored_at),
                         exposure: row.exposure.clone().unwrap_or_default(),
                         nodes: nodes
                             .into_iter()

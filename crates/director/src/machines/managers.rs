@@ -1,6 +1,6 @@
 //! Managers' streams: the whole level goes down at each change, reports and answers come up. The
-//! epoch of a manager is the number of its node; whoever opens a stream with a higher one takes
-//! the post, and nobody with a lower one gets it back.
+//! epoch of a manager is the store's incarnation and the number of its node; whoever opens a stream
+//! with a higher one takes the post, and nobody with a lower one gets it back.
 
 use super::intake;
 use super::levels;
@@ -9,6 +9,7 @@ use super::records::{self, Machine};
 use super::reports::{self, Origin};
 use super::shared::{Shared, full};
 use crate::error::DirectorError;
+use crate::incarnation::Incarnation;
 use crate::store::{self, services};
 use conpaas_core::broker::NodeKey;
 use conpaas_kill_points::{KillPoint, reached};
@@ -30,17 +31,22 @@ use std::time::Duration;
 /// How long a command may take.
 const COMMAND_DEADLINE: Duration = Duration::from_secs(30);
 
-/// The Director's own epoch as manager of system services: there is but one Director.
-pub const DIRECTOR_EPOCH: Epoch = Epoch(1);
-
 fn epoch_key(system: &ServiceId) -> String {
     format!("manager-epoch/{system}")
 }
 
-/// The highest epoch that took the post of a system service's manager.
-pub fn epoch(tx: &Connection, system: &ServiceId) -> Result<Epoch, DirectorError> {
+/// The node of the highest manager that took the post of a system service's manager; zero when
+/// none did.
+pub fn post(tx: &Connection, system: &ServiceId) -> Result<NodeNumber, DirectorError> {
     let text = store::meta(tx, &epoch_key(system))?;
-    Ok(Epoch(text.and_then(|text| text.parse().ok()).unwrap_or(0)))
+    Ok(NodeNumber(
+        text.and_then(|text| text.parse().ok()).unwrap_or(0),
+    ))
+}
+
+/// The epoch of who has the post.
+pub fn epoch(tx: &Connection, system: &ServiceId) -> Result<Epoch, DirectorError> {
+    Ok(Incarnation::of(tx)?.epoch(post(tx, system)?))
 }
 
 /// Forgets the epochs of system services that are gone.
@@ -61,7 +67,7 @@ pub fn locate(
 ) -> Result<Located, DirectorError> {
     if row.internal {
         return Ok(Located {
-            epoch: DIRECTOR_EPOCH,
+            epoch: Incarnation::of(tx)?.director_epoch(),
             manager: ManagerAddress::Director,
             trust,
         });
@@ -76,7 +82,7 @@ pub fn locate(
     let epoch = epoch(tx, system)?;
     let key = NodeKey {
         service: system.clone(),
-        number: NodeNumber(epoch.0),
+        number: post(tx, system)?,
     };
     let node = records::node(tx, &key)?.filter(|node| node.wanted && node.state == NodeState::Up);
     let machine = records::machines_of(tx, system)?
@@ -101,14 +107,14 @@ pub async fn check_epoch(shared: &Arc<Shared>, machine: &Machine) -> Result<(), 
     let system = machine.service.clone();
     let current = shared
         .store
-        .read(move |tx| epoch(tx, &system))
+        .read(move |tx| post(tx, &system))
         .await
         .map_err(|error| internal(&error))?;
-    if machine.node.0 < current.0 {
+    if machine.node < current {
         return Err(refuse(
             StatusCode::CONFLICT,
             "outranked",
-            format!("a newer manager ({current}) has taken the post"),
+            format!("a newer manager (node {current}) has taken the post"),
         ));
     }
     Ok(())
@@ -118,13 +124,13 @@ pub async fn check_epoch(shared: &Arc<Shared>, machine: &Machine) -> Result<(), 
 async fn take_post(
     shared: &Arc<Shared>,
     system: &ServiceId,
-    own: Epoch,
+    own: NodeNumber,
 ) -> Result<bool, DirectorError> {
     let system = system.clone();
     shared
         .store
         .transaction(move |tx| {
-            let current = epoch(tx, &system)?;
+            let current = post(tx, &system)?;
             if own > current {
                 store::set_meta(tx, &epoch_key(&system), &own.0.to_string())?;
             }
@@ -139,9 +145,12 @@ pub async fn serve(
     machine: Machine,
     stream: FramedStream<FromManager, ToManager>,
 ) {
-    let (system, own) = (machine.service.clone(), Epoch(machine.node.0));
+    let (system, own) = (
+        machine.service.clone(),
+        shared.incarnation.epoch(machine.node),
+    );
     let handle = stream.handle();
-    match take_post(shared, &system, own).await {
+    match take_post(shared, &system, machine.node).await {
         Ok(true) => {}
         Ok(false) => return handle.close(),
         Err(error) => {

@@ -26,6 +26,7 @@ mod tests;
 
 use crate::config::DirectorConfig;
 use crate::error::DirectorError;
+use crate::incarnation::Incarnation;
 use crate::logs::LogStore;
 use crate::machine_side::MachineSide;
 use crate::metrics::MetricsStore;
@@ -119,6 +120,8 @@ pub enum MachinesError {
         address: SocketAddr,
         source: std::io::Error,
     },
+    #[error("the store cannot be read")]
+    Store(#[source] Box<DirectorError>),
 }
 
 /// A handle on the machine side; clones share it.
@@ -169,7 +172,10 @@ impl Machines {
             // A fresh cell takes its first value.
             let _ = host_port.set(port);
         }
+        let incarnation = store.read(|tx| Incarnation::of(tx)).await;
+        let incarnation = incarnation.map_err(|error| MachinesError::Store(Box::new(error)))?;
         let shared = Arc::new(Shared {
+            incarnation,
             managers: ServiceManagers::start((*registry).clone(), shutdown.clone()),
             store,
             config,
@@ -200,9 +206,12 @@ impl Machines {
                 .tasks
                 .spawn(async move { listeners::serve(&task, listener, None, shutdown).await });
         }
-        shared
-            .tasks
-            .spawn(broker::Broker::new(shared.clone()).run());
+        let mut broker = broker::Broker::new(shared.clone());
+        if incarnation.is_restored() {
+            // Before any address is given, it is known who else sits in the networks.
+            broker.look_first().await;
+        }
+        shared.tasks.spawn(broker.run());
         shared.tasks.spawn(system::run(shared.clone()));
         shared.tasks.spawn(edge::Feed::new(shared.clone()).run());
         shared.tasks.spawn(close_removed(shared.clone()));

@@ -2,14 +2,14 @@
 //! within its caller's transaction.
 
 use crate::error::DirectorError;
-use crate::store::Millis;
+use crate::store::{Millis, quarantine};
 use conpaas_core::broker::{MachineRow, MachineStage, NodeKey, NodeRow};
 use conpaas_model::ends::Told;
 use conpaas_model::ids::{ApplicationId, MachineId, Name, NodeNumber, PrincipalId, ServiceId};
 use conpaas_model::status::NodeState;
 use rusqlite::types::Type;
 use rusqlite::{Connection, OptionalExtension, Row, params};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::str::FromStr;
 
@@ -247,6 +247,22 @@ fn machine_row(row: &Row<'_>) -> rusqlite::Result<Machine> {
     })
 }
 
+/// Which of these tokens were asked for by this store, gone machines' included.
+pub fn remembered<'a>(
+    tx: &Connection,
+    tokens: impl Iterator<Item = &'a str>,
+) -> Result<BTreeSet<String>, DirectorError> {
+    // A wish is named by its machine's id.
+    let mut statement = tx.prepare_cached("SELECT 1 FROM machines WHERE id = ?1")?;
+    let mut found = BTreeSet::new();
+    for token in tokens {
+        if statement.exists([token])? {
+            found.insert(token.to_owned());
+        }
+    }
+    Ok(found)
+}
+
 /// A machine by its id, gone ones too.
 pub fn machine(tx: &Connection, id: &MachineId) -> Result<Option<Machine>, DirectorError> {
     Ok(tx
@@ -350,15 +366,25 @@ pub fn free_address(
     application: &ApplicationId,
     service: &ServiceId,
 ) -> Result<Option<Ipv4Addr>, DirectorError> {
-    let taken: Vec<(Ipv4Addr, ServiceId)> = rows(
+    let mut taken: Vec<(Ipv4Addr, Option<ServiceId>)> = rows(
         tx,
         "SELECT n.address, n.service_id FROM nodes n JOIN services s ON s.id = n.service_id
          WHERE s.app_id = ?1 AND n.gone_at IS NULL",
         [application.as_str()],
-        |row| Ok((parse(row, "address")?, parse(row, "service_id")?)),
+        |row| Ok((parse(row, "address")?, Some(parse(row, "service_id")?))),
     )?;
+    // Machines that the store does not know sit in the same network. In a block that one service
+    // had nodes in they are that service's, since blocks are not shared; elsewhere, who knows.
+    for address in quarantine::addresses(tx, application)? {
+        let block = conpaas_model::block::number(address);
+        let mut owners = taken
+            .iter()
+            .filter(|(other, _)| conpaas_model::block::number(*other) == block);
+        let owner = owners.next().and_then(|(_, owner)| owner.clone());
+        taken.push((address, owner));
+    }
     Ok(conpaas_model::block::free_address(
-        service,
+        &Some(service.clone()),
         &taken,
         FIRST_NODE_ADDRESS,
         LAST_NODE_ADDRESS,

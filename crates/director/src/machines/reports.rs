@@ -6,6 +6,7 @@ use super::managers;
 use super::records;
 use super::shared::Shared;
 use crate::error::DirectorError;
+use crate::incarnation::{self, Incarnation};
 use crate::operations;
 use crate::store::{self, Millis, services};
 use conpaas_core::broker::NodeKey;
@@ -126,7 +127,7 @@ fn take_one(
     };
     let epoch = match origin {
         Origin::Manager { system, epoch } if row.manager.as_ref() == Some(system) => *epoch,
-        Origin::Director if row.internal => managers::DIRECTOR_EPOCH,
+        Origin::Director if row.internal => Incarnation::of(tx)?.director_epoch(),
         Origin::Manager { .. } | Origin::Director => return Ok(()),
     };
     let mut next = row.next_node;
@@ -179,9 +180,12 @@ fn take_one(
         tell_ends(tx, &row.id, ends)?;
     }
     let old = row.exposure.as_ref();
+    // After a restore the edge goes on as it did until there is somebody to lead people to.
+    let says_nothing =
+        report.exposure.upstreams.is_empty() && row.awaits_exposure(incarnation::restored_at(tx)?);
     // A manager that only listens yet reports none: what stands holds.
-    if old.is_none_or(|old| report.exposure.version >= old.version) && old != Some(&report.exposure)
-    {
+    let newer = old.is_none_or(|old| report.exposure.version >= old.version);
+    if newer && !says_nothing && old != Some(&report.exposure) {
         let text = serde_json::to_string(&report.exposure)?;
         tx.prepare_cached("UPDATE services SET exposure_json = ?2 WHERE id = ?1")?
             .execute(params![row.id.as_str(), text])?;

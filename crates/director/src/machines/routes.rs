@@ -23,6 +23,8 @@ pub struct Place {
     /// Has been reached since it was last started.
     pub served: bool,
     pub exposure: Exposure,
+    /// Nobody has said yet, since a backup was restored, whom people are to be led to.
+    pub held: bool,
     pub nodes: Vec<NodePlace>,
 }
 
@@ -39,8 +41,9 @@ pub struct NodePlace {
 /// The exposure each service's route was made from.
 pub type Versions = BTreeMap<ServiceId, Exposure>;
 
-/// The routes of all services, and what they were made from.
-pub fn routes(places: &[Place], base: &str) -> (Vec<Route>, Versions) {
+/// The routes of all services, and what they were made from. `standing` are those that the edge
+/// has now: for a service that is held they go on, also to nodes that the store does not know.
+pub fn routes(places: &[Place], base: &str, standing: &[Route]) -> (Vec<Route>, Versions) {
     let mut taken = BTreeSet::new();
     let mut all = Vec::new();
     for place in places {
@@ -59,6 +62,21 @@ pub fn routes(places: &[Place], base: &str) -> (Vec<Route>, Versions) {
         }
         hosts.retain(|host| taken.insert(host.clone()));
         if hosts.is_empty() {
+            continue;
+        }
+        let same = |route: &&Route| {
+            route.owner == place.owner.as_str()
+                && route.app == place.app.as_str()
+                && route.service == place.name.as_str()
+                && !route.upstreams.is_empty()
+        };
+        if place.held
+            && let Some(stands) = standing.iter().find(same)
+        {
+            all.push(Route {
+                hosts,
+                ..stands.clone()
+            });
             continue;
         }
         let mut network = None;
@@ -125,6 +143,11 @@ impl Written {
             routes: before.unwrap_or_default(),
             exposed: BTreeMap::new(),
         }
+    }
+
+    /// The routes that stand.
+    pub fn standing(&self) -> &[Route] {
+        &self.routes.routes
     }
 
     pub fn generation(&self) -> Generation {
@@ -231,6 +254,7 @@ mod tests {
                     .map(|n| (NodeNumber(*n), SocketAddr::from((address(*n), 80))))
                     .collect(),
             },
+            held: false,
             nodes: (1..5)
                 .map(|n| NodePlace {
                     number: NodeNumber(n),
@@ -260,7 +284,7 @@ mod tests {
     }
 
     fn write(written: &mut Written, places: &[Place], taken: u64) -> bool {
-        let (routes, versions) = routes(places, "localhost");
+        let (routes, versions) = routes(places, "localhost", &[]);
         let file = written.offer(&routes, Generation(taken));
         let news = file.is_some();
         file.into_iter().for_each(|file| written.accept(file));
@@ -284,7 +308,7 @@ mod tests {
             stopped,
             served,
         ];
-        let (routes, _) = routes(&places, "localhost");
+        let (routes, _) = routes(&places, "localhost", &[]);
         let states: Vec<_> = routes.iter().map(|route| route.state).collect();
         use RouteState::{NoBackends, Serving, Starting, Stopped};
         assert_eq!(states, [Serving, Starting, Stopped, NoBackends]);
@@ -297,10 +321,42 @@ mod tests {
     }
 
     #[test]
+    fn a_service_that_is_held_keeps_the_route_that_stands_until_somebody_speaks() {
+        let before = place("a", true, 3, &[2, 3]);
+        let (standing, _) = routes(std::slice::from_ref(&before), "localhost", &[]);
+        // The restored store knows no exposure, and not all of the nodes.
+        let mut held = Place {
+            held: true,
+            exposure: Exposure::default(),
+            ..place("a", true, 0, &[])
+        };
+        held.nodes.truncate(2);
+        let one = std::slice::from_ref(&held);
+        assert_eq!(routes(one, "localhost", &standing).0, standing);
+        let (nothing, _) = routes(one, "localhost", &[]);
+        assert!(nothing[0].upstreams.is_empty());
+        // Its manager has spoken: that is what holds.
+        let told = Place {
+            held: false,
+            exposure: place("a", true, 1, &[1]).exposure,
+            ..held.clone()
+        };
+        let (found, _) = routes(&[told], "localhost", &standing);
+        assert_eq!(found[0].upstreams.len(), 1);
+        // The route of another service of that name is nobody's.
+        let other = Place {
+            owner: "bob".parse().unwrap(),
+            ..held
+        };
+        let (found, _) = routes(&[other], "localhost", &standing);
+        assert!(found[0].upstreams.is_empty());
+    }
+
+    #[test]
     fn the_dead_are_led_to_no_more_and_names_are_given_once() {
         let mut one = place("a", true, 1, &[1, 2]);
         one.nodes[0].alive = false;
-        let (found, _) = routes(&[one.clone(), one], "localhost");
+        let (found, _) = routes(&[one.clone(), one], "localhost", &[]);
         assert_eq!(found.len(), 1);
         assert_eq!(found[0].upstreams.len(), 1);
     }
@@ -358,7 +414,7 @@ mod tests {
         write(&mut written, std::slice::from_ref(&one), 0);
         let file = Routes {
             generation: written.generation(),
-            routes: routes(std::slice::from_ref(&one), "localhost").0,
+            routes: routes(std::slice::from_ref(&one), "localhost", &[]).0,
         };
         let mut resumed = Written::resume(Some(file));
         assert!(

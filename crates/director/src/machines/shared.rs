@@ -6,6 +6,7 @@ use super::hub::Hub;
 use super::listeners::Listeners;
 use super::refusals::Refusals;
 use crate::brake::EnrolmentBrake;
+use crate::incarnation::Incarnation;
 use crate::store::Store;
 use conpaas_cloud::{CgroupVersion, Cloud, Limits};
 use conpaas_manager::ServiceManagers;
@@ -39,6 +40,8 @@ pub struct Shared {
     pub clouds: BTreeMap<String, Arc<dyn Cloud>>,
     pub registry: Arc<Registry>,
     pub installation: InstallationId,
+    /// Which life of the store this is.
+    pub incarnation: Incarnation,
     pub authority: RwLock<Authority>,
     /// What the Director itself shows machines.
     pub own: Own,

@@ -3,7 +3,6 @@
 
 use super::intake;
 use super::levels;
-use super::managers::DIRECTOR_EPOCH;
 use super::reports::{self, Filter, Origin};
 use super::shared::{Shared, full};
 use crate::error::DirectorError;
@@ -93,7 +92,7 @@ async fn feed(
         // System services are of many applications; each one's spec names its own.
         application: ApplicationId::from_suffix("system")
             .map_err(|error| DirectorError::internal("an id could not be made", error))?,
-        epoch: DIRECTOR_EPOCH,
+        epoch: shared.incarnation.director_epoch(),
         instance_types: shared.instance_types(),
         services: services.clone(),
         // Its own managers' half shows no certificate to itself.

@@ -120,6 +120,18 @@ pub fn blobs(tx: &Connection) -> Result<BTreeSet<String>, DirectorError> {
     Ok(hashes.into_iter().collect())
 }
 
+/// Hashes of all blobs of versions that were not deleted.
+pub fn kept_blobs(tx: &Connection) -> Result<BTreeSet<String>, DirectorError> {
+    let hashes: Vec<String> = all(
+        tx,
+        "SELECT sha256 AS h FROM codes WHERE deleted_at IS NULL
+         UNION SELECT original_sha256 AS h FROM codes WHERE deleted_at IS NULL",
+        [],
+        |row| row.get("h"),
+    )?;
+    Ok(hashes.into_iter().collect())
+}
+
 /// Bytes that an owner's code versions take; the same content counts once, deleted ones do not.
 pub fn bytes_of_owner(tx: &Connection, owner: &PrincipalId) -> Result<u64, DirectorError> {
     let found = first(

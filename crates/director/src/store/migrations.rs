@@ -121,11 +121,19 @@ CREATE TABLE trust(
 "#,
     // What a machine is born with is derived from a key that is not in here.
     "ALTER TABLE machines DROP COLUMN secret;",
+    // Machines that a restored store does not know, left alone until a person says otherwise.
+    r#"
+CREATE TABLE quarantine(
+    cloud TEXT NOT NULL, cloud_id TEXT NOT NULL, machine_id TEXT NOT NULL, app_id TEXT NOT NULL,
+    hostname TEXT NOT NULL, instance_type TEXT NOT NULL, address TEXT NOT NULL,
+    created_at INTEGER NOT NULL, since INTEGER NOT NULL, condemned INTEGER NOT NULL DEFAULT 0,
+    PRIMARY KEY(cloud, cloud_id));
+CREATE INDEX quarantine_app ON quarantine(app_id);
+"#,
 ];
 
 /// The schema this program writes.
-#[cfg(test)]
-const KNOWN: i64 = STEPS.len() as i64;
+pub const KNOWN: i64 = STEPS.len() as i64;
 
 /// Where the copy lies that is made of a store of schema `found` before it is migrated.
 fn copy_of(path: &Path, found: i64) -> PathBuf {
@@ -134,8 +142,11 @@ fn copy_of(path: &Path, found: i64) -> PathBuf {
     path.with_file_name(name)
 }
 
-/// Copies a whole store beside itself, for the way back to the program that wrote it.
-fn copy(connection: &Connection, to: &Path) -> Result<(), StartError> {
+/// Copies a whole store in one consistent state, while others may write to it.
+///
+/// # Errors
+/// When the copy cannot be written; nothing lies at `to` then.
+pub fn copy(connection: &Connection, to: &Path) -> Result<(), StartError> {
     let failed = |source: Box<dyn std::error::Error + Send + Sync>| StartError::Store { source };
     let mut draft = to.as_os_str().to_owned();
     draft.push(".draft");
@@ -159,7 +170,6 @@ fn copy(connection: &Connection, to: &Path) -> Result<(), StartError> {
     made.sync_all()
         .and_then(|()| std::fs::rename(&draft, to))
         .map_err(|error| failed(error.into()))?;
-    tracing::info!(copy = %to.display(), "the store was copied before it is migrated");
     Ok(())
 }
 
@@ -188,7 +198,9 @@ fn take_steps(
         return Err(StartError::NewerSchema { found, known });
     }
     if let Some(path) = path.filter(|_| found > 0 && found < known) {
-        copy(connection, &copy_of(path, found))?;
+        let to = copy_of(path, found);
+        copy(connection, &to)?;
+        tracing::info!(copy = %to.display(), "the store was copied before it is migrated");
     }
     for (step, sql) in (1i64..)
         .zip(steps)

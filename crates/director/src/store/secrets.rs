@@ -3,6 +3,7 @@
 
 use super::{Millis, all, first, parsed, signed, unsigned};
 use crate::error::DirectorError;
+use crate::incarnation::Incarnation;
 use conpaas_model::ids::{SecretVersion, ServiceId};
 use rusqlite::{Connection, params};
 use std::collections::BTreeSet;
@@ -70,7 +71,9 @@ pub fn next_version(
         params![service.as_str(), name],
         |row| unsigned(row, "n"),
     )?;
-    Ok(SecretVersion(newest.unwrap_or(0)).next())
+    // A version that was given after a backup lies on nodes under its number.
+    let floor = Incarnation::of(tx)?.floor();
+    Ok(SecretVersion(newest.unwrap_or(0).max(floor)).next())
 }
 
 /// How many versions of one name, and how many of one service, are kept for going back.

@@ -66,6 +66,16 @@ pub struct ReleaseRow {
     pub created_at: Millis,
 }
 
+impl ServiceRow {
+    /// Whether the store came back from a backup and no manager has said since then whom people
+    /// are to be led to: what the backup knew of that may be long over.
+    pub fn awaits_exposure(&self, restored_at: Option<Millis>) -> bool {
+        self.run == RunWish::Running
+            && self.exposure.is_none()
+            && restored_at.is_some_and(|at| self.created_at < at)
+    }
+}
+
 fn service(row: &super::Row<'_>) -> rusqlite::Result<ServiceRow> {
     Ok(ServiceRow {
         id: parsed(row, "id")?,

@@ -264,6 +264,19 @@ impl World {
             token: self.token(&base).await.id,
             owner: self.token(&base).await,
         };
+        if path.contains("{machine}") {
+            // As a restored store would have found it.
+            let put = |tx: &rusqlite::Transaction<'_>| {
+                tx.execute(
+                    "INSERT OR IGNORE INTO quarantine(cloud, cloud_id, machine_id, app_id, hostname,
+                         instance_type, address, created_at, since)
+                     VALUES('memory', 'i-aside', 'm-aside', 'app-gone', 'web-9', 'small', '100.64.9.8', 0, 0)",
+                    [],
+                )?;
+                Ok(())
+            };
+            self.director.store().quiet(put).await.unwrap();
+        }
         if !(path.contains("{app}") || path.contains("{operation}")) {
             return fixture;
         }
@@ -332,6 +345,7 @@ impl World {
         let signs = self.roots("root.pem").fingerprints().unwrap().remove(0);
         path.replace("{app}", &format!("ann:{}", fixture.app))
             .replace("{root}", &signs)
+            .replace("{machine}", "m-aside")
             .replace("{service}", "web")
             .replace("{code}", &fixture.code)
             .replace("{secret}", "API_KEY")

@@ -2,24 +2,22 @@
 //! the calls. A machine is never in two calls at once; what the Director may not live to record
 //! is found again by the lists.
 
+mod aside;
 mod calls;
+mod look;
 mod record;
 
 pub use record::tell;
 
 use super::records;
 use super::shared::{Shared, full};
-use crate::error::DirectorError;
-use crate::store::{self, Millis};
+use crate::store;
 use calls::{create, destroy, listed};
-use conpaas_cloud::{Cloud, MachineState};
-use conpaas_core::broker::{
-    Action, BrokerSettings, CallResult, CloudView, MachineRow, NodeRow, View, answered, decide,
-};
+use conpaas_cloud::MachineState;
+use conpaas_core::broker::{BrokerSettings, CallResult, CloudView, answered};
 use conpaas_kill_points::{KillPoint, reached};
 use conpaas_model::ids::{ApplicationId, MachineId};
 use record::{machine_of, record, recorded, tell_stray};
-use rusqlite::Connection;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -69,6 +67,9 @@ enum Done {
     },
 }
 
+/// What each cloud listed last, whole.
+type Lists = BTreeMap<String, Vec<conpaas_cloud::Machine>>;
+
 /// The network a new machine sits in.
 struct Network {
     application: ApplicationId,
@@ -85,6 +86,9 @@ pub struct Broker {
     busy: Arc<BTreeSet<MachineId>>,
     orphans: BTreeSet<String>,
     views: Arc<BTreeMap<String, CloudView>>,
+    lists: Arc<Lists>,
+    /// When calls about machines without a record ended.
+    strays: Arc<aside::Settled>,
     /// When each cloud is to be listed next; absent while a list is under way.
     due: BTreeMap<String, Instant>,
     slots: Arc<Semaphore>,
@@ -109,6 +113,8 @@ impl Broker {
             busy: Arc::default(),
             orphans: BTreeSet::new(),
             views: Arc::default(),
+            lists: Arc::default(),
+            strays: Arc::default(),
             slots: Arc::new(Semaphore::new(CALLS_AT_ONCE)),
             sender,
             receiver,
@@ -200,6 +206,7 @@ impl Broker {
                 let view = match result {
                     Ok(machines) => {
                         self.shared.note_listed(&cloud, &machines);
+                        Arc::make_mut(&mut self.lists).insert(cloud.clone(), machines.clone());
                         let mut networks = BTreeMap::new();
                         for machine in machines.iter().filter(|m| m.state == MachineState::Running)
                         {
@@ -250,6 +257,7 @@ impl Broker {
                 let (settings, id, now) = (self.settings.clone(), machine.clone(), store::now());
                 let deadlines = self.boot_deadlines(now);
                 let vault = self.shared.config.vault.clone();
+                let lists = self.lists.clone();
                 let recorded = self
                     .shared
                     .store
@@ -261,7 +269,7 @@ impl Broker {
                             answered(&row, result, records::unsigned(now), &settings)
                         {
                             let deadline = deadlines.of(&row);
-                            record(tx, &vault, &action, Some(&row), None, now, deadline)?;
+                            record(tx, &vault, &action, Some(&row), None, now, deadline, &lists)?;
                         }
                         Ok(())
                     })
@@ -282,6 +290,14 @@ impl Broker {
                 gone,
             } => {
                 self.orphans.remove(&cloud_id);
+                self.stamp += 1;
+                if self.shared.incarnation.is_restored() {
+                    let key = (cloud.clone(), cloud_id.clone());
+                    Arc::make_mut(&mut self.strays).insert(key, self.stamp);
+                    if gone {
+                        self.due.insert(cloud.clone(), Instant::now());
+                    }
+                }
                 if gone {
                     let cloud = cloud.clone();
                     let told = self.shared.store.transaction(move |tx| {
@@ -299,22 +315,6 @@ impl Broker {
                     machines.retain(|machine| machine.id != cloud_id);
                 }
             }
-        }
-    }
-
-    /// Until when machines that are asked for now must have enrolled, by their clouds.
-    fn boot_deadlines(&self, now: Millis) -> Deadlines {
-        let settled = self.shared.config.boot_deadline;
-        let of = |cloud: &dyn Cloud| {
-            let limit = settled.unwrap_or_else(|| cloud.boot_deadline());
-            now.saturating_add(i64::try_from(limit.as_millis()).unwrap_or(i64::MAX))
-        };
-        let clouds = self.shared.clouds.iter();
-        Deadlines {
-            now,
-            by_cloud: clouds
-                .map(|(name, cloud)| (name.clone(), of(cloud.as_ref())))
-                .collect(),
         }
     }
 
@@ -340,6 +340,7 @@ impl Broker {
             }
             let (look, deadlines) = (self.snapshot(now), self.boot_deadlines(now));
             let vault = self.shared.config.vault.clone();
+            let lists = self.lists.clone();
             let calls = self
                 .shared
                 .store
@@ -353,7 +354,9 @@ impl Broker {
                             machine_of(action).and_then(|id| machines.iter().find(|m| m.id == *id));
                         let node = row.and_then(|row| nodes.iter().find(|n| n.key == row.node));
                         let deadline = row.map_or(now, |row| deadlines.of(row));
-                        calls.extend(record(tx, &vault, action, row, node, now, deadline)?);
+                        calls.extend(record(
+                            tx, &vault, action, row, node, now, deadline, &lists,
+                        )?);
                     }
                     let points: Vec<KillPoint> = actions.iter().filter_map(recorded).collect();
                     Ok((calls, points))
@@ -378,17 +381,6 @@ impl Broker {
                     return;
                 }
             }
-        }
-    }
-
-    fn snapshot(&self, now: Millis) -> Snapshot {
-        Snapshot {
-            views: self.views.clone(),
-            settled: self.settled.clone(),
-            busy: self.busy.clone(),
-            settings: self.settings.clone(),
-            orphans: self.orphans.clone(),
-            now: records::unsigned(now),
         }
     }
 
@@ -457,57 +449,5 @@ impl Broker {
                 });
             }
         }
-    }
-}
-
-/// What one decision is made over.
-struct Snapshot {
-    views: Arc<BTreeMap<String, CloudView>>,
-    settled: Arc<BTreeMap<MachineId, u64>>,
-    busy: Arc<BTreeSet<MachineId>>,
-    settings: BrokerSettings,
-    orphans: BTreeSet<String>,
-    now: u64,
-}
-
-impl Snapshot {
-    #[allow(clippy::type_complexity)]
-    fn actions(
-        &self,
-        tx: &Connection,
-    ) -> Result<(Vec<Action>, Vec<MachineRow>, Vec<NodeRow>), DirectorError> {
-        let nodes = records::broker_nodes(tx)?;
-        let machines = records::broker_machines(tx, &self.settled)?;
-        let quotas = records::quotas(tx)?;
-        let mut actions = decide(&View {
-            nodes: &nodes,
-            machines: &machines,
-            clouds: &self.views,
-            quotas: &quotas,
-            busy: &self.busy,
-            now: self.now,
-            settings: &self.settings,
-        });
-        actions.retain(|action| match action {
-            Action::DestroyOrphan { cloud_id, .. } => !self.orphans.contains(cloud_id),
-            _ => true,
-        });
-        Ok((actions, machines, nodes))
-    }
-}
-
-/// When machines that are asked for now must have enrolled.
-struct Deadlines {
-    now: Millis,
-    by_cloud: BTreeMap<String, Millis>,
-}
-
-impl Deadlines {
-    fn of(&self, machine: &MachineRow) -> Millis {
-        // A cloud that is configured no more is asked for nothing.
-        self.by_cloud
-            .get(&machine.cloud)
-            .copied()
-            .unwrap_or(self.now)
     }
 }

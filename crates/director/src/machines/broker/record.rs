@@ -1,7 +1,7 @@
 //! What becomes of the store when the broker acts: each action as rows and events, and the call
 //! that it asks for. What is decided, and when, is not decided here.
 
-use super::Call;
+use super::{Call, Lists, aside};
 use crate::error::DirectorError;
 use crate::machines::records;
 use crate::store::{self, Millis, events, services};
@@ -25,6 +25,8 @@ pub(super) fn machine_of(action: &Action) -> Option<&MachineId> {
         Action::RecordIntent { .. }
         | Action::EndNode { .. }
         | Action::DestroyOrphan { .. }
+        | Action::Quarantine { .. }
+        | Action::EndQuarantine { .. }
         | Action::Trouble { .. } => None,
     }
 }
@@ -42,7 +44,9 @@ pub(super) fn recorded(action: &Action) -> Option<KillPoint> {
     })
 }
 
-/// Writes what an action says; gives the call that it asks for.
+/// Writes what an action says; gives the call that it asks for. `listed` is what the clouds said
+/// last, whole.
+#[allow(clippy::too_many_arguments)]
 pub(super) fn record(
     tx: &Connection,
     vault: &Vault,
@@ -51,6 +55,7 @@ pub(super) fn record(
     node: Option<&NodeRow>,
     now: Millis,
     deadline: Millis,
+    listed: &Lists,
 ) -> Result<Option<Call>, DirectorError> {
     let key = row.map(|row| &row.node);
     match action {
@@ -170,6 +175,13 @@ pub(super) fn record(
                 token: token.clone(),
             }));
         }
+        Action::Quarantine { cloud, cloud_id } => {
+            let machines = listed.get(cloud).into_iter().flatten();
+            for machine in machines.filter(|machine| machine.id.0 == *cloud_id).take(1) {
+                aside::enter(tx, cloud, machine, now)?;
+            }
+        }
+        Action::EndQuarantine { cloud, cloud_id } => aside::leave(tx, cloud, cloud_id)?,
         Action::RetryLater {
             machine,
             stage,
