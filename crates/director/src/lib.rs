@@ -6,6 +6,7 @@ pub mod api;
 mod archive;
 pub mod auth;
 mod background;
+pub mod backup;
 mod blobs;
 pub mod brake;
 pub mod config;
