@@ -1,14 +1,19 @@
 //! `conpaas director`: the Directors this person knows, and the chosen one itself.
 
+use crate::commands::quarantine::{self, QuarantineCommand};
 use crate::commands::time;
 use crate::exit::{CliError, Exit, Outcome};
 use crate::follow::Wait;
+#[cfg(feature = "daemons")]
+use crate::nutshell::{Where, backup};
 use crate::printer::{Table, print_pairs};
 use crate::session::{Session, all};
 use clap::Subcommand;
 use conpaas_client::{Client, ClientError, Endpoint, ListRootsQuery};
 use conpaas_model::api::{DirectorInfo, RootInfo, RootState};
 use serde::Serialize;
+#[cfg(feature = "daemons")]
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// How long one that does not answer is waited for in a list of many.
@@ -43,6 +48,42 @@ pub enum DirectorCommand {
         after_help = "Examples:\n  conpaas director roots list\n  conpaas director roots add"
     )]
     Roots(RootsCommand),
+    /// Machines that a restored backup does not know (for operators)
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  conpaas director quarantine list\n  conpaas director quarantine destroy --all"
+    )]
+    Quarantine(QuarantineCommand),
+    /// Write everything the Director of this computer keeps into one archive, keys included
+    #[cfg(feature = "daemons")]
+    #[command(
+        after_help = "Examples:\n  conpaas director backup\n  conpaas director backup /backups/monday.tar.gz --force\n  conpaas director backup - | age -r KEY > backup.age\n\nThe Director may run meanwhile. Keys are in the archive: keep it where nobody else reads it."
+    )]
+    Backup {
+        #[command(flatten)]
+        place: Where,
+        /// The archive to write; `-` for standard output (by default one named by the time, here)
+        #[arg(value_name = "FILE")]
+        file: Option<PathBuf>,
+        /// Overwrite a file that is there
+        #[arg(long)]
+        force: bool,
+    },
+    /// Put a backup in the place of what the Director of this computer keeps
+    #[cfg(feature = "daemons")]
+    #[command(
+        after_help = "Examples:\n  conpaas nutshell down --director && conpaas director restore monday.tar.gz && conpaas nutshell up\n  conpaas director restore monday.tar.gz --state /srv/conpaas --yes\n\nWhat was there is kept beside it. Machines that the backup does not know are left alone: conpaas director quarantine list"
+    )]
+    Restore {
+        #[command(flatten)]
+        place: Where,
+        /// The archive
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+        /// Do not ask for the name
+        #[arg(long, short)]
+        yes: bool,
+    },
 }
 
 #[derive(Subcommand)]
@@ -100,6 +141,15 @@ pub async fn run(session: &Session, command: DirectorCommand) -> Outcome {
                 .either(&text, |printer| printer.raw(text.as_bytes()))
         }
         DirectorCommand::Roots(command) => roots(session, command).await,
+        DirectorCommand::Quarantine(command) => quarantine::run(session, command).await,
+        #[cfg(feature = "daemons")]
+        DirectorCommand::Backup { place, file, force } => {
+            backup::take(session, place, file, force).await
+        }
+        #[cfg(feature = "daemons")]
+        DirectorCommand::Restore { place, file, yes } => {
+            backup::restore(session, place, &file, yes).await
+        }
     }
 }
 
@@ -155,6 +205,18 @@ async fn show(session: &Session) -> Outcome {
                 ("clouds", info.clouds.join(" ")),
             ],
         );
+        if let Some(at) = &info.restored_at {
+            print_pairs(
+                printer,
+                &[("restored", format!("{} (incarnation {})", time(at), info.incarnation))],
+            );
+        }
+        if info.quarantined > 0 {
+            printer.note(&format!(
+                "{} machines that the restored backup does not know are in quarantine: conpaas director quarantine list",
+                info.quarantined
+            ));
+        }
         if info.version != conpaas_model::VERSION {
             printer.note(&format!(
                 "this program is version {}",

@@ -17,6 +17,7 @@ pub mod metrics;
 pub mod node;
 pub mod operation;
 pub mod own;
+pub mod quarantine;
 pub mod secret;
 pub mod service;
 #[cfg(feature = "daemons")]

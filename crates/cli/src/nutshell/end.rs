@@ -23,15 +23,38 @@ struct Ended {
     machines: usize,
 }
 
-pub async fn down(session: &Session, place: &Place) -> Outcome {
+pub async fn down(session: &Session, place: &Place, director_only: bool) -> Outcome {
     if !place.state().is_dir() {
         return say(session, &Ended::default());
     }
     let _lock = lock(session, place).await?;
+    if director_only {
+        return end_director(session, place).await;
+    }
     let settings = Settings::load(place)?;
     let ended = end(session, place, &settings).await?;
     forget_context(session, place, &settings);
     say(session, &ended)
+}
+
+/// Ends the Director alone. Its keeper would start it again, so that goes first, without a word:
+/// asked to end, it would take the edge along. The next `up` starts both.
+async fn end_director(session: &Session, place: &Place) -> Outcome {
+    if let Some(keeper) = process::running(place, KEEPER) {
+        keeper.signal(nix::sys::signal::Signal::SIGKILL);
+    }
+    let keeper = process::stop(place, &[KEEPER], KEEPER_GRACE).await?;
+    let ended = Ended {
+        daemons: process::stop(place, &[DIRECTOR], GRACE).await?,
+        machines: 0,
+    };
+    session.printer.either(&ended, |printer| {
+        if ended.daemons.is_empty() && keeper.is_empty() {
+            printer.note("no Director was running");
+        } else {
+            printer.note("ended the Director; machines and edge go on: conpaas nutshell up");
+        }
+    })
 }
 
 fn say(session: &Session, ended: &Ended) -> Outcome {

@@ -1,6 +1,7 @@
 //! The nutshell: ConPaaS on this very computer. Starts and ends the Director, the edge and the
 //! `local` cloud's machines; what they do is theirs.
 
+pub mod backup;
 mod bundle;
 mod checks;
 mod end;
@@ -94,10 +95,15 @@ pub enum NutshellCommand {
         place: Where,
     },
     /// End everything that runs; what was made stays and comes back with the next `up`
-    #[command(after_help = "Examples:\n  conpaas nutshell down")]
+    #[command(
+        after_help = "Examples:\n  conpaas nutshell down\n  conpaas nutshell down --director"
+    )]
     Down {
         #[command(flatten)]
         place: Where,
+        /// End the Director only, until the next `up`: machines and edge go on
+        #[arg(long)]
+        director: bool,
     },
     /// End everything and remove all that was ever made
     #[command(
@@ -137,7 +143,9 @@ pub async fn run(session: &Session, command: NutshellCommand) -> Outcome {
             up::run(session, &Place::find(place.state)?, change).await
         }
         NutshellCommand::Status { place } => status::run(session, &Place::find(place.state)?).await,
-        NutshellCommand::Down { place } => end::down(session, &Place::find(place.state)?).await,
+        NutshellCommand::Down { place, director } => {
+            end::down(session, &Place::find(place.state)?, director).await
+        }
         NutshellCommand::Destroy { place, yes } => {
             end::destroy(session, &Place::find(place.state)?, yes).await
         }

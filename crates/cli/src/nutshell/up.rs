@@ -99,7 +99,7 @@ async fn bring_up(session: &Session, place: &Place, change: Change) -> Outcome {
 }
 
 /// The state folder, which machines' ids must be able to pass through.
-fn make_state(place: &Place) -> Outcome {
+pub(super) fn make_state(place: &Place) -> Outcome {
     if place.state().is_dir() {
         return Ok(());
     }
