@@ -143,6 +143,10 @@ mod tests {
             for _ in 0..3 {
                 reader.read_line(&mut asked).await.unwrap();
             }
+            // Until it has gone: what follows is asked on the same connection.
+            tokio::io::copy(&mut reader, &mut tokio::io::sink())
+                .await
+                .unwrap();
             asked
         });
         let mut store = Store::connect(at, None, Duration::from_secs(5))
@@ -157,6 +161,7 @@ mod tests {
         assert_eq!(store.ask(&["A"]).await.unwrap(), Reply::Number(7));
         assert!(store.done(&["A"]).await.is_err());
         assert!(store.ask(&["A"]).await.is_err());
+        drop(store);
         assert_eq!(server.await.unwrap(), "*1\r\n$4\r\nPING\r\n");
     }
 }

@@ -391,7 +391,11 @@ impl Inner {
             .layout
             .machines()
             .join(format!(".gone-{id}-{}", std::process::id()));
-        fs::rename(&folder, &gone).map_err(CloudError::io("rename", &folder))?;
+        match fs::rename(&folder, &gone) {
+            // Another process was quicker; what it took away is its to remove.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            other => other.map_err(CloudError::io("rename", &folder))?,
+        }
         call::run_mapped(&self.program, "remove", &self.map, &[&gone])?;
         self.remove_empty_network(&record.application)
     }
@@ -401,10 +405,16 @@ impl Inner {
         let problem = CloudError::io("remove", &folder);
         let attempt = || -> io::Result<()> {
             let _lock = self.layout.lock_network(network)?;
-            if self.layout.holders(network)?.is_empty() {
-                fs::remove_dir_all(&folder)?;
+            if !self.layout.holders(network)?.is_empty() {
+                return Ok(());
             }
-            Ok(())
+            // Whole and at once: another process may be about to make its lock in here.
+            let gone = self
+                .layout
+                .machines()
+                .join(format!(".gone-{network}-{}", std::process::id()));
+            fs::rename(&folder, &gone)?;
+            fs::remove_dir_all(&gone)
         };
         attempt().map_err(problem)
     }
