@@ -7,7 +7,8 @@ use conpaas_model::instance::InstanceType;
 use conpaas_model::spec::{CountOwner, Pool, RoleName, RoleWish};
 use std::collections::BTreeMap;
 
-/// The roles of a service that was just added.
+/// The roles of a service that was just added: those that people ask for. Auxiliary ones come with
+/// them.
 pub fn default_roles(
     service_type: &dyn ServiceType,
     cloud: &str,
@@ -16,6 +17,7 @@ pub fn default_roles(
     service_type
         .roles()
         .iter()
+        .filter(|role| service_type.auxiliary_role(role.name).is_none())
         .map(|role| {
             let pool = Pool {
                 cloud: cloud.to_owned(),
@@ -116,6 +118,11 @@ pub fn scaled(
                 ),
             ));
         };
+        if service_type.auxiliary_role(name).is_some() {
+            return Err(bad(format!(
+                "how many {name} there are is not asked for: they come with the roles that need them"
+            )));
+        }
         let Some(wish) = roles.get_mut(name) else {
             continue;
         };
