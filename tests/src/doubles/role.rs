@@ -5,8 +5,8 @@ use super::manager::machine;
 use crate::memory::{Door, Machines};
 use conpaas_core::role_agent::{NodeContext, RoleAgent, RoleError};
 use conpaas_core::service_type::RoleDeclaration;
-use conpaas_model::ids::ReleaseNumber;
-use conpaas_model::level::{Duty, Provider, RoleLevel};
+use conpaas_model::ids::{ReleaseNumber, Term};
+use conpaas_model::level::{Duty, LeadStage, Provider, RoleLevel};
 use conpaas_model::status::{InUse, Phase, RoleStatus};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -31,6 +31,8 @@ pub struct Role {
     /// What people see, for roles they are led to.
     page: Arc<Mutex<String>>,
     door: Option<Door>,
+    /// Of a role that has a leader: the term whose data it holds.
+    holds: Option<Term>,
 }
 
 impl Role {
@@ -47,6 +49,33 @@ impl Role {
             releases: Default::default(),
             page: Arc::default(),
             door: None,
+            holds: None,
+        }
+    }
+
+    /// Plays its part in leading, and tells it as `php` does: one that follows has all at once.
+    fn follow(&mut self, node: &NodeContext, level: &RoleLevel, status: &mut RoleStatus) {
+        let Some(lead) = level.leads.get(self.declaration.name) else {
+            return;
+        };
+        let begins = lead.stage == LeadStage::Beginning;
+        let leads = lead.leader.address == node.address;
+        let may = match leads {
+            true => begins && self.holds >= lead.after,
+            false => !begins,
+        };
+        if may {
+            self.holds = Some(lead.term);
+        }
+        let mut tell =
+            |name: &str, value: u64| drop(status.facts.insert(name.into(), value.into()));
+        tell(self.declaration.name, 0);
+        tell("ahead", 0);
+        if let Some(term) = self.holds {
+            tell("holds", term.0);
+        }
+        if leads && self.holds == Some(lead.term) {
+            tell("leads", lead.term.0);
         }
     }
 
@@ -132,10 +161,11 @@ impl RoleAgent for Role {
 
     async fn observe(
         &mut self,
-        _node: &NodeContext,
+        node: &NodeContext,
         level: &RoleLevel,
     ) -> Result<RoleStatus, RoleError> {
         let mut status = RoleStatus::default();
+        self.follow(node, level, &mut status);
         for (part, duty) in self.parts(level) {
             let phase = self.phase(part, duty);
             match part {
