@@ -305,7 +305,8 @@ fn upload(world: &World, version: u32) {
     ]);
 }
 
-/// The roles of each node, as `role+role`, sorted.
+/// The roles of each node that people ask for, as `role+role`, sorted: what stands beside them is
+/// none of their business here.
 fn layout(world: &World) -> Vec<String> {
     let roles = |node: &Value| {
         let names: BTreeSet<&str> = node["roles"]
@@ -313,6 +314,7 @@ fn layout(world: &World) -> Vec<String> {
             .into_iter()
             .flatten()
             .filter_map(|r| r["role"].as_str())
+            .filter(|role| *role != "sessions")
             .collect();
         names.into_iter().collect::<Vec<_>>().join("+")
     };

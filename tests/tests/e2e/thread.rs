@@ -223,9 +223,10 @@ fn with_all_backends_gone_static_files_still_answer_from_the_web_role() {
         .unwrap()
         .iter()
         .filter(|node| {
-            node["roles"]
-                .as_array()
-                .is_some_and(|r| r.iter().all(|r| r["role"] == "backend"))
+            node["roles"].as_array().is_some_and(|r| {
+                r.iter()
+                    .all(|r| r["role"] == "backend" || r["role"] == "sessions")
+            })
         })
         .filter_map(|node| node["number"].as_u64())
         .collect();
