@@ -65,6 +65,16 @@ pub struct AuxiliaryDeclaration {
 /// How many releases of a role can be side by side on a node.
 pub const RELEASE_RING: u64 = 8;
 
+/// The number of a new release: one that does not share its place on the ring with the release that
+/// serves, which could then never be replaced. That many releases in a row come to nothing when
+/// somebody tries one broken version after the other.
+pub fn number_beside(next: ReleaseNumber, serving: Option<ReleaseNumber>) -> ReleaseNumber {
+    match serving {
+        Some(serving) if serving.0 % RELEASE_RING == next.0 % RELEASE_RING => next.next(),
+        _ => next,
+    }
+}
+
 impl RoleDeclaration {
     /// The port an instance of this role listens on.
     pub fn port_of(&self, release: Option<ReleaseNumber>) -> u16 {
@@ -211,5 +221,25 @@ pub trait ServiceType: Send + Sync {
     /// A role's declaration by name.
     fn role(&self, name: &str) -> Option<&'static RoleDeclaration> {
         self.roles().iter().find(|role| role.name == name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_new_release_never_needs_the_place_of_the_one_that_serves() {
+        let number = |next, serving: Option<u64>| {
+            number_beside(ReleaseNumber(next), serving.map(ReleaseNumber)).0
+        };
+        assert_eq!(number(2, None), 2);
+        assert_eq!(number(8, Some(1)), 8);
+        assert_eq!(
+            number(9, Some(1)),
+            10,
+            "the ninth would wait for the first for ever"
+        );
+        assert_eq!(number(17, Some(1)), 18);
     }
 }

@@ -5,7 +5,7 @@
 pub mod types;
 
 use conpaas_core::manager::{Effect, Event, ManagerCore};
-use conpaas_core::service_type::{Fencing, ServiceType};
+use conpaas_core::service_type::{Fencing, ServiceType, number_beside};
 use conpaas_model::ids::*;
 use conpaas_model::instance::default_instance_types;
 use conpaas_model::level::{Duty, Instance, LeadStage, Level, LevelVersion};
@@ -619,8 +619,10 @@ impl World {
     }
 
     fn release(&mut self, settings: Settings) {
+        let serving = self.report.as_ref().and_then(|r| r.status.serving);
         self.change(|spec| {
-            let next = spec.releases.iter().map(|r| r.number).max().unwrap().next();
+            let last = spec.releases.iter().map(|r| r.number).max().unwrap();
+            let next = number_beside(last.next(), serving);
             spec.releases.push(Release {
                 number: next,
                 code: None,

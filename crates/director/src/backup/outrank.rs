@@ -4,10 +4,10 @@
 
 use crate::error::DirectorError;
 use crate::incarnation::Incarnation;
-use crate::life::releases::number_beside;
 use crate::store::Millis;
 use crate::store::operations::{self, Target};
 use crate::store::services::{self, ReleaseRow, ServiceRow};
+use conpaas_core::service_type::number_beside;
 use conpaas_model::ids::{ReleaseNumber, ServiceId};
 use conpaas_model::spec::RunWish;
 use rusqlite::{Connection, params};

@@ -4,7 +4,7 @@
 
 mod draft;
 mod environment;
-pub(crate) mod releases;
+mod releases;
 mod settle;
 mod systems;
 mod trash;

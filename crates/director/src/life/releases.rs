@@ -7,7 +7,7 @@ use crate::settings;
 use crate::store::apps::AppRow;
 use crate::store::services::{self, ReleaseRow, ServiceRow};
 use crate::store::{codes, now, secrets};
-use conpaas_core::service_type::RELEASE_RING;
+use conpaas_core::service_type::number_beside;
 use conpaas_model::environment::Environment;
 use conpaas_model::ids::{CodeId, ReleaseNumber};
 use conpaas_model::spec::Settings;
@@ -27,16 +27,6 @@ impl From<ReleaseRow> for Content {
             settings: row.settings,
             environment: row.environment,
         }
-    }
-}
-
-/// The number of a new release: one that does not share its place on the ring with the release that
-/// serves, which could then never be replaced. That many releases in a row come to nothing when
-/// somebody tries one broken version after the other.
-pub(crate) fn number_beside(next: ReleaseNumber, serving: Option<ReleaseNumber>) -> ReleaseNumber {
-    match serving {
-        Some(serving) if serving.0 % RELEASE_RING == next.0 % RELEASE_RING => next.next(),
-        _ => next,
     }
 }
 
@@ -167,25 +157,5 @@ impl Change<'_> {
         }
         let reason = format!("rolled back to {number}");
         self.release(app, "rollback", row, found, reason)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_new_release_never_needs_the_place_of_the_one_that_serves() {
-        let number = |next, serving: Option<u64>| {
-            number_beside(ReleaseNumber(next), serving.map(ReleaseNumber)).0
-        };
-        assert_eq!(number(2, None), 2);
-        assert_eq!(number(8, Some(1)), 8);
-        assert_eq!(
-            number(9, Some(1)),
-            10,
-            "the ninth would wait for the first for ever"
-        );
-        assert_eq!(number(17, Some(1)), 18);
     }
 }

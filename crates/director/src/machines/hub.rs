@@ -97,7 +97,7 @@ impl Hub {
     }
 
     /// Expects the answer to a command.
-    pub fn expect(&self) -> (u64, oneshot::Receiver<CommandResult>) {
+    pub fn register(&self) -> (u64, oneshot::Receiver<CommandResult>) {
         let id = self.number();
         let (sender, receiver) = oneshot::channel();
         lock(&self.pending).insert(id, sender);

@@ -312,7 +312,7 @@ pub async fn command(
             "a new one is made by itself; try again soon, or see: conpaas service show {display}"
         )));
     };
-    let (id, answer) = shared.hub.expect();
+    let (id, answer) = shared.hub.register();
     let message = ToManager::Command {
         id,
         service: service.clone(),
