@@ -600,10 +600,33 @@ impl World {
     }
 }
 
+impl World {
+    /// Prints what applications say of themselves, for whoever reads of a failure.
+    fn tell(&self) {
+        let apps = self.run(["app", "list", "--json"]).stdout;
+        let apps: Value = serde_json::from_str(&apps).unwrap_or_default();
+        for app in apps.as_array().into_iter().flatten() {
+            let Some(app) = app["name"].as_str() else {
+                continue;
+            };
+            let events = self.run(["app", "events", app]).stdout;
+            eprintln!("--- events of {app}\n{events}");
+            let services = self.run(["service", "list", app, "--json"]).stdout;
+            let services: Value = serde_json::from_str(&services).unwrap_or_default();
+            for service in services.as_array().into_iter().flatten() {
+                let target = format!("{app}/{}", service["name"].as_str().unwrap_or_default());
+                let lines = self.run(["logs", &target, "--lines", "400"]).stdout;
+                eprintln!("--- logs of {target}\n{lines}");
+            }
+        }
+    }
+}
+
 impl Drop for World {
     fn drop(&mut self) {
         if std::thread::panicking() {
             eprintln!("{}", self.logs());
+            self.tell();
         }
         if let Some(memory) = self.memory.take() {
             drop(memory);

@@ -19,6 +19,7 @@ use conpaas_model::level::Level;
 use conpaas_model::protocol::{Context, FromAgent, ToAgent};
 use conpaas_model::status::AgentReport;
 use conpaas_pki::{Identity, PartyKind, Roots};
+use conpaas_services::registry::{Entry, Registry};
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -214,7 +215,7 @@ struct Shell {
     processes: Arc<dyn Processes>,
     code: SharedCode,
     secrets: Arc<DirectorSecrets>,
-    registry: conpaas_services::registry::Registry,
+    registry: Registry,
     context: Context,
     level_file: PathBuf,
     run_folder: PathBuf,
@@ -326,8 +327,9 @@ impl Shell {
                     reached(KillPoint::LevelKept);
                 }
                 Effect::Lead(wanted) => {
+                    let agents = self.entry().map(|entry| entry.agents);
                     if let Some(endpoints) = &mut self.endpoints {
-                        endpoints.lead(&wanted);
+                        endpoints.lead(&wanted, agents);
                     }
                 }
                 Effect::Run {
@@ -348,16 +350,19 @@ impl Shell {
         }
     }
 
+    /// The service type of the level, if this program knows it.
+    fn entry(&self) -> Option<Entry> {
+        self.registry.get(&self.core.level()?.service_type)
+    }
+
     /// Gives a role's task an order; starts the task when there is none.
     fn order(&mut self, role: String, order: Order) {
         if let Some(task) = self.roles.get(&role) {
             task.order(order);
             return;
         }
-        let service_type = self.core.level().map(|level| level.service_type.clone());
-        let agent = service_type
-            .as_deref()
-            .and_then(|name| self.registry.get(name))
+        let agent = self
+            .entry()
             .and_then(|entry| entry.agents.role_agent(&role));
         match (agent, order) {
             (Some(agent), order) => {
@@ -374,6 +379,7 @@ impl Shell {
                 self.roles.insert(role, task);
             }
             (None, Order::Run { version, level }) => {
+                let service_type = self.core.level().map(|level| level.service_type.clone());
                 let reason = format!(
                     "this agent (version {}) knows no role '{role}' of service type '{}'",
                     env!("CARGO_PKG_VERSION"),

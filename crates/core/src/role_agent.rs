@@ -192,4 +192,10 @@ pub trait RoleAgent: Send {
 pub trait RoleAgents: Send + Sync {
     /// The agent half of a role, or nothing when the type has no such role.
     fn role_agent(&self, role: &str) -> Option<Box<dyn RoleAgent>>;
+    /// What is asked in place of a question that was asked once at an endpoint (by its name) and
+    /// may have been carried out, though no answer came; nothing when the question itself may be
+    /// asked twice. Only for endpoints that resend.
+    fn asked_again(&self, _endpoint: &str, _question: &[u8]) -> Option<Vec<u8>> {
+        None
+    }
 }

@@ -56,7 +56,7 @@ fn lead(endpoints: &mut Endpoints, front: &RoleLevel) {
         roles: BTreeMap::from([("front".to_owned(), front.clone())]),
         endpoints: BTreeMap::new(),
     };
-    endpoints.lead(&endpoint::of_level(&HelloWorld, &level));
+    endpoints.lead(&endpoint::of_level(&HelloWorld, &level), Some(&HelloWorld));
 }
 
 fn greeting(body: &str) -> Option<u64> {

@@ -105,6 +105,21 @@ fn machines_and_edge_go_on_while_the_director_is_down() {
     );
 }
 
+/// A Director that was dead before it was asked for has not "ended while it started".
+#[test]
+fn up_waits_for_a_keeper_that_learns_of_a_death_only_now() {
+    let world = World::start();
+    world.stop_director();
+    let keeper = world.daemon("nutshell-keeper");
+    let up = std::thread::scope(|scope| {
+        let up = scope.spawn(|| world.up());
+        std::thread::sleep(Duration::from_secs(1));
+        signal(keeper, libc::SIGCONT);
+        up.join().unwrap()
+    });
+    assert_eq!(up.code, 0, "{up:#?}");
+}
+
 /// Waits until another process than `before` is that daemon and the nutshell is up.
 fn comes_back(world: &World, name: &str, before: i32) -> serde_json::Value {
     wait_for(

@@ -9,6 +9,7 @@ pub use resolver::{Names, serve as serve_names};
 
 use conpaas_core::agent::Held;
 use conpaas_core::endpoint::{Loopback, RESOLVER};
+use conpaas_core::role_agent::RoleAgents;
 use conpaas_model::level::{EndpointLevel, Instance, OnChange, Provider};
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, SocketAddrV4};
@@ -84,7 +85,12 @@ impl Endpoints {
     }
 
     /// Leads consumers so from now on: when it returns, no new connection goes to anybody else.
-    pub fn lead(&mut self, wanted: &BTreeMap<String, EndpointLevel>) {
+    /// The type knows how its questions are asked again.
+    pub fn lead(
+        &mut self,
+        wanted: &BTreeMap<String, EndpointLevel>,
+        agents: Option<&'static dyn RoleAgents>,
+    ) {
         self.open.retain(|name, _| wanted.contains_key(name));
         for (name, level) in wanted {
             let mut level = level.clone();
@@ -102,7 +108,7 @@ impl Endpoints {
                     self.open.remove(name);
                     let (sender, seen) = watch::channel(level);
                     let counts = Arc::clone(&self.counts);
-                    let task = tokio::spawn(run(name.clone(), seen, counts));
+                    let task = tokio::spawn(run(name.clone(), seen, counts, agents));
                     let endpoint = Endpoint {
                         level: sender,
                         task,
@@ -128,7 +134,12 @@ impl Endpoints {
     }
 }
 
-async fn run(name: String, level: watch::Receiver<EndpointLevel>, counts: Counts) {
+async fn run(
+    name: String,
+    level: watch::Receiver<EndpointLevel>,
+    counts: Counts,
+    agents: Option<&'static dyn RoleAgents>,
+) {
     let at = level.borrow().listen;
     let mut told = false;
     let listener = loop {
@@ -167,6 +178,7 @@ async fn run(name: String, level: watch::Receiver<EndpointLevel>, counts: Counts
             level: level.clone(),
             counts: Arc::clone(&counts),
             turn: Arc::clone(&turn),
+            agents,
         };
         connections.spawn(async move {
             connection.serve(client).await;
@@ -180,6 +192,7 @@ struct Connection {
     level: watch::Receiver<EndpointLevel>,
     counts: Counts,
     turn: Arc<AtomicUsize>,
+    agents: Option<&'static dyn RoleAgents>,
 }
 
 impl Connection {

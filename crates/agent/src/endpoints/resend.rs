@@ -26,6 +26,8 @@ enum End {
 struct Kept {
     /// Asked, and not answered yet.
     question: Vec<u8>,
+    /// Some of it was sent to somebody, who may have done what it asks for.
+    sent: bool,
     /// It was too long to be kept whole.
     too_long: bool,
     buffer: Vec<u8>,
@@ -53,6 +55,7 @@ impl Kept {
 pub(super) async fn serve(mut connection: Connection, mut client: TcpStream) {
     let mut kept = Kept {
         question: Vec::new(),
+        sent: false,
         too_long: false,
         buffer: vec![0; CHUNK],
     };
@@ -99,10 +102,14 @@ async fn led(
         let left = level.wait_for(|level| !level.targets.contains(target));
         left.await.map_or(End::Over, |_| End::Elsewhere)
     };
+    let again = |question: &[u8]| {
+        let agents = connection.agents?;
+        agents.asked_again(&connection.endpoint, question)
+    };
     let end = tokio::select! {
         biased;
         end = left => end,
-        end = carry(client, &mut server, kept, &mut amid_answer) => end,
+        end = carry(client, &mut server, kept, &mut amid_answer, again) => end,
     };
     match end {
         End::Elsewhere if amid_answer || kept.too_long => End::Over,
@@ -115,8 +122,12 @@ async fn carry(
     server: &mut TcpStream,
     kept: &mut Kept,
     amid_answer: &mut bool,
+    again: impl Fn(&[u8]) -> Option<Vec<u8>>,
 ) -> End {
-    if server.write_all(&kept.question).await.is_err() {
+    let again = (kept.sent).then(|| again(&kept.question)).flatten();
+    kept.sent = !kept.question.is_empty();
+    let first = again.as_deref().unwrap_or(&kept.question);
+    if server.write_all(first).await.is_err() {
         return End::Elsewhere;
     }
     let mut answer = vec![0; CHUNK];
@@ -125,7 +136,7 @@ async fn carry(
             read = server.read(&mut answer) => {
                 let Ok(length @ 1..) = read else { return End::Elsewhere };
                 kept.question.clear();
-                kept.too_long = false;
+                (kept.sent, kept.too_long) = (false, false);
                 *amid_answer = true;
                 if client.write_all(&answer[..length]).await.is_err() {
                     return End::Over;
@@ -135,6 +146,7 @@ async fn carry(
             read = client.read(&mut kept.buffer) => {
                 let Ok(length @ 1..) = read else { return End::Over };
                 kept.keep(length);
+                kept.sent = true;
                 if server.write_all(&kept.buffer[..length]).await.is_err() {
                     return End::Elsewhere;
                 }

@@ -99,7 +99,7 @@ async fn until_held(endpoints: &Endpoints, expected: &[(u64, u64)]) {
 async fn connections_are_held_until_there_is_somebody_and_led_there() {
     let mut endpoints = Endpoints::new(loopback(0));
     let at = loopback(0).place(level(1, 7001, &[], OnChange::Keep).listen);
-    endpoints.lead(&one(level(1, 7001, &[], OnChange::Keep)));
+    endpoints.lead(&one(level(1, 7001, &[], OnChange::Keep)), None);
     let mut held = Vec::new();
     for _ in 0..50 {
         held.push(dial(at).await);
@@ -109,9 +109,9 @@ async fn connections_are_held_until_there_is_somebody_and_led_there() {
     let (gone, task) = provider(9).await;
     task.abort();
     let _ = task.await;
-    endpoints.lead(&one(level(1, 7001, &[&gone], OnChange::Keep)));
+    endpoints.lead(&one(level(1, 7001, &[&gone], OnChange::Keep)), None);
     let (first, _task) = provider(1).await;
-    endpoints.lead(&one(level(1, 7001, &[&gone, &first], OnChange::Keep)));
+    endpoints.lead(&one(level(1, 7001, &[&gone, &first], OnChange::Keep)), None);
     for stream in &mut held {
         assert_eq!(whom(stream).await, 1);
         assert!(lives(stream).await);
@@ -128,10 +128,10 @@ async fn a_switch_keeps_or_cuts_what_is_open_and_leads_all_new_ones_elsewhere() 
     for (slot, policy) in [(2, OnChange::Keep), (3, OnChange::Cut)] {
         let mut endpoints = Endpoints::new(loopback(0));
         let at = loopback(0).place(level(slot, 7002, &[], policy).listen);
-        endpoints.lead(&one(level(slot, 7002, &[&first], policy)));
+        endpoints.lead(&one(level(slot, 7002, &[&first], policy)), None);
         let mut old = dial(at).await;
         assert_eq!(whom(&mut old).await, 1);
-        endpoints.lead(&one(level(slot, 7002, &[&second], policy)));
+        endpoints.lead(&one(level(slot, 7002, &[&second], policy)), None);
         let mut new = dial(at).await;
         assert_eq!(whom(&mut new).await, 2);
         assert_eq!(lives(&mut old).await, policy == OnChange::Keep);
@@ -151,7 +151,7 @@ async fn new_connections_take_turns_and_a_hold_has_an_end() {
     let mut endpoints = Endpoints::new(loopback(0));
     let mut wanted = level(4, 7003, &[&first, &second], OnChange::Keep);
     let at = loopback(0).place(wanted.listen);
-    endpoints.lead(&one(wanted.clone()));
+    endpoints.lead(&one(wanted.clone()), None);
     let mut led = BTreeMap::new();
     for _ in 0..10 {
         *led.entry(whom(&mut dial(at).await).await).or_insert(0) += 1;
@@ -159,7 +159,7 @@ async fn new_connections_take_turns_and_a_hold_has_an_end() {
     assert_eq!(led, BTreeMap::from([(1, 5), (2, 5)]));
     wanted.targets.clear();
     wanted.hold_seconds = 0;
-    endpoints.lead(&one(wanted));
+    endpoints.lead(&one(wanted), None);
     let mut stream = dial(at).await;
     assert!(stream.read_u8().await.is_err(), "ended, not held for ever");
 }
@@ -211,7 +211,7 @@ async fn a_question_without_an_answer_is_asked_again_elsewhere() {
     let resend = |targets: &[&Provider]| one(level(5, 7004, targets, OnChange::Resend));
     let mut endpoints = Endpoints::new(loopback(0));
     let at = loopback(0).place(level(5, 7004, &[], OnChange::Resend).listen);
-    endpoints.lead(&resend(&[&first]));
+    endpoints.lead(&resend(&[&first]), None);
     let (mut idle, mut busy) = (dial(at).await, dial(at).await);
     assert_eq!(ask(&mut idle, b'a').await, [1, b'a']);
     assert_eq!(ask(&mut busy, b'a').await, [1, b'a']);
@@ -224,24 +224,58 @@ async fn a_question_without_an_answer_is_asked_again_elsewhere() {
     busy.write_all(b"?").await.unwrap();
     task.abort();
     let _ = task.await;
-    endpoints.lead(&resend(&[]));
+    endpoints.lead(&resend(&[]), None);
     until_held(&endpoints, &[]).await;
     busy.write_all(b"d").await.unwrap();
-    endpoints.lead(&resend(&[&second]));
+    endpoints.lead(&resend(&[&second]), None);
     assert_eq!(answered(&mut busy).await, [2, b'd']);
     // One that is no target any more is left at once, and nobody notices.
-    endpoints.lead(&resend(&[&third]));
+    endpoints.lead(&resend(&[&third]), None);
     assert_eq!(ask(&mut idle, b'e').await, [3, b'e']);
     assert_eq!(ask(&mut busy, b'f').await, [3, b'f']);
     until_held(&endpoints, &[(3, 2)]).await;
     // One that hangs up instead of answering is asked again, until the hold is over.
     let mut short = level(5, 7004, &[&third], OnChange::Resend);
     short.hold_seconds = 0;
-    endpoints.lead(&one(short));
+    endpoints.lead(&one(short), None);
     busy.write_all(b"!").await.unwrap();
     assert!(busy.read_u8().await.is_err(), "it ended");
     drop(idle);
     until_held(&endpoints, &[]).await;
+}
+
+/// Asks what was asked before by its other name.
+struct Other;
+
+impl RoleAgents for Other {
+    fn role_agent(&self, _role: &str) -> Option<Box<dyn conpaas_core::role_agent::RoleAgent>> {
+        None
+    }
+    fn asked_again(&self, endpoint: &str, question: &[u8]) -> Option<Vec<u8>> {
+        (endpoint == "db" && question == b"?").then(|| b"y".to_vec())
+    }
+}
+
+#[tokio::test]
+async fn a_type_may_ask_otherwise_what_was_asked_before() {
+    let (first, task) = oracle(1).await;
+    let (second, _two) = oracle(2).await;
+    let mut endpoints = Endpoints::new(loopback(0));
+    let resend = |target: &Provider| one(level(6, 7005, &[target], OnChange::Resend));
+    endpoints.lead(&resend(&first), Some(&Other));
+    let at = loopback(0).place(level(6, 7005, &[], OnChange::Resend).listen);
+    let (mut stream, mut other) = (dial(at).await, dial(at).await);
+    assert_eq!(ask(&mut other, b'a').await, [1, b'a']);
+    stream.write_all(b"?").await.unwrap();
+    until_held(&endpoints, &[(1, 2)]).await;
+    endpoints.lead(&resend(&second), Some(&Other));
+    assert_eq!(answered(&mut stream).await, [2, b'y']);
+    // What was answered is over, and a first question is asked as it is.
+    assert_eq!(ask(&mut other, b'b').await, [2, b'b']);
+    other.write_all(b"?").await.unwrap();
+    other.write_all(b"c").await.unwrap();
+    assert_eq!(answered(&mut other).await, [2, b'c']);
+    task.abort();
 }
 
 /// A question as resolvers send it.

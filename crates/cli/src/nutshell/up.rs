@@ -253,7 +253,9 @@ async fn wait<T>(
             .get(daemon)
             .map_or(0, |seen| seen.restarts)
     };
-    let before = ends(place);
+    // An end from before, of which the keeper has yet to learn, is none of this start.
+    let unseen = child.is_none() && process::running(place, daemon).is_none();
+    let before = ends(place) + u32::from(unseen);
     loop {
         if ends(place) > before {
             return Err(process::ended_early(place, daemon));

@@ -132,7 +132,7 @@ static AUXILIARY: [AuxiliaryDeclaration; 1] = [AuxiliaryDeclaration {
 
 /// A backend asks for sessions at one address of its own node. While the leader changes it is
 /// held, and what was not answered is asked again: every question of PHP's session handler may
-/// be asked twice.
+/// be asked twice, but for the one that takes a lock (`asked_again`).
 static ENDPOINTS: [EndpointDeclaration; 1] = [EndpointDeclaration {
     name: SESSIONS,
     port: SESSIONS_PORT,
@@ -219,5 +219,8 @@ impl RoleAgents for Php {
             SESSIONS => Some(Box::<sessions::Sessions>::default()),
             _ => None,
         }
+    }
+    fn asked_again(&self, endpoint: &str, question: &[u8]) -> Option<Vec<u8>> {
+        (endpoint == SESSIONS).then(|| sessions::taken_again(question))?
     }
 }

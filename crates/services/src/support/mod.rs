@@ -6,4 +6,4 @@ pub mod background;
 pub mod files;
 pub mod http;
 pub mod metrics;
-pub mod resp;
+pub mod redis;

@@ -1,6 +1,6 @@
-//! Locks of sessions whose holder's machine is gone: they would keep their users waiting until they
-//! expire. PHP's handler writes who holds a lock into it, as `HOST|PROCESS`. Pure; the store is
-//! asked elsewhere.
+//! Locks of sessions that would keep their users waiting until they expire: their holder's machine
+//! is gone, or their holder was never told that it has them. PHP's handler writes who holds a lock
+//! into it, as `HOST|PROCESS`. Pure; the store is asked elsewhere.
 
 use super::config::PREFIX;
 use conpaas_model::ids::NodeNumber;
@@ -29,6 +29,54 @@ return freed";
 /// Names of locks, as the store matches them.
 pub fn pattern() -> String {
     format!("{PREFIX}*_LOCK")
+}
+
+/// Takes a lock that is free or whose holder asks once more.
+const TAKE: &str = "\
+local held = redis.call('GET', KEYS[1])
+if held and held ~= ARGV[1] then return false end
+return redis.call('SET', KEYS[1], unpack(ARGV))";
+
+/// What takes a lock when the answer to `question`, which asks for one (`SET KEY HOLDER NX ..`),
+/// was lost: whoever got it and does not know would otherwise wait for itself. A process of PHP
+/// does one thing at a time, so a lock in its name is no other request's.
+pub fn taken_again(question: &[u8]) -> Option<Vec<u8>> {
+    let words = words(question)?;
+    let (command, rest) = words.split_first()?;
+    let (key, rest) = rest.split_first()?;
+    let is_lock = |word: &&[u8]| word.eq_ignore_ascii_case(b"NX");
+    if !command.eq_ignore_ascii_case(b"SET") || !rest.iter().skip(1).any(is_lock) {
+        return None;
+    }
+    let mut again = redis::cmd("EVAL");
+    again.arg(TAKE).arg(1).arg(key).arg(rest.first()?);
+    for option in rest.iter().skip(1).filter(|word| !is_lock(word)) {
+        again.arg(option);
+    }
+    Some(again.get_packed_command())
+}
+
+/// The words of a whole question that is no longer than it says. Code that people wrote sends
+/// these, so nothing is believed.
+fn words(question: &[u8]) -> Option<Vec<&[u8]>> {
+    const MOST: usize = 16;
+    let (count, mut rest) = number(question, b'*')?;
+    let mut words = Vec::new();
+    for _ in 0..(count <= MOST).then_some(count)? {
+        let (length, after) = number(rest, b'$')?;
+        let (word, after) = after.split_at_checked(length)?;
+        words.push(word);
+        rest = after.strip_prefix(b"\r\n")?;
+    }
+    rest.is_empty().then_some(words)
+}
+
+/// A number on a line of its own behind a mark, and what follows.
+fn number(text: &[u8], mark: u8) -> Option<(usize, &[u8])> {
+    let text = text.strip_prefix(&[mark])?;
+    let end = text.iter().position(|byte| *byte == b'\r')?;
+    let number = std::str::from_utf8(&text[..end]).ok()?.parse().ok()?;
+    Some((number, text[end..].strip_prefix(b"\r\n")?))
 }
 
 /// How a lock begins that a node's PHP holds, by this node's host name and number.
@@ -78,6 +126,48 @@ mod tests {
         assert_eq!(gone(&[4], 6), [3]);
         // It was only out of sight.
         assert_eq!(gone(&[3, 4], 7), [0; 0]);
+    }
+
+    #[test]
+    fn only_what_takes_a_lock_is_asked_otherwise() {
+        let ask = |words: &[&str]| {
+            let mut command = redis::Cmd::new();
+            for word in words {
+                command.arg(word);
+            }
+            command.get_packed_command()
+        };
+        let lock = ["SET", "s_LOCK", "web-3|17", "NX", "PX", "30000"];
+        let again = taken_again(&ask(&lock)).unwrap();
+        let expected = ["EVAL", TAKE, "1", "s_LOCK", "web-3|17", "PX", "30000"];
+        assert_eq!(again, ask(&expected));
+        let late = ["set", "s_LOCK", "web-3|17", "PX", "30000", "nx"];
+        assert_eq!(taken_again(&ask(&late)), Some(ask(&expected)));
+        for other in [
+            &["SETEX", "s", "30", "NX"][..],
+            &["GET", "NX"],
+            &["SET", "s", "NX"],
+            &["SET", "NX", "v"],
+            &["SET"],
+        ] {
+            assert_eq!(taken_again(&ask(other)), None, "{other:?}");
+        }
+        // Neither half a question nor two of them.
+        let whole = ask(&lock);
+        for length in 0..whole.len() {
+            assert_eq!(taken_again(&whole[..length]), None);
+        }
+        assert_eq!(taken_again(&[whole.clone(), whole].concat()), None);
+        for odd in [
+            "",
+            "*",
+            "*99\r\n",
+            "*1\r\n$-1\r\n",
+            "*1\r\n$18446744073709551615\r\n",
+            "PING\r\n",
+        ] {
+            assert_eq!(taken_again(odd.as_bytes()), None, "{odd}");
+        }
     }
 
     #[test]

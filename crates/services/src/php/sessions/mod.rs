@@ -6,12 +6,13 @@ mod locks;
 mod next;
 
 pub use config::{ini_lines, save_path};
+pub use locks::taken_again;
 
 use super::manager::SessionsConfig;
 use super::{Php, SESSIONS};
 use crate::support::background::{Stops, stop_all};
 use crate::support::files;
-use crate::support::resp::{Reply, Store};
+use crate::support::redis::Store;
 use async_trait::async_trait;
 use config::{AGENT, TERM};
 use conpaas_core::endpoint;
@@ -159,16 +160,12 @@ impl Sessions {
     }
 
     async fn look(&mut self, store: &mut Store) -> io::Result<View> {
-        let text = store.ask(&["INFO", "replication"]).await?.text();
-        let (part, ahead) = text
-            .as_deref()
-            .and_then(part)
+        let text: String = store.ask(&["INFO", "replication"]).await?;
+        let (part, ahead) = part(&text)
             .ok_or_else(|| io::Error::other("the store does not say what part it has"))?;
         // One that still reads its file does not answer this.
-        let term = match store.ask(&["GET", TERM]).await? {
-            Reply::Error(reason) => return Err(io::Error::other(reason)),
-            reply => reply.text().and_then(|t| t.parse().ok()).map(Term),
-        };
+        let term: Option<u64> = store.ask(&["GET", TERM]).await?;
+        let term = term.map(Term);
         (self.starts, self.ahead) = (0, ahead);
         Ok(View { part, term, ahead })
     }
@@ -216,8 +213,8 @@ impl Sessions {
             let at = SocketAddrV4::new(other.address, other.port);
             asked.spawn(async move {
                 let mut store = Store::connect(at, None, FAR_LIMIT).await.ok()?;
-                let term = store.ask(&["GET", TERM]).await.ok()?.text()?;
-                Some((Term(term.parse().ok()?), at))
+                let term: Option<u64> = store.ask(&["GET", TERM]).await.ok()?;
+                Some((Term(term?), at))
             });
         }
         let told = asked.join_all().await;
@@ -256,25 +253,28 @@ impl Sessions {
         match step {
             Step::Stay | Step::Wait => {}
             Step::Begin { empty } => {
-                store.done(&["REPLICAOF", "NO", "ONE"]).await?;
+                store.ask::<()>(&["REPLICAOF", "NO", "ONE"]).await?;
                 if empty {
-                    store.done(&["FLUSHALL"]).await?;
+                    store.ask::<()>(&["FLUSHALL"]).await?;
                 }
-                store.done(&["SET", TERM, &lead.term.0.to_string()]).await?;
+                let term = lead.term.0.to_string();
+                store.ask::<()>(&["SET", TERM, &term]).await?;
                 tracing::info!(term = lead.term.0, empty, "the store leads");
             }
             Step::HandOver(whom) => {
                 let (ip, port) = text(whom);
                 let words = ["FAILOVER", "TO", &ip, &port, "TIMEOUT", "3000"];
                 // Refused while it is under way; if it fails, it is tried again.
-                store.ask(&words).await?;
+                store.ask::<()>(&words).await?;
             }
             Step::Follow(whom) => {
                 let (ip, port) = text(whom);
-                store.done(&["REPLICAOF", &ip, &port]).await?;
+                store.ask::<()>(&["REPLICAOF", &ip, &port]).await?;
                 if master {
                     // Whoever still speaks to it must look for the leader.
-                    store.ask(&["CLIENT", "KILL", "TYPE", "normal"]).await?;
+                    store
+                        .ask::<u64>(&["CLIENT", "KILL", "TYPE", "normal"])
+                        .await?;
                 }
                 tracing::info!(%whom, "the store follows");
             }
@@ -334,10 +334,9 @@ async fn free_locks(store: &mut Store, me: NodeNumber, gone: &[NodeNumber]) -> i
             continue;
         };
         let words = ["EVAL", locks::SCRIPT, "0", &locks::pattern(), &holder];
-        match store.ask(&words).await? {
-            Reply::Number(0) => {}
-            Reply::Number(freed) => tracing::info!(%node, freed, "locks of a node that is gone"),
-            answer => return Err(io::Error::other(format!("{answer:?}"))),
+        let freed: u64 = store.ask(&words).await?;
+        if freed > 0 {
+            tracing::info!(%node, freed, "locks of a node that is gone");
         }
     }
     Ok(())
@@ -382,10 +381,7 @@ impl RoleAgent for Sessions {
         let looked = async {
             let mut store = self.store(node).await?;
             let view = self.look(&mut store).await?;
-            let keys = match store.ask(&["DBSIZE"]).await? {
-                Reply::Number(keys) => keys,
-                _ => 0,
-            };
+            let keys: i64 = store.ask(&["DBSIZE"]).await?;
             Ok::<_, io::Error>((view, keys))
         };
         let looked = looked.await;
