@@ -125,6 +125,18 @@ fn intent_comes_before_the_call() {
 }
 
 #[test]
+fn a_clock_that_is_set_back_makes_nothing_wait_for_longer_than_the_longest_pause() {
+    for (retry_at, acts) in [(160, false), (161, true), (u64::MAX, true)] {
+        let waiting = MachineRow {
+            retry_at,
+            ..machine("a", 1, MachineStage::Intended)
+        };
+        let actions = run(&[node(1)], &[waiting], &list(&[]), 100);
+        assert_eq!(!actions.is_empty(), acts, "{retry_at}");
+    }
+}
+
+#[test]
 fn a_lost_answer_is_found_by_its_token_and_only_the_first_of_two() {
     let creating = machine("a", 1, MachineStage::Creating);
     let twin = Listed {

@@ -210,10 +210,49 @@ impl<'a> Rollout<'a> {
                         self.wait("release_starting", format!("too few {} of release {active} are ready; release {old} goes on serving", role.name));
                         return now;
                     }
+                    if let Some(user) = self.unaware(role, active) {
+                        self.wait(
+                            "release_starting",
+                            format!("{user} knows too few {} of release {active} yet; release {old} goes on serving", role.name),
+                        );
+                        return now;
+                    }
                 }
             }
         }
         Some(active)
+    }
+
+    /// A user in service that has not taken in all that is ready of a release. Were people led to
+    /// it by others already, they would find the older one here, or nobody.
+    fn unaware(&self, role: &RoleDeclaration, release: ReleaseNumber) -> Option<Instance> {
+        let fresh: Vec<&Instance> = self
+            .ready
+            .iter()
+            .filter(|i| i.role == role.name && i.release == Some(release))
+            .filter(|i| self.wanted.contains(*i))
+            .collect();
+        for (number, user, level) in self.user_levels(role.name) {
+            let instance = Instance {
+                role: user.name.to_owned(),
+                node: number,
+                release: None,
+            };
+            // One that does not answer knows nothing, and nobody is led to it anew.
+            if level.duty != Duty::Serve || !self.ready.contains(&instance) {
+                continue;
+            }
+            let status = self.input.nodes.get(&number)?.roles.get(user.name);
+            let using: BTreeSet<&Instance> = status
+                .into_iter()
+                .flat_map(|s| &s.using)
+                .map(|used| &used.instance)
+                .collect();
+            if !fresh.iter().all(|one| using.contains(*one)) {
+                return Some(instance);
+            }
+        }
+        None
     }
 
     /// Sorts what runs now, and what should, into those that serve and those that drain.
@@ -424,7 +463,13 @@ impl<'a> Rollout<'a> {
                 let known = self.input.exposure.upstreams.contains_key(&instance.node)
                     && self.current.contains_key(instance);
                 let node = self.input.nodes.get(&instance.node);
-                let answers = *duty == Duty::Serve && (self.ready.contains(instance) || known);
+                // Whoever is led to one that just came must find there what others show.
+                let shown = node
+                    .and_then(|n| n.roles.get(role.name))
+                    .and_then(|s| s.serving);
+                let shows = !self.input.service_type.leads(role) || shown == self.plan.serving;
+                let answers =
+                    *duty == Duty::Serve && (self.ready.contains(instance) && shows || known);
                 if let Some(node) = node.filter(|_| answers) {
                     let address =
                         SocketAddr::from((node.record.address, role.port_of(instance.release)));

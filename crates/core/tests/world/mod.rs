@@ -178,6 +178,7 @@ impl World {
     /// proxy's table runs, unless the world itself killed it.
     pub fn check(&self) {
         self.check_leaders();
+        self.check_steps();
         for node in &self.led {
             if self.killed.contains(node) {
                 continue;
@@ -217,6 +218,30 @@ impl World {
                         }
                     }
                 }
+            }
+        }
+    }
+
+    /// Whoever was led to a release at one node finds it at every other: nobody steps back.
+    fn check_steps(&self) {
+        if !self.killed.is_empty() {
+            return;
+        }
+        let exposed = |role: &str| self.service_type.role(role).is_some_and(|r| r.exposed);
+        let led = || {
+            let agents = self.led.iter().filter_map(|node| self.agents.get(node));
+            agents.flat_map(|agent| agent.tables.iter().filter(|(role, _)| exposed(role)))
+        };
+        let Some(newest) = led().filter_map(|(_, (_, serving))| *serving).max() else {
+            return;
+        };
+        for (role, (table, serving)) in led() {
+            for provider in self.service_type.role(role).unwrap().uses {
+                let has = |i: &Instance| i.role == *provider && i.release == Some(newest);
+                assert!(
+                    !self.carries(provider) || table.iter().any(has),
+                    "{role} shows {serving:?} and knows no {provider} of {newest}, which others show"
+                );
             }
         }
     }

@@ -16,6 +16,9 @@ use std::path::{Path, PathBuf};
 /// several load balancers answers it.
 const COOKIE: &str = "conpaas-release";
 
+/// How long a request may wait for a place at a server, in seconds.
+pub const QUEUE_SECONDS: u64 = 10;
+
 /// The backend that answers proofs of life: what it counts is no request of people's.
 pub const SELF: &str = "self";
 /// The ring buffer that holds a line for each request, for whoever listens to it.
@@ -111,7 +114,7 @@ defaults
   timeout connect 200ms
   timeout client 60s
   timeout server 60s
-  timeout queue 10s
+  timeout queue {QUEUE_SECONDS}s
   timeout check 1s
   timeout tunnel 1h
   timeout http-request 30s

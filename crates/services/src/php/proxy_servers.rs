@@ -23,6 +23,9 @@ const DOWN_LONG_ENOUGH: Duration = Duration::from_millis(300);
 const TAKING_IN: Duration = Duration::from_millis(700);
 /// Seconds after which a server that does not come up is waited for no more.
 const GIVEN_UP_AFTER: u64 = 5;
+/// How long the last servers of a backend stay for requests that wait for a place: those are given
+/// up before this.
+const QUEUE_EMPTIES: Duration = Duration::from_secs(super::proxy_config::QUEUE_SECONDS + 1);
 
 /// Wraps an I/O error of the runtime interface with what was tried.
 pub fn balancer(what: &str) -> impl FnOnce(std::io::Error) -> RoleError + '_ {
@@ -47,8 +50,13 @@ impl Drop for Watcher {
     }
 }
 
-/// Takes in new providers and lets go of those that are absent from the level.
-pub async fn update_servers(runtime: &Runtime, providers: &[Provider]) -> Result<(), RoleError> {
+/// Takes in new providers and lets go of those that are absent from the level. `waiting` is since
+/// when servers stay for requests that wait for a place.
+pub async fn update_servers(
+    runtime: &Runtime,
+    providers: &[Provider],
+    waiting: &mut Option<Instant>,
+) -> Result<(), RoleError> {
     let failed = || balancer("reading the load balancer's servers");
     let wanted: BTreeMap<String, &Provider> = providers
         .iter()
@@ -70,6 +78,12 @@ pub async fn update_servers(runtime: &Runtime, providers: &[Provider]) -> Result
         // between the last of them and the first of these nobody would answer.
         take_in_missing(runtime, &servers, &wanted).await?;
         let coming = coming(&servers, &wanted);
+        let queued = last_queues(runtime, &servers, &wanted).await?;
+        let since = (!queued.is_empty()).then(|| waiting.unwrap_or_else(Instant::now));
+        *waiting = since;
+        let may_wait = since.is_some_and(|since| since.elapsed() < QUEUE_EMPTIES);
+        let stays =
+            |backend: &String| coming.contains(backend) || may_wait && queued.contains(backend);
         let (mut leaving, mut held) = (false, false);
         for server in servers
             .iter()
@@ -80,7 +94,7 @@ pub async fn update_servers(runtime: &Runtime, providers: &[Provider]) -> Result
                     keep(runtime, server, provider).await?
                 }
                 _ if server.is_draining() || server.in_maintenance() => leaving = true,
-                _ if server.is_up() && coming.contains(&server.backend) => held = true,
+                _ if server.is_up() && stays(&server.backend) => held = true,
                 _ => {
                     leaving = true;
                     runtime
@@ -120,6 +134,41 @@ fn coming(servers: &[Server], wanted: &BTreeMap<String, &Provider>) -> BTreeSet<
         }
     }
     backends
+}
+
+/// Backends that are to lose all their servers while requests wait there for a place at one: a
+/// server that drains takes none of them, and no other would.
+async fn last_queues(
+    runtime: &Runtime,
+    servers: &[Server],
+    wanted: &BTreeMap<String, &Provider>,
+) -> Result<BTreeSet<String>, RoleError> {
+    let kept: BTreeSet<&str> = wanted
+        .keys()
+        .filter_map(|path| path.split('/').next())
+        .collect();
+    let losing = |server: &&Server| {
+        parse_server_name(&server.name).is_some()
+            && server.is_up()
+            && !kept.contains(&*server.backend)
+    };
+    let losing: BTreeSet<&str> = servers
+        .iter()
+        .filter(losing)
+        .map(|server| &*server.backend)
+        .collect();
+    if losing.is_empty() {
+        return Ok(BTreeSet::new());
+    }
+    let traffic = runtime
+        .traffic()
+        .await
+        .map_err(balancer("reading the load balancer's queues"))?;
+    let queued = traffic
+        .into_iter()
+        .filter(|one| !one.is_frontend && one.queue > 0 && losing.contains(&*one.name))
+        .map(|one| one.name);
+    Ok(queued.collect())
 }
 
 /// Whether servers of another release still hold a backend of the ring.
