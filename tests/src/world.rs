@@ -93,10 +93,24 @@ pub fn free_port() -> u16 {
 impl World {
     /// Starts an installation and logs in as its operator.
     pub fn start() -> Self {
-        let world = Self::prepare();
+        let mut world = Self::prepare();
+        // Whoever asks for a port before it is used may lose it to another test.
+        (world.api_port, world.edge_port) = (0, 0);
         let up = world.up();
         assert_eq!(up.code, 0, "nutshell up: {up:#?}\n{}", world.logs());
+        world.learn_ports();
         world
+    }
+
+    /// Takes the ports that the running installation chose.
+    pub fn learn_ports(&mut self) {
+        let status = self.json(["nutshell", "status"]);
+        let port = |name: &str| {
+            let text = status[name].as_str()?;
+            text.rsplit(':').next()?.trim_end_matches('/').parse().ok()
+        };
+        self.api_port = port("url").unwrap_or_else(|| panic!("no port: {status}"));
+        self.edge_port = port("edge_address").unwrap_or_else(|| panic!("no port: {status}"));
     }
 
     /// An installation that was not started yet.

@@ -12,7 +12,7 @@ use conpaas_model::ids::{Epoch, Generation, NodeNumber, ReleaseNumber, SecretVer
 use conpaas_model::level::LeadStage;
 use conpaas_model::spec::{Release, RunWish, Settings};
 use proptest::prelude::*;
-use proptest::strategy::ValueTree;
+use proptest::test_runner::TestRunner;
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 use world::World;
@@ -503,30 +503,23 @@ fn walk(mut world: World, actions: Vec<Action>) {
     }
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
-
-    #[test]
-    fn whatever_happens_no_request_of_ours_fails_and_it_ends(actions in prop::collection::vec(action(), 1..150)) {
+#[test]
+fn whatever_happens_no_request_of_ours_fails_it_ends_and_the_generators_met_what_they_should() {
+    let mut runner = TestRunner::new(ProptestConfig {
+        cases: 2000,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    });
+    let found = runner.run(&prop::collection::vec(action(), 1..150), |actions| {
         walk(World::new(&Site), actions.clone());
         walk(World::new(&Kept), actions.clone());
         walk(World::new(&Vault), actions.clone());
         walk(kept(), actions.clone());
         walk(World::new(&Chain), actions);
-    }
-}
-
-#[test]
-fn zz_the_generators_met_what_they_should() {
-    // Runs in the same process after the walks when the harness goes by name; alone it walks itself.
-    let mut runner = proptest::test_runner::TestRunner::deterministic();
-    for _ in 0..60 {
-        let actions = prop::collection::vec(action(), 60..150)
-            .new_tree(&mut runner)
-            .unwrap()
-            .current();
-        walk(World::new(&Site), actions.clone());
-        walk(kept(), actions.clone());
+        Ok(())
+    });
+    if let Err(error) = found {
+        panic!("{error}");
     }
     let met = MET.lock().unwrap();
     println!("met: {met:?}");

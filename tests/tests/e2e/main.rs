@@ -8,6 +8,7 @@ mod bad_input;
 mod changes_of_mind;
 mod clouds;
 mod deaths;
+mod demo;
 mod dokuwiki;
 mod elsewhere;
 mod kill;

@@ -128,7 +128,7 @@ pub enum ServiceCommand {
     Scale {
         /// APP/SERVICE, by name or id
         target: ServiceTarget,
-        /// ROLE=N, ROLE=+N or ROLE=-N
+        /// ROLE=N, or ROLE=+N for so many more
         #[arg(required = true, value_name = "ROLE=N", value_parser = values::pair)]
         counts: Vec<(String, String)>,
         /// The instance type of nodes to come

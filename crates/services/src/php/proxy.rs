@@ -6,7 +6,7 @@ use super::backend::describe;
 use super::haproxy::{Runtime, Server};
 use super::manager::{ProxyConfig, SitePlan};
 use super::proxy_config::{Maps, Place, backend_name, file, parse_server_name, path_entries};
-use super::proxy_maps::{numbers_in, replace, serving};
+use super::proxy_maps::{NOBODY, lead_to, numbers_in, replace, serving};
 use super::proxy_metrics::{Book, Tap, measure};
 use super::proxy_servers::{Watcher, balancer, update_servers};
 use super::site::{self, Site};
@@ -169,7 +169,7 @@ impl Proxy {
         // Its maps' files are there from an earlier life, or empty; the rest follows at run time.
         let maps = Maps::in_folder(&folder);
         if !maps.active.exists() {
-            files::write_if_changed(&maps.active, b"active 0\n", 0o644)?;
+            files::write_if_changed(&maps.active, NOBODY.as_bytes(), 0o644)?;
         }
         for map in [&maps.roots, &maps.limits, &maps.paths] {
             if !map.exists() {
@@ -311,23 +311,9 @@ impl Proxy {
             return Ok(());
         };
         let maps = Maps::in_folder(&node.role_folder(PROXY));
-        if serving(runtime, &maps.active)
+        lead_to(runtime, &maps.active, wanted)
             .await
-            .map_err(balancer("reading the active release"))?
-            != Some(wanted)
-        {
-            let order = format!("set map {} active {}", maps.active.display(), wanted.0);
-            runtime
-                .order(&order, &[])
-                .await
-                .map_err(balancer("switching the active release"))?;
-        }
-        files::write_if_changed(
-            &maps.active,
-            format!("active {}\n", wanted.0).as_bytes(),
-            0o644,
-        )?;
-        Ok(())
+            .map_err(balancer("switching the active release"))
     }
 }
 

@@ -16,6 +16,10 @@ use std::path::{Path, PathBuf};
 /// several load balancers answers it.
 const COOKIE: &str = "conpaas-release";
 
+/// How long after a switch files, too, tell browsers which release they are of: until all load
+/// balancers have surely switched. Later they do not, so that caches may keep them.
+const SWITCHING_SECONDS: u64 = 60;
+
 /// How long a request may wait for a place at a server, in seconds.
 pub const QUEUE_SECONDS: u64 = 10;
 
@@ -146,6 +150,7 @@ frontend people
 
   # Which release: the active one, or a newer one that this browser has seen already.
   http-request set-var(txn.release) str(active),map_str_int({active},0)
+  http-request set-var(txn.since) str(since),map_str_int({active},0)
   http-request set-var(txn.seen) req.cook_val({COOKIE})
   http-request set-var(txn.release) var(txn.seen) if {{ var(txn.seen),sub(txn.release) gt 0 }} {{ var(txn.seen),map_str({roots}) -m found }}
   http-request set-var(txn.root) var(txn.release),map_str({roots})
@@ -201,6 +206,7 @@ backend php-s{slot}
 
 backend static-s{slot}
   balance roundrobin
+  http-response add-header Set-Cookie "{COOKIE}=%[var(txn.release)]; Path=/; HttpOnly; SameSite=Lax" if {{ date,sub(txn.since) lt {SWITCHING_SECONDS} }} !{{ var(txn.seen),sub(txn.release) eq 0 }}
   option httpchk
   http-check send meth GET uri {PING} ver HTTP/1.1 hdr Host localhost
   http-check expect status 200

@@ -102,7 +102,7 @@ fn broken(tar: &Path, what: &str) -> CloudError {
     CloudError::Image {
         path: tar.to_owned(),
         what: what.to_owned(),
-        cure: "Build it again (conpaas image, or make image)".into(),
+        cure: "Build it again: make image".into(),
     }
 }
 
