@@ -43,6 +43,7 @@ pub async fn finish(
         printer.note("nothing had to be done");
         return Ok(());
     };
+    warn(session, client, &operation).await;
     if wait.no_wait {
         return printer.either(&operation, |p| p.line(operation.id.as_str()));
     }
@@ -51,6 +52,18 @@ pub async fn finish(
         printer.value(&operation)?;
     }
     verdict(session, &operation)
+}
+
+/// Says what may surprise people about what they asked for. Not to know it stops nothing.
+async fn warn(session: &Session, client: &Client, operation: &Operation) {
+    let Some(service) = &operation.service else {
+        return;
+    };
+    if let Ok(service) = client.show_service(&operation.application, service).await {
+        for warning in &service.warnings {
+            session.printer.warn(warning);
+        }
+    }
 }
 
 /// Turns how an operation ended into how the command ends.

@@ -206,6 +206,11 @@ pub trait ServiceType: Send + Sync {
     fn check_settings(&self, _settings: &Settings) -> Result<(), String> {
         Ok(())
     }
+    /// What people should know of these settings with so many nodes of each role: nothing is wrong,
+    /// and it may still surprise them.
+    fn warnings(&self, _settings: &Settings, _counts: &BTreeMap<RoleName, u32>) -> Vec<String> {
+        Vec::new()
+    }
 
     /// What a role that is auxiliary is beside being a role.
     fn auxiliary_role(&self, name: &str) -> Option<&'static AuxiliaryDeclaration> {

@@ -205,6 +205,9 @@ pub struct Service {
     pub settings: Settings,
     pub url: Option<String>,
     pub waiting: Vec<Waiting>,
+    /// What is as it was asked for and may still surprise whoever asked.
+    #[serde(default)]
+    pub warnings: Vec<String>,
     pub operation: Option<OperationId>,
     pub nodes: Vec<NodeSummary>,
     pub own_manager: bool,
@@ -212,7 +215,7 @@ pub struct Service {
     pub allowed: Vec<String>,
 }
 
-/// New counts by role: `"4"` sets, `"+1"` and `"-2"` change the default pool.
+/// New counts by role: `"4"` sets, `"+1"` adds to the default pool.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Scale {
     pub roles: BTreeMap<RoleName, String>,

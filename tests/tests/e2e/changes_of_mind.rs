@@ -1,8 +1,10 @@
 //! People who change their mind: cancelling, another wish, or deleting, at every step of what is
 //! under way. Each time the last wish is what is reached, and no machine is left over.
 
-use conpaas_tests::{Platform, World, wait_for};
+use conpaas_tests::{Platform, World, signal, wait_for};
 use serde_json::Value;
+use std::io::{BufRead, BufReader, Read};
+use std::process::Stdio;
 use std::time::Duration;
 
 /// More steps than any of these operations has.
@@ -116,4 +118,29 @@ fn deleted_at_every_step_of_its_start_an_application_leaves_nothing() {
         // The name is free again.
         world.ok(["app", "create", "shop"]);
     }
+}
+
+#[test]
+fn ctrl_c_ends_the_looking_on_and_the_work_goes_on() {
+    let world = World::start();
+    world.ok(["app", "create", "shop"]);
+    world.ok(["service", "add", "shop", "php", "--name", "it"]);
+    let mut command = world.command(["app", "start", "shop"]);
+    let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+    let mut told = BufReader::new(child.stderr.take().unwrap());
+    let mut text = String::new();
+    while !text.contains("step: ") {
+        assert_ne!(told.read_line(&mut text).unwrap(), 0, "{text}");
+    }
+    // It listens for this only a moment after its first words.
+    std::thread::sleep(Duration::from_millis(100));
+    signal(child.id().try_into().unwrap(), libc::SIGINT);
+    told.read_to_string(&mut text).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(6), "{text}");
+    assert!(text.contains("is no longer followed"), "{text}");
+    let hint = "hint: follow it with: conpaas ";
+    let next = text.lines().find_map(|line| line.strip_prefix(hint));
+    let words: Vec<&str> = next.expect(&text).split_whitespace().collect();
+    world.ok(words);
+    assert_eq!(world.service("shop/it")["state"], "RUNNING");
 }

@@ -65,7 +65,10 @@ fn dokuwiki_serves_from_three_backends_switches_and_rolls_back() {
         "--activate",
     ]);
     world.ok(["app", "start", "wiki"]);
-    world.ok(["service", "scale", "wiki/web", "backend=3"]);
+    let scaled = world.run(["service", "scale", "wiki/web", "backend=3"]);
+    assert_eq!(scaled.code, 0, "{scaled:#?}");
+    let told = "warning: each of the 3 backends has a writable data, conf of its own";
+    assert!(scaled.stderr.contains(told), "{scaled:#?}");
     let host = "wiki-admin.localhost";
 
     let page = world.wait_status(host, "/doku.php?id=start", 200);

@@ -558,6 +558,7 @@ async fn show(session: &Session, client: &Client, target: &ServiceTarget) -> Out
                         .unwrap_or_default(),
                 ),
                 ("waiting", waiting.join("; ")),
+                ("warning", service.warnings.join("; ")),
                 (
                     "operation",
                     service

@@ -15,7 +15,7 @@ use crate::store::users::{TokenRow, UserRow};
 use conpaas_model::api::{
     Accepted, App, Code, Node, Operation, Outcome, ReleaseInfo, Service, Token, User,
 };
-use conpaas_model::spec::RunWish;
+use conpaas_model::spec::{RoleWish, RunWish};
 use conpaas_model::status::{NodeState, ServiceState};
 use rusqlite::Connection;
 
@@ -76,6 +76,18 @@ pub(super) fn service(
     let settings = services::get_release(tx, &row.id, row.active)?
         .map(|release| release.settings)
         .unwrap_or_default();
+    let warnings = shared
+        .registry
+        .get(&row.service_type)
+        .map(|entry| {
+            let wanted = |wish: &RoleWish| wish.pools.iter().map(|pool| pool.count).sum();
+            let counts = row
+                .roles
+                .iter()
+                .map(|(role, wish)| (role.clone(), wanted(wish)));
+            entry.service_type.warnings(&settings, &counts.collect())
+        })
+        .unwrap_or_default();
     let operation = operations::newest_of(tx, &row.app, &row.id)?
         .filter(|found| found.outcome == Outcome::Running)
         .map(|found| found.id);
@@ -103,6 +115,7 @@ pub(super) fn service(
         serving_release: status.serving.filter(|_| current),
         settings,
         url,
+        warnings,
         waiting: if current { status.waiting } else { Vec::new() },
         operation,
         nodes: if current { status.nodes } else { Vec::new() },

@@ -33,7 +33,8 @@ use conpaas_core::service_type::{
     ServiceType, Standing,
 };
 use conpaas_model::level::OnChange;
-use conpaas_model::spec::Settings;
+use conpaas_model::spec::{RoleName, Settings};
+use std::collections::BTreeMap;
 
 /// Path of proofs of life on every daemon. Paths with a leading dot are never an application's.
 const PING: &str = "/.conpaas/ping";
@@ -204,6 +205,10 @@ impl ServiceType for Php {
     }
     fn capacity(&self, decision: &Decision<'_>) -> u32 {
         manager::capacity(decision)
+    }
+    fn warnings(&self, settings: &Settings, counts: &BTreeMap<RoleName, u32>) -> Vec<String> {
+        let backends = counts.get(BACKEND).copied().unwrap_or_default();
+        settings::warnings(settings, backends)
     }
     fn check_settings(&self, settings: &Settings) -> Result<(), String> {
         settings::check(settings)

@@ -160,6 +160,19 @@ pub fn bytes(text: &str) -> Option<u64> {
     digits.parse::<u64>().ok()?.checked_mul(factor)
 }
 
+/// What may surprise people about settings that are right.
+pub fn warnings(settings: &Settings, backends: u32) -> Vec<String> {
+    let writable = list(settings, "writable");
+    if writable.is_empty() || backends < 2 {
+        return Vec::new();
+    }
+    vec![format!(
+        "each of the {backends} backends has a writable {} of its own: what one writes there, the \
+         others do not see, and it dies with its machine",
+        writable.join(", ")
+    )]
+}
+
 /// Checks beyond the schema.
 pub fn check(settings: &Settings) -> Result<(), String> {
     let size = |name: &str| {
