@@ -59,7 +59,10 @@ async fn warn(session: &Session, client: &Client, operation: &Operation) {
     let Some(service) = &operation.service else {
         return;
     };
-    if let Ok(service) = client.show_service(&operation.application, service).await {
+    if let Ok(service) = client
+        .show_service(operation.application.as_str(), service.as_str())
+        .await
+    {
         for warning in &service.warnings {
             session.printer.warn(warning);
         }
