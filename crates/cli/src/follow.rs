@@ -36,14 +36,23 @@ pub async fn finish(
     wait: &Wait,
 ) -> Result<(), CliError> {
     let printer = &session.printer;
-    let Some(operation) = accepted.operation else {
+    let Accepted {
+        operation,
+        warnings,
+    } = accepted;
+    let Some(operation) = operation else {
         if printer.is_json() {
-            return printer.value(&Accepted { operation: None });
+            return printer.value(&Accepted {
+                operation,
+                warnings,
+            });
         }
         printer.note("nothing had to be done");
         return Ok(());
     };
-    warn(session, client, &operation).await;
+    for warning in &warnings {
+        printer.warn(warning);
+    }
     if wait.no_wait {
         return printer.either(&operation, |p| p.line(operation.id.as_str()));
     }
@@ -52,21 +61,6 @@ pub async fn finish(
         printer.value(&operation)?;
     }
     verdict(session, &operation)
-}
-
-/// Says what may surprise people about what they asked for. Not to know it stops nothing.
-async fn warn(session: &Session, client: &Client, operation: &Operation) {
-    let Some(service) = &operation.service else {
-        return;
-    };
-    if let Ok(service) = client
-        .show_service(operation.application.as_str(), service.as_str())
-        .await
-    {
-        for warning in &service.warnings {
-            session.printer.warn(warning);
-        }
-    }
 }
 
 /// Turns how an operation ended into how the command ends.
@@ -130,6 +124,10 @@ pub async fn follow(
     limit: Option<Duration>,
     each: bool,
 ) -> Result<Operation, CliError> {
+    // From before the first word on: whoever reads it may want to stop looking at once.
+    let person = tokio::signal::ctrl_c();
+    tokio::pin!(person);
+    let _ = futures::poll!(&mut person);
     let mut view = View::new(session, each);
     view.show(&operation)?;
     if operation.outcome != Outcome::Running {
@@ -151,7 +149,7 @@ pub async fn follow(
     let stopped = tokio::select! {
         watched = watch => watched.err(),
         () = &mut out_of_time => Some(Stopped::Time),
-        _ = tokio::signal::ctrl_c() => Some(Stopped::Person),
+        _ = &mut person => Some(Stopped::Person),
     };
     view.end();
     match stopped {

@@ -713,7 +713,7 @@ impl Client {
     ///
     /// `PATCH /v1/apps/{app}/services/{service}/env`
     pub async fn set_env(&self, app: &str, service: &str, body: &EnvironmentChange) -> Result<Accepted, ClientError> {
-        self.call(Method::PATCH, &format!("/v1/apps/{}/services/{}/env", segment(app), segment(service))).json(body).guarded(self).answer().await
+        self.call(Method::PATCH, &format!("/v1/apps/{}/services/{}/env", segment(app), segment(service))).json(body).keyed().guarded(self).answer().await
     }
 
     /// Set how many nodes a user may have at once.
@@ -727,14 +727,14 @@ impl Client {
     ///
     /// `PUT /v1/apps/{app}/services/{service}/secrets/{secret}`
     pub async fn set_secret(&self, app: &str, service: &str, secret: &str, body: &SecretChange) -> Result<Accepted, ClientError> {
-        self.call(Method::PUT, &format!("/v1/apps/{}/services/{}/secrets/{}", segment(app), segment(service), segment(secret))).json(body).guarded(self).answer().await
+        self.call(Method::PUT, &format!("/v1/apps/{}/services/{}/secrets/{}", segment(app), segment(service), segment(secret))).json(body).keyed().guarded(self).answer().await
     }
 
     /// Change settings: makes a release.
     ///
     /// `PATCH /v1/apps/{app}/services/{service}/settings`
     pub async fn set_settings(&self, app: &str, service: &str, body: &SettingsChange) -> Result<Accepted, ClientError> {
-        self.call(Method::PATCH, &format!("/v1/apps/{}/services/{}/settings", segment(app), segment(service))).json(body).guarded(self).answer().await
+        self.call(Method::PATCH, &format!("/v1/apps/{}/services/{}/settings", segment(app), segment(service))).json(body).keyed().guarded(self).answer().await
     }
 
     /// One application.
@@ -818,7 +818,7 @@ impl Client {
     ///
     /// `DELETE /v1/apps/{app}/services/{service}/secrets/{secret}`
     pub async fn unset_secret(&self, app: &str, service: &str, secret: &str) -> Result<Accepted, ClientError> {
-        self.call(Method::DELETE, &format!("/v1/apps/{}/services/{}/secrets/{}", segment(app), segment(service), segment(secret))).guarded(self).answer().await
+        self.call(Method::DELETE, &format!("/v1/apps/{}/services/{}/secrets/{}", segment(app), segment(service), segment(secret))).keyed().guarded(self).answer().await
     }
 
     /// Rename or relabel an application.

@@ -2,10 +2,9 @@
 //! operations at their deadlines, forgetting what is old. They hold a lease.
 
 use crate::api::ApiTls;
-use crate::api::KEY_LIFETIME_MS;
 use crate::error::DirectorError;
 use crate::shared::Shared;
-use crate::store::{apps, codes, events, housekeeping, now, operations, users};
+use crate::store::{apps, codes, events, housekeeping, millis, now, operations, users};
 use crate::{blobs, life, metrics};
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -18,11 +17,6 @@ const LEASE_MS: i64 = 10_000;
 const TICK: Duration = Duration::from_secs(1);
 const CLEAN_EVERY: Duration = Duration::from_secs(600);
 const DAY_MS: i64 = 24 * 3600 * 1000;
-/// Events kept per application, and days that ended operations are kept.
-const EVENTS_KEPT: u64 = 10_000;
-const OPERATIONS_KEPT_MS: i64 = 90 * DAY_MS;
-/// How long a deleted code version's bytes stay: nodes may still be fetching or running it.
-const CODE_KEPT_MS: i64 = 3600 * 1000;
 
 /// Draws all conclusions for all applications, if this Director holds the lease.
 pub async fn conclude(shared: &Arc<Shared>) -> Result<(), DirectorError> {
@@ -90,15 +84,16 @@ pub async fn conclusions(shared: Arc<Shared>) {
 
 /// Forgets what is old.
 pub async fn clean(shared: &Arc<Shared>) -> Result<(), DirectorError> {
+    let kept = shared.config.kept;
     shared
         .store
-        .quiet(|tx| {
+        .quiet(move |tx| {
             let at = now();
-            housekeeping::forget_keys(tx, at - KEY_LIFETIME_MS)?;
+            housekeeping::forget_keys(tx, at - millis(kept.keys))?;
             users::forget_tokens(tx, at - DAY_MS)?;
-            operations::forget(tx, at - OPERATIONS_KEPT_MS)?;
-            events::forget_old(tx, EVENTS_KEPT)?;
-            codes::forget_deleted(tx, at - CODE_KEPT_MS)
+            operations::forget(tx, at - millis(kept.operations))?;
+            events::forget_old(tx, kept.events)?;
+            codes::forget_deleted(tx, at - millis(kept.code))
         })
         .await?;
     let here = shared.clone();

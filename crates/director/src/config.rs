@@ -56,10 +56,37 @@ pub struct DirectorConfig {
     pub disk_reserve: u64,
     /// How long a deleted application rests in the trash; zero: not at all.
     pub trash: Duration,
+    /// How long what is over is remembered.
+    pub kept: Kept,
     /// Bytes of daemons' logs that are kept of an application; the oldest go first.
     pub logs_per_application: u64,
     /// Most bytes of the file with metrics; the oldest of whoever has most go first.
     pub metrics_bytes: u64,
+}
+
+/// How long what is over is remembered.
+#[derive(Clone, Copy, Debug)]
+pub struct Kept {
+    /// Answers given under an idempotency key.
+    pub keys: Duration,
+    /// Operations that ended.
+    pub operations: Duration,
+    /// The bytes of a deleted code version: nodes may still be fetching or running it.
+    pub code: Duration,
+    /// Events of each application.
+    pub events: u64,
+}
+
+impl Default for Kept {
+    fn default() -> Self {
+        const HOUR: u64 = 3600;
+        Self {
+            keys: Duration::from_secs(24 * HOUR),
+            operations: Duration::from_secs(90 * 24 * HOUR),
+            code: Duration::from_secs(HOUR),
+            events: 10_000,
+        }
+    }
 }
 
 impl DirectorConfig {
@@ -91,6 +118,7 @@ impl DirectorConfig {
             code_quota: 10 << 30,
             disk_reserve: 1 << 30,
             trash: Duration::from_secs(72 * 3600),
+            kept: Kept::default(),
             logs_per_application: 256 << 20,
             metrics_bytes: 512 << 20,
         }

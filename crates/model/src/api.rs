@@ -302,6 +302,9 @@ pub struct Code {
 pub struct Accepted {
     /// Absent when nothing had to be done.
     pub operation: Option<Operation>,
+    /// Of the service that it changes: see there.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]

@@ -302,9 +302,18 @@ async fn a_service_lives_through_every_change_without_a_failed_request() {
         })
         .await;
     load.more(200).await;
+    // A crowd waits for the old release's last places: it keeps them until it was served.
+    proxy.change(|level| {
+        for provider in &mut level.providers {
+            if provider.role == "backend" && provider.release == Some(R1) {
+                provider.capacity = 1;
+            }
+        }
+    });
+    let crowd = Load::start(at, &["/?slow=1"], version);
+    crowd.more(8).await;
     proxy.change(|level| level.serve = Some(R2));
     proxy.until("the switch", serves(R2)).await;
-    load.more(200).await;
     proxy.change(|level| {
         level
             .providers
@@ -319,6 +328,8 @@ async fn a_service_lives_through_every_change_without_a_failed_request() {
                 .all(|used| used.instance.release == Some(R2))
         })
         .await;
+    crowd.finish("a crowd at the switch").await;
+    load.more(200).await;
     for driven in backends.iter().chain([&web]) {
         driven.change(|level| level.releases.get_mut(&R1).unwrap().duty = Duty::Drain);
         driven

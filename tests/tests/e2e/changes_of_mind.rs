@@ -132,8 +132,6 @@ fn ctrl_c_ends_the_looking_on_and_the_work_goes_on() {
     while !text.contains("step: ") {
         assert_ne!(told.read_line(&mut text).unwrap(), 0, "{text}");
     }
-    // It listens for this only a moment after its first words.
-    std::thread::sleep(Duration::from_millis(100));
     signal(child.id().try_into().unwrap(), libc::SIGINT);
     told.read_to_string(&mut text).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(6), "{text}");

@@ -12,7 +12,8 @@ use conpaas_client::{
     Client, ClientError, ListReleasesQuery, ListServiceTypesQuery, ListServicesQuery,
 };
 use conpaas_model::api::{
-    ReleaseInfo, Rename, Rollback, Scale, Service, ServiceCreate, ServiceTypeInfo, SettingsChange,
+    Accepted, ReleaseInfo, Rename, Rollback, Scale, Service, ServiceCreate, ServiceTypeInfo,
+    SettingsChange,
 };
 use conpaas_model::ids::{Name, ReleaseNumber};
 use serde_json::Value;
@@ -237,7 +238,10 @@ pub async fn run(session: &Session, command: ServiceCommand) -> Outcome {
                     finish(
                         session,
                         &client,
-                        conpaas_model::api::Accepted { operation },
+                        Accepted {
+                            operation,
+                            warnings: service.warnings,
+                        },
                         &wait,
                     )
                     .await

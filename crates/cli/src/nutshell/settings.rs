@@ -3,7 +3,7 @@
 
 use crate::exit::CliError;
 use conpaas_cloud::LocalConfig;
-use conpaas_director::config::DirectorConfig;
+use conpaas_director::config::{DirectorConfig, Kept};
 use conpaas_edge::{EdgeConfig, Https};
 use conpaas_model::instance::{InstanceType, default_instance_types};
 use serde::{Deserialize, Serialize};
@@ -151,6 +151,14 @@ pub struct Settings {
     pub trash_hours: u32,
     /// For how long agents' and managers' certificates are given; they renew themselves in time.
     pub certificate_seconds: u64,
+    /// How long an answer is kept for whoever repeats a request under its idempotency key.
+    pub idempotency_hours: u32,
+    /// How long operations that ended are kept.
+    pub operations_days: u32,
+    /// Events kept of each application; the oldest go first.
+    pub events_kept: u64,
+    /// How long the bytes of a deleted code version stay, for nodes that still run it.
+    pub deleted_code_minutes: u32,
     /// vCPUs promised for each real one.
     pub cpu_overcommit: f64,
     /// All the memory that machines may have, in MiB; absent: what the computer has.
@@ -179,6 +187,10 @@ impl Default for Settings {
             drain_seconds: 30,
             trash_hours: 72,
             certificate_seconds: 24 * 3600,
+            idempotency_hours: 24,
+            operations_days: 90,
+            events_kept: 10_000,
+            deleted_code_minutes: 60,
             cpu_overcommit: 8.0,
             memory_mib: None,
             id_base: 1_000_000_000,
@@ -300,6 +312,13 @@ impl Settings {
         config.drain = Duration::from_secs(self.drain_seconds);
         config.trash = Duration::from_secs(u64::from(self.trash_hours) * 3600);
         config.certificate_lifetime = Duration::from_secs(self.certificate_seconds);
+        let hours = |hours: u32| Duration::from_secs(u64::from(hours) * 3600);
+        config.kept = Kept {
+            keys: hours(self.idempotency_hours),
+            operations: hours(self.operations_days.saturating_mul(24)),
+            code: Duration::from_secs(u64::from(self.deleted_code_minutes) * 60),
+            events: self.events_kept,
+        };
         config
     }
 

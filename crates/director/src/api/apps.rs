@@ -89,9 +89,10 @@ where
     } else {
         Vec::new()
     };
+    let here = shared.clone();
     let accepted = change(shared, caller, clouds, move |change| {
         let row = work(change)?;
-        views::accepted(change.tx, row)
+        views::accepted(change.tx, &here, row)
     })
     .await?;
     Ok((StatusCode::ACCEPTED, Json(accepted)))

@@ -14,7 +14,7 @@ use crate::store::housekeeping as keep;
 use crate::store::operations::{self, OperationRow};
 use crate::store::services::{self, ServiceRow};
 use crate::store::users::{self, TokenRow, UserRow};
-use crate::store::{Millis, now};
+use crate::store::{millis, now};
 use axum::body::{Body, to_bytes};
 use axum::extract::{FromRequestParts, MatchedPath, RawPathParams, Request, State};
 use axum::middleware::Next;
@@ -30,8 +30,6 @@ use std::time::Instant;
 pub const IDEMPOTENCY_KEY: &str = "idempotency-key";
 /// Header of an answer that was kept from the first time.
 pub const REPLAYED: &str = "idempotent-replayed";
-/// How long answers are kept.
-pub const KEY_LIFETIME_MS: Millis = 24 * 3600 * 1000;
 
 #[derive(Clone)]
 pub(super) struct Gate {
@@ -267,10 +265,14 @@ async fn named(
     Ok(Request::from_parts(parts, body))
 }
 
+/// Changes that make a release, whatever their method.
+const MAKE_RELEASES: [&str; 4] = ["set_settings", "set_env", "set_secret", "unset_secret"];
+
 /// Whether an operation takes an idempotency key: all that make or begin something, except what
 /// begins or ends a login. Other changes come to the same when they are repeated.
 pub(super) fn takes_key(method: &Method, id: &str) -> bool {
     *method == Method::POST && access::of(id) != Some(Access::Public) && id != "logout"
+        || MAKE_RELEASES.contains(&id)
 }
 
 /// Whether an operation changes something that has an entity tag: an application, a service or a
@@ -333,6 +335,7 @@ async fn keyed(
         }
         (Body::from(bytes), content)
     };
+    let kept = millis(shared.config.kept.keys);
     let hash = sha256_hex(format!("{} {} {content}", parts.method, parts.uri));
     let (user, run_id) = (user.clone(), shared.run_id.clone());
     let (asking, named) = (user.clone(), key.clone());
@@ -340,7 +343,7 @@ async fn keyed(
         .store
         .quiet(move |tx| {
             let at = now();
-            match keep::find_key(tx, &asking, &named, at - KEY_LIFETIME_MS)? {
+            match keep::find_key(tx, &asking, &named, at - kept)? {
                 Some(row) if row.request_hash != hash => Err(DirectorError::conflict(
                     "key_reused",
                     "this idempotency key was used for another request",

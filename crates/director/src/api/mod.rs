@@ -22,7 +22,6 @@ mod take;
 mod views;
 
 pub use answer::status;
-pub use gate::KEY_LIFETIME_MS;
 pub use serve::{ApiTls, bind, serve};
 
 use crate::shared::Shared;

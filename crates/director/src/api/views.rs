@@ -10,12 +10,12 @@ use crate::store::codes::CodeRow;
 use crate::store::machines::{self, NodeRow};
 use crate::store::operations::{self, OperationRow};
 use crate::store::services::{self, ReleaseRow, ServiceRow};
-use crate::store::show_time;
 use crate::store::users::{TokenRow, UserRow};
+use crate::store::{millis, show_time};
 use conpaas_model::api::{
     Accepted, App, Code, Node, Operation, Outcome, ReleaseInfo, Service, Token, User,
 };
-use conpaas_model::spec::{RoleWish, RunWish};
+use conpaas_model::spec::{RoleWish, RunWish, Settings};
 use conpaas_model::status::{NodeState, ServiceState};
 use rusqlite::Connection;
 
@@ -76,18 +76,7 @@ pub(super) fn service(
     let settings = services::get_release(tx, &row.id, row.active)?
         .map(|release| release.settings)
         .unwrap_or_default();
-    let warnings = shared
-        .registry
-        .get(&row.service_type)
-        .map(|entry| {
-            let wanted = |wish: &RoleWish| wish.pools.iter().map(|pool| pool.count).sum();
-            let counts = row
-                .roles
-                .iter()
-                .map(|(role, wish)| (role.clone(), wanted(wish)));
-            entry.service_type.warnings(&settings, &counts.collect())
-        })
-        .unwrap_or_default();
+    let warnings = warnings(shared, &row, &settings);
     let operation = operations::newest_of(tx, &row.app, &row.id)?
         .filter(|found| found.outcome == Outcome::Running)
         .map(|found| found.id);
@@ -167,7 +156,7 @@ pub(super) fn app(tx: &Connection, shared: &Shared, row: AppRow) -> Result<App, 
         },
         trashed_at: row.trashed_at.map(show_time),
         destroyed_at: row.trashed_at.map(|at| {
-            let rest = i64::try_from(shared.config.trash.as_millis()).unwrap_or(i64::MAX);
+            let rest = millis(shared.config.trash);
             show_time(at.saturating_add(rest))
         }),
         state: shown.state,
@@ -223,11 +212,39 @@ pub(super) fn operation(tx: &Connection, row: OperationRow) -> Result<Operation,
 
 pub(super) fn accepted(
     tx: &Connection,
+    shared: &Shared,
     row: Option<OperationRow>,
 ) -> Result<Accepted, DirectorError> {
+    let changed = row.as_ref().and_then(|row| row.service.as_ref());
+    let warnings = match changed
+        .map(|id| services::get(tx, id))
+        .transpose()?
+        .flatten()
+    {
+        Some(service) => {
+            let release = services::get_release(tx, &service.id, service.active)?;
+            release.map_or_else(Vec::new, |release| {
+                warnings(shared, &service, &release.settings)
+            })
+        }
+        None => Vec::new(),
+    };
     Ok(Accepted {
         operation: row.map(|row| operation(tx, row)).transpose()?,
+        warnings,
     })
+}
+
+fn warnings(shared: &Shared, row: &ServiceRow, settings: &Settings) -> Vec<String> {
+    let Some(entry) = shared.registry.get(&row.service_type) else {
+        return Vec::new();
+    };
+    let wanted = |wish: &RoleWish| wish.pools.iter().map(|pool| pool.count).sum();
+    let counts = row
+        .roles
+        .iter()
+        .map(|(role, wish)| (role.clone(), wanted(wish)));
+    entry.service_type.warnings(settings, &counts.collect())
 }
 
 pub(super) fn release(row: ReleaseRow, service: &ServiceRow) -> ReleaseInfo {

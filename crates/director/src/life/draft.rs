@@ -9,7 +9,7 @@ use crate::store::apps::AppRow;
 use crate::store::events::{self, NewEvent};
 use crate::store::operations::{self as rows, OperationRow, Previous, PreviousService, Target};
 use crate::store::services::{self, ServiceRow};
-use crate::store::{apps, new_id, now};
+use crate::store::{apps, millis, new_id, now};
 use conpaas_core::plan::node_count;
 use conpaas_core::service_type::ServiceType;
 use conpaas_model::api::{CloudInfo, Outcome};
@@ -240,7 +240,7 @@ impl<'a> Draft<'a> {
             }
         }
         let at = now();
-        let deadline = i64::try_from(shared.config.operation_deadline.as_millis()).unwrap_or(0);
+        let deadline = millis(shared.config.operation_deadline);
         let operation = OperationRow {
             id: new_id(OperationId::from_suffix)?,
             kind: self.kind.to_owned(),

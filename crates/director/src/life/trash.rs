@@ -7,7 +7,7 @@ use crate::error::DirectorError;
 use crate::operations;
 use crate::shared::Shared;
 use crate::store::apps::{self, AppRow};
-use crate::store::now;
+use crate::store::{millis, now};
 use conpaas_model::event::EventKind;
 use conpaas_model::ids::Name;
 use conpaas_model::spec::RunWish;
@@ -95,7 +95,7 @@ impl Change<'_> {
 
 /// Destroys what has rested in the trash for long enough; tells whether there was anything.
 pub fn empty_trash(tx: &Connection, shared: &Shared) -> Result<bool, DirectorError> {
-    let rest = i64::try_from(shared.config.trash.as_millis()).unwrap_or(i64::MAX);
+    let rest = millis(shared.config.trash);
     let due = apps::trashed_before(tx, now().saturating_sub(rest))?;
     let any = !due.is_empty();
     let change = Change {

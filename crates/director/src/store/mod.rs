@@ -30,6 +30,11 @@ pub fn now() -> Millis {
     jiff::Timestamp::now().as_millisecond()
 }
 
+/// A time span as the store counts it.
+pub fn millis(span: std::time::Duration) -> Millis {
+    Millis::try_from(span.as_millis()).unwrap_or(Millis::MAX)
+}
+
 /// RFC 3339 in UTC, as the API shows times.
 pub fn show_time(at: Millis) -> String {
     jiff::Timestamp::from_millisecond(at)

@@ -199,6 +199,17 @@ async fn a_secrets_value_goes_in_and_never_comes_out() {
         .await;
     assert_eq!(code(&odd), "invalid_body");
     assert!(!odd.body.to_string().contains("hush-7c2e"), "{odd:?}");
+    // A lost answer is asked for again, and nothing happens twice.
+    let key = [("Idempotency-Key", "k-2")];
+    let path = format!("{list}/DB");
+    let wish = json!({"value": "fourth-5511"});
+    let first = world
+        .send(Method::PUT, &path, &ann, Some(wish.clone()), &key)
+        .await;
+    let again = world.send(Method::PUT, &path, &ann, Some(wish), &key).await;
+    assert!(again.replayed && !first.replayed, "{first:?} {again:?}");
+    assert_eq!(first.body, again.body);
+    assert_eq!(world.items(&list, &ann).await[0]["version"], 4);
     // A stranger finds nothing there, and changes nothing.
     let theirs = "/v1/apps/ann:shop/services/web";
     for answer in [
@@ -224,12 +235,12 @@ async fn a_secrets_value_goes_in_and_never_comes_out() {
         ("/v1/audit?limit=1000", &world.admin),
     ] {
         let text = world.get(path, token).await.body.to_string();
-        for part in ["hush-7c2e", "second-4411", "third-90210"] {
+        for part in ["hush-7c2e", "second-4411", "third-90210", "fourth-5511"] {
             assert!(!text.contains(part), "{path}: {text}");
         }
     }
     let state = world.folder.path().join("state");
-    for part in ["hush-7c2e", "second-4411", "third-90210"] {
+    for part in ["hush-7c2e", "second-4411", "third-90210", "fourth-5511"] {
         assert_eq!(
             files_with(&state, part.as_bytes()),
             Vec::<std::path::PathBuf>::new()
