@@ -109,6 +109,7 @@ impl World {
                 settings: Settings::new(),
                 environment: Default::default(),
             }],
+            preview: None,
             retire: Default::default(),
             drain_seconds: 30,
         };

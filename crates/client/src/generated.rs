@@ -141,6 +141,14 @@ pub struct UploadCodeQuery {
     pub activate: Option<bool>,
 }
 
+/// What [`Client::activate_code`] may be asked for.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct ActivateCodeQuery {
+    /// Hold the release and show it at the preview address alone, until it is promoted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub preview: Option<bool>,
+}
+
 /// What [`Client::list_env`] may be asked for.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct ListEnvQuery {
@@ -359,8 +367,8 @@ impl Client {
     /// Lead people to a code version: makes a release.
     ///
     /// `POST /v1/apps/{app}/services/{service}/code/{code}/activate`
-    pub async fn activate_code(&self, app: &str, service: &str, code: &str) -> Result<Accepted, ClientError> {
-        self.call(Method::POST, &format!("/v1/apps/{}/services/{}/code/{}/activate", segment(app), segment(service), segment(code))).keyed().guarded(self).answer().await
+    pub async fn activate_code(&self, app: &str, service: &str, code: &str, query: &ActivateCodeQuery) -> Result<Accepted, ClientError> {
+        self.call(Method::POST, &format!("/v1/apps/{}/services/{}/code/{}/activate", segment(app), segment(service), segment(code))).query(query).keyed().guarded(self).answer().await
     }
 
     /// Make a root that signs as soon as everybody trusts it.
@@ -434,7 +442,7 @@ impl Client {
         self.call(Method::DELETE, &format!("/v1/apps/{}", segment(app))).query(query).guarded(self).answer().await
     }
 
-    /// Delete a code version that is not the active one.
+    /// Delete a code version that is neither active nor held for a preview.
     ///
     /// `DELETE /v1/apps/{app}/services/{service}/code/{code}`
     pub async fn delete_code(&self, app: &str, service: &str, code: &str) -> Result<(), ClientError> {
@@ -475,6 +483,13 @@ impl Client {
     /// `GET /metrics`
     pub async fn director_metrics(&self) -> Result<Download, ClientError> {
         self.call(Method::GET, "/metrics").download().await
+    }
+
+    /// Hold no release for a preview any more.
+    ///
+    /// `DELETE /v1/apps/{app}/services/{service}/preview`
+    pub async fn discard_preview(&self, app: &str, service: &str) -> Result<Accepted, ClientError> {
+        self.call(Method::DELETE, &format!("/v1/apps/{}/services/{}/preview", segment(app), segment(service))).guarded(self).answer().await
     }
 
     /// Download an archive, byte for byte as it was uploaded.
@@ -651,6 +666,13 @@ impl Client {
     /// `GET /v1/metrics`
     pub async fn owner_metrics(&self) -> Result<Download, ClientError> {
         self.call(Method::GET, "/v1/metrics").download().await
+    }
+
+    /// Lead everybody to the release that is held for a preview.
+    ///
+    /// `POST /v1/apps/{app}/services/{service}/promote`
+    pub async fn promote_service(&self, app: &str, service: &str) -> Result<Accepted, ClientError> {
+        self.call(Method::POST, &format!("/v1/apps/{}/services/{}/promote", segment(app), segment(service))).keyed().guarded(self).answer().await
     }
 
     /// The lines of the daemons' logs, oldest first. They stay when the node has gone.

@@ -472,6 +472,7 @@ mod tests {
             config: serde_json::Value::Null,
             releases: BTreeMap::new(),
             serve: None,
+            preview: None,
             providers: vec![],
             leads: BTreeMap::new(),
         }

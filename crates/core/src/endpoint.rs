@@ -198,6 +198,7 @@ mod tests {
             config: serde_json::Value::Null,
             releases: BTreeMap::new(),
             serve: Some(ReleaseNumber(2)),
+            preview: None,
             providers: vec![provider(3, 2), provider(2, 1), provider(2, 2)],
             leads: BTreeMap::new(),
         };

@@ -65,14 +65,22 @@ pub struct AuxiliaryDeclaration {
 /// How many releases of a role can be side by side on a node.
 pub const RELEASE_RING: u64 = 8;
 
-/// The number of a new release: one that does not share its place on the ring with the release that
-/// serves, which could then never be replaced. That many releases in a row come to nothing when
-/// somebody tries one broken version after the other.
-pub fn number_beside(next: ReleaseNumber, serving: Option<ReleaseNumber>) -> ReleaseNumber {
-    match serving {
-        Some(serving) if serving.0 % RELEASE_RING == next.0 % RELEASE_RING => next.next(),
-        _ => next,
+/// The number of a new release: one that does not share its place on the ring with those that stay
+/// beside it (what serves could then never be replaced). That many releases in a row come to nothing
+/// when somebody tries one broken version after the other.
+pub fn number_beside(
+    next: ReleaseNumber,
+    others: impl IntoIterator<Item = ReleaseNumber>,
+) -> ReleaseNumber {
+    let taken: BTreeSet<u64> = others.into_iter().map(|o| o.0 % RELEASE_RING).collect();
+    let mut number = next;
+    for _ in 0..RELEASE_RING {
+        if !taken.contains(&(number.0 % RELEASE_RING)) {
+            break;
+        }
+        number = number.next();
     }
+    number
 }
 
 impl RoleDeclaration {
@@ -190,6 +198,11 @@ pub trait ServiceType: Send + Sync {
     fn check_environment(&self, _name: &str, _value: &str) -> Result<(), String> {
         Ok(())
     }
+    /// Whether its roles that lead people to releases show one that is held to those at the preview
+    /// address. Without, none can be held.
+    fn previews(&self) -> bool {
+        false
+    }
     /// The configuration of a role (its own schema). For a role that carries releases it is
     /// asked once per release; for one that uses others, for the role as a whole (with the
     /// release that is served) and for every release it may have to lead people to.
@@ -235,16 +248,21 @@ mod tests {
 
     #[test]
     fn a_new_release_never_needs_the_place_of_the_one_that_serves() {
-        let number = |next, serving: Option<u64>| {
-            number_beside(ReleaseNumber(next), serving.map(ReleaseNumber)).0
+        let number = |next, others: &[u64]| {
+            number_beside(
+                ReleaseNumber(next),
+                others.iter().copied().map(ReleaseNumber),
+            )
+            .0
         };
-        assert_eq!(number(2, None), 2);
-        assert_eq!(number(8, Some(1)), 8);
+        assert_eq!(number(2, &[]), 2);
+        assert_eq!(number(8, &[1]), 8);
         assert_eq!(
-            number(9, Some(1)),
+            number(9, &[1]),
             10,
             "the ninth would wait for the first for ever"
         );
-        assert_eq!(number(17, Some(1)), 18);
+        assert_eq!(number(17, &[1]), 18);
+        assert_eq!(number(9, &[1, 2]), 11, "nor for one that is held");
     }
 }

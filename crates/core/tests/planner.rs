@@ -13,7 +13,7 @@ use conpaas_model::level::LeadStage;
 use conpaas_model::spec::{Release, RunWish, Settings};
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 use world::World;
 use world::types::{Chain, Kept, Site, Vault};
@@ -419,6 +419,9 @@ enum Action {
     Takeover,
     Retire(usize),
     Quota(usize),
+    Preview,
+    Promote,
+    Discard,
 }
 
 fn action() -> impl Strategy<Value = Action> {
@@ -439,6 +442,9 @@ fn action() -> impl Strategy<Value = Action> {
         1 => Just(Action::Takeover),
         1 => any::<u8>().prop_map(|p| Action::Retire(p.into())),
         1 => (1..12usize).prop_map(Action::Quota),
+        1 => Just(Action::Preview),
+        1 => Just(Action::Promote),
+        1 => Just(Action::Discard),
     ]
 }
 
@@ -473,6 +479,9 @@ fn walk(mut world: World, actions: Vec<Action>) {
             Action::Takeover => world.takeover(),
             Action::Retire(pick) => world.retire(pick),
             Action::Quota(quota) => world.quota = quota,
+            Action::Preview => world.preview(),
+            Action::Promote => world.promote(),
+            Action::Discard => world.discard(),
         }
         if world.agents.values().any(|a| {
             a.running
@@ -534,6 +543,8 @@ fn whatever_happens_no_request_of_ours_fails_it_ends_and_the_generators_met_what
         "new leader",
         "handed over",
         "a switch of auxiliary roles",
+        "a release that is held",
+        "a release that is promoted",
     ] {
         assert!(met.get(what).copied().unwrap_or(0) > 0, "never met: {what}");
     }
@@ -662,4 +673,85 @@ fn many_releases_while_none_can_start_are_passed_by() {
     for world in [World::new(&Site), World::new(&Kept), kept()] {
         walk(world, actions.clone());
     }
+}
+
+#[test]
+fn a_node_that_goes_before_the_switch_leaves_the_new_release_what_it_needs() {
+    use Action::*;
+    walk(
+        kept(),
+        vec![
+            Retire(1),
+            Activate,
+            Director,
+            Boot(0),
+            Boot(0),
+            Step(228),
+            Step(158),
+            Kill(46),
+            Report(24),
+            Retire(104),
+            Director,
+            Director,
+            Director,
+        ],
+    );
+}
+
+/// Held, a release runs everywhere and nobody is led to it; promoted, it is there at once.
+#[test]
+fn a_release_that_is_held_runs_beside_and_shows_only_at_its_promotion() {
+    let mut world = site();
+    world.scale("page", 2);
+    world.settle();
+    world.preview();
+    world.settle();
+    let releases = |world: &World, role: &str| {
+        let running = world.agents.values().flat_map(|a| a.running.keys());
+        let of_role = running.filter(|i| i.role == role);
+        let mut all: Vec<u64> = of_role.filter_map(|i| i.release).map(|r| r.0).collect();
+        all.sort_unstable();
+        all
+    };
+    let led = |world: &World| -> BTreeSet<u64> {
+        let tables = world.agents.values().flat_map(|a| a.tables.values());
+        tables
+            .filter_map(|(_, serving)| *serving)
+            .map(|r| r.0)
+            .collect()
+    };
+    assert_eq!(releases(&world, "page"), [1, 1, 2, 2]);
+    assert_eq!(led(&world), [1].into());
+    let previews = world.agents.values().filter_map(|agent| {
+        let level = agent.level.as_ref()?.body.roles.get("front")?;
+        Some((
+            level.preview,
+            level.releases.contains_key(&ReleaseNumber(2)),
+        ))
+    });
+    assert!(
+        previews
+            .into_iter()
+            .all(|found| found == (Some(ReleaseNumber(2)), true))
+    );
+    // Nodes come and go with both.
+    world.scale("page", 3);
+    world.settle();
+    assert_eq!(releases(&world, "page"), [1, 1, 1, 2, 2, 2]);
+    world.scale("page", 1);
+    world.settle();
+    assert_eq!(releases(&world, "page"), [1, 2]);
+    world.promote();
+    world.settle();
+    assert_eq!(releases(&world, "page"), [2]);
+    assert_eq!(led(&world), [2].into());
+    world.assert_fixed_point();
+    // What is discarded leaves nothing behind.
+    world.preview();
+    world.settle();
+    assert_eq!(releases(&world, "page"), [2, 3]);
+    world.discard();
+    world.settle();
+    assert_eq!(releases(&world, "page"), [2]);
+    world.assert_fixed_point();
 }

@@ -60,6 +60,8 @@ pub const TABLE: &[(&str, Access)] = &[
     ("unset_secret", Owner),
     ("list_releases", Owner),
     ("rollback_service", Owner),
+    ("promote_service", Owner),
+    ("discard_preview", Owner),
     ("list_code", Owner),
     ("upload_code", Owner),
     ("download_code", Owner),

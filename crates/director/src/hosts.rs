@@ -21,6 +21,12 @@ pub fn host(app: &Name, owner: &Name, service: &Name, first: bool, base: &str) -
     }
 }
 
+/// The host name at which a release that is held is shown. One label deeper than any service's, so
+/// that it is nobody else's.
+pub fn preview_host(app: &Name, owner: &Name, service: &Name, base: &str) -> String {
+    format!("preview.{}", host(app, owner, service, false, base))
+}
+
 /// The address to type into a browser, at the edge's ports for HTTP and, if it has one, HTTPS.
 pub fn url(host: &str, http: u16, https: Option<u16>) -> String {
     match (http, https) {
@@ -46,6 +52,10 @@ mod tests {
         assert_eq!(
             host(&app, &owner, &service, false, "localhost"),
             "web.shop-ann.localhost"
+        );
+        assert_eq!(
+            preview_host(&app, &owner, &service, "localhost"),
+            "preview.web.shop-ann.localhost"
         );
         assert_eq!(url("a.localhost", 8080, None), "http://a.localhost:8080/");
         assert_eq!(url("a.example.org", 80, None), "http://a.example.org/");

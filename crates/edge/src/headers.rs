@@ -1,5 +1,6 @@
 //! What happens to a request's and a response's head on the way through: pure functions.
 
+use conpaas_model::edge::PREVIEW_HEADER;
 use http::header::{
     CONNECTION, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE,
     PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE,
@@ -11,6 +12,8 @@ const FORWARDED: HeaderName = HeaderName::from_static("forwarded");
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+/// Says that a request came to the preview address.
+pub const PREVIEW: HeaderName = HeaderName::from_static(PREVIEW_HEADER);
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 
@@ -82,6 +85,7 @@ pub fn towards_upstream(
     strip_hop_by_hop(headers);
     // The client's 100-continue is answered here, when its body is first wanted.
     headers.remove(EXPECT);
+    headers.remove(PREVIEW);
 
     let mut chain = String::new();
     if trusted {
@@ -175,6 +179,7 @@ mod tests {
             ("x-forwarded-for", "6.6.6.6"),
             ("x-forwarded-proto", "https"),
             ("expect", "100-continue"),
+            ("conpaas-preview", "1"),
             ("host", "a"),
         ];
         let shown = HeaderValue::from_static("a");
@@ -187,6 +192,7 @@ mod tests {
         assert!(!headers.contains_key("x-secret"));
         assert!(!headers.contains_key("connection"));
         assert!(!headers.contains_key("expect"));
+        assert!(!headers.contains_key("conpaas-preview"));
 
         let mut headers = map(&sent);
         towards_upstream(&mut headers, client, (true, false), &shown, None);

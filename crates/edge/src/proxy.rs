@@ -62,11 +62,16 @@ struct Head {
 }
 
 impl Head {
-    fn request(&self, body: RequestBody) -> Request<RequestBody> {
+    /// `preview` says that it came to the preview address.
+    fn request(&self, body: RequestBody, preview: bool) -> Request<RequestBody> {
         let mut request = Request::new(body);
         *request.method_mut() = self.method.clone();
         *request.uri_mut() = self.uri.clone();
         *request.headers_mut() = self.headers.clone();
+        if preview {
+            let yes = HeaderValue::from_static("1");
+            request.headers_mut().insert(headers::PREVIEW, yes);
+        }
         request
     }
 }
@@ -229,7 +234,16 @@ impl Proxy {
             let upstream = lease.upstream().clone();
             let app = &entry.route.app;
             record.goes_to(app, &entry.route.service, lease);
-            let failed = match self.attempt(&upstream, head, body, repeatable, fresh).await {
+            let failed = match self
+                .attempt(
+                    &upstream,
+                    head,
+                    (body, entry.route.preview),
+                    repeatable,
+                    fresh,
+                )
+                .await
+            {
                 Ok(response) => return self.answer(response, client_side, record),
                 Err(failed) => failed,
             };
@@ -269,7 +283,7 @@ impl Proxy {
         &self,
         upstream: &Arc<Upstream>,
         head: &Head,
-        body: RequestBody,
+        (body, preview): (RequestBody, bool),
         repeatable: bool,
         fresh: bool,
     ) -> Result<Response<Incoming>, Failed> {
@@ -287,7 +301,7 @@ impl Proxy {
             },
         };
         let progress = body.progress();
-        let sending = connection.try_send_request(head.request(body));
+        let sending = connection.try_send_request(head.request(body, preview));
         // Only silence counts: a long upload may take as long as it moves.
         let silence = async {
             loop {

@@ -200,6 +200,7 @@ mod tests {
                 service: "web".into(),
                 state: RouteState::Serving,
                 network: NetworkAccess::Host,
+                preview: false,
                 upstreams: ports
                     .iter()
                     .map(|port| Wanted {

@@ -201,9 +201,15 @@ pub struct Service {
     pub reached: Generation,
     pub active_release: ReleaseNumber,
     pub serving_release: Option<ReleaseNumber>,
+    /// The release that is held for a preview.
+    #[serde(default)]
+    pub preview_release: Option<ReleaseNumber>,
     #[schema(value_type = Object)]
     pub settings: Settings,
     pub url: Option<String>,
+    /// Where the release that is held is shown.
+    #[serde(default)]
+    pub preview_url: Option<String>,
     pub waiting: Vec<Waiting>,
     /// What is as it was asked for and may still surprise whoever asked.
     #[serde(default)]
@@ -229,6 +235,10 @@ pub struct Scale {
 pub struct SettingsChange {
     #[schema(value_type = Object)]
     pub settings: Settings,
+    /// Hold the release and show it at the preview address alone, until it is promoted.
+    #[serde(default)]
+    #[schema(required = false)]
+    pub preview: bool,
 }
 
 /// One variable of a service's environment.
@@ -272,6 +282,9 @@ pub struct ReleaseInfo {
     #[serde(default)]
     pub environment: Environment,
     pub active: bool,
+    /// It is held for a preview.
+    #[serde(default)]
+    pub preview: bool,
     pub created_at: String,
     pub actor: String,
     /// Why it was made, for instance `code activated`.
@@ -282,6 +295,10 @@ pub struct ReleaseInfo {
 pub struct Rollback {
     /// The release whose code, settings, environment and secrets to take; the one before the active one if absent.
     pub release: Option<ReleaseNumber>,
+    /// Hold the release and show it at the preview address alone, until it is promoted.
+    #[serde(default)]
+    #[schema(required = false)]
+    pub preview: bool,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]

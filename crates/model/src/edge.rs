@@ -11,6 +11,10 @@ pub const ROUTES_FILE: &str = "routes.json";
 /// Name of the file that the edge writes (an [`Applied`]).
 pub const APPLIED_FILE: &str = "applied.json";
 
+/// The header by which the edge says that a request came to the preview address. Nobody else may say
+/// so: the edge removes it from what clients send.
+pub const PREVIEW_HEADER: &str = "conpaas-preview";
+
 /// How a process on the Director's computer reaches an application's network.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "via")]
@@ -50,6 +54,9 @@ pub struct Route {
     pub service: String,
     pub state: RouteState,
     pub network: NetworkAccess,
+    /// These are the preview's host names: whoever is asked is told so.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub preview: bool,
     /// Whom to ask, in any order. Used in state [`RouteState::Serving`] only.
     pub upstreams: Vec<Upstream>,
 }

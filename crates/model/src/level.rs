@@ -86,6 +86,10 @@ pub struct RoleLevel {
     pub releases: BTreeMap<ReleaseNumber, ReleaseLevel>,
     /// For roles that use others: the release to lead people to.
     pub serve: Option<ReleaseNumber>,
+    /// For roles that use others: the release that is held for a preview, to be shown only to
+    /// those whom the edge says to be at the preview address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preview: Option<ReleaseNumber>,
     /// For roles that use others: whom they may use now, sorted. One who is absent must be
     /// let go: no new work, and gone from `using` when nothing is in flight any more.
     pub providers: Vec<Provider>,

@@ -93,6 +93,9 @@ pub struct ServiceSpec {
     pub roles: BTreeMap<RoleName, RoleWish>,
     /// The release people should see.
     pub active: ReleaseNumber,
+    /// A release that is kept ready beside the active one and shown at the preview address alone.
+    #[serde(default)]
+    pub preview: Option<ReleaseNumber>,
     /// The active release and those that nodes may still be running.
     pub releases: Vec<Release>,
     /// Nodes that a person wants replaced: others take their place, then they are let go.

@@ -45,6 +45,7 @@ fn level(role: &str, node: u8, settings: &Settings) -> RoleLevel {
         config: HelloWorld.decide(&decision),
         releases: BTreeMap::new(),
         serve: Some(ReleaseNumber(1)),
+        preview: None,
         providers: vec![],
         leads: BTreeMap::new(),
     }

@@ -91,6 +91,7 @@ impl Site<'_> {
                 .map(|release| (*release, self.release(role, node, *release)))
                 .collect(),
             serve: None,
+            preview: None,
             providers: vec![],
             leads: BTreeMap::new(),
         }
@@ -153,6 +154,22 @@ fn code(world: &World, number: u64) -> CodeRef {
         (".env", "SECRET"),
     ];
     world.code(&format!("v{number}"), &files)
+}
+
+/// Waits until a version is shown to those at the preview address.
+async fn previewed(at: std::net::SocketAddrV4, path: &str, number: u64) {
+    let limit = Instant::now() + Duration::from_secs(10);
+    loop {
+        let answer = request(at, "GET", path, "conpaas-preview: 1\r\n", "")
+            .await
+            .unwrap();
+        assert_eq!(answer.status, 200, "{path}: {answer:?}");
+        if version(&answer.body) == Some(number) {
+            return;
+        }
+        assert!(Instant::now() < limit, "{path}: {answer:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
 
 async fn gone(driven: &Driven) {
@@ -302,6 +319,16 @@ async fn a_service_lives_through_every_change_without_a_failed_request() {
         })
         .await;
     load.more(200).await;
+    // One that is held is shown to those whom the edge says to be at the preview address.
+    for (held, number) in [(Some(R2), 2), (None, 1), (Some(R2), 2)] {
+        proxy.change(|level| level.preview = held);
+        for path in ["/", "/style.css"] {
+            previewed(at, path, number).await;
+            let others = get(at, path).await.unwrap();
+            assert_eq!(version(&others.body), Some(1), "{path}: {others:?}");
+        }
+    }
+    proxy.change(|level| level.preview = None);
     // A crowd waits for the old release's last places: it keeps them until it was served.
     proxy.change(|level| {
         for provider in &mut level.providers {

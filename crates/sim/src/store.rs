@@ -277,6 +277,7 @@ impl Store {
             run: service.run,
             roles: service.roles.clone(),
             active: service.active,
+            preview: None,
             releases: releases.cloned().collect(),
             retire: self
                 .nodes_of(&service.id)

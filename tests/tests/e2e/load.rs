@@ -43,10 +43,14 @@ fn site(world: &World) {
 }
 
 fn upload(world: &World, version: u64) {
+    upload_to(world, version, "--activate");
+}
+
+fn upload_to(world: &World, version: u64, whom: &str) {
     let archive = world.path().join(format!("v{version}.tar.gz"));
     checker_site::write(&archive, version);
     let archive = archive.to_str().unwrap();
-    world.ok(["code", "upload", "shop/it", archive, "--activate"]);
+    world.ok(["code", "upload", "shop/it", archive, whom]);
 }
 
 fn scale(world: &World, counts: &[&str]) {
@@ -133,6 +137,13 @@ fn planned_changes_lose_nothing() {
         world.stop_director();
         world.start_director();
         scale(&world, &["backend=2"]);
+    });
+    change("a version is held, and its nodes change", &|| {
+        upload_to(&world, 5, "--preview");
+        scale(&world, &["backend=3"]);
+    });
+    change("promoted", &|| {
+        world.ok(["service", "promote", "shop/it"]);
     });
     change("back to one node", &|| {
         scale(&world, &["proxy=1", "web=1", "backend=1"]);

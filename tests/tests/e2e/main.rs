@@ -16,6 +16,7 @@ mod known_secrets;
 mod load;
 mod metrics;
 mod nutshell;
+mod preview;
 mod scenarios;
 mod secrets;
 mod sessions;

@@ -1,5 +1,6 @@
 //! `conpaas code`: code versions of a service.
 
+use crate::commands::service::held;
 use crate::commands::time;
 use crate::exit::{CliError, Exit, Outcome};
 use crate::follow::{Wait, finish};
@@ -10,7 +11,9 @@ use crate::target::ServiceTarget;
 use crate::values::size;
 use bytes::Bytes;
 use clap::Subcommand;
-use conpaas_client::{Client, ListCodeQuery, ListReleasesQuery, Upload, UploadCodeQuery};
+use conpaas_client::{
+    ActivateCodeQuery, Client, ListCodeQuery, ListReleasesQuery, Upload, UploadCodeQuery,
+};
 use conpaas_model::api::{Code, ReleaseInfo};
 use conpaas_model::ids::CodeId;
 use std::io::Write;
@@ -24,7 +27,7 @@ const PIECE: usize = 256 * 1024;
 pub enum CodeCommand {
     /// Upload an archive, or a folder, which is packed
     #[command(
-        after_help = "Examples:\n  conpaas code upload shop/web site.tar.gz --activate\n  conpaas code upload shop/web ./site --description 'new colours'"
+        after_help = "Examples:\n  conpaas code upload shop/web site.tar.gz --activate\n  conpaas code upload shop/web ./site --description 'new colours'\n  conpaas code upload shop/web ./site --preview"
     )]
     Upload {
         /// APP/SERVICE, by name or id
@@ -38,6 +41,9 @@ pub enum CodeCommand {
         /// Lead people to it when it is healthy
         #[arg(long)]
         activate: bool,
+        /// Hold it: it is shown at the preview address alone, until it is promoted
+        #[arg(long, conflicts_with = "activate")]
+        preview: bool,
         #[command(flatten)]
         wait: Wait,
     },
@@ -48,12 +54,17 @@ pub enum CodeCommand {
         target: ServiceTarget,
     },
     /// Lead people to a code version when it is healthy
-    #[command(after_help = "Examples:\n  conpaas code activate shop/web code-1a2b")]
+    #[command(
+        after_help = "Examples:\n  conpaas code activate shop/web code-1a2b\n  conpaas code activate shop/web code-1a2b --preview"
+    )]
     Activate {
         /// APP/SERVICE, by name or id
         target: ServiceTarget,
         /// Its id (see `conpaas code list`)
-        code: String,
+        code: CodeId,
+        /// Hold the release: it is shown at the preview address alone, until it is promoted
+        #[arg(long)]
+        preview: bool,
         #[command(flatten)]
         wait: Wait,
     },
@@ -103,10 +114,11 @@ pub async fn run(session: &Session, command: CodeCommand) -> Outcome {
             source,
             description,
             activate,
+            preview,
             wait,
         } => {
             let code = upload(session, &client, &target, &source, description).await?;
-            if !activate {
+            if !activate && !preview {
                 return printer.either(&code, |p| {
                     p.line(code.id.as_str());
                     p.note(&format!(
@@ -118,10 +130,7 @@ pub async fn run(session: &Session, command: CodeCommand) -> Outcome {
             if !printer.is_json() {
                 printer.line(code.id.as_str());
             }
-            let accepted = client
-                .activate_code(&target.app, &target.service, code.id.as_str())
-                .await?;
-            finish(session, &client, accepted, &wait).await
+            release(session, &client, &target, &code.id, preview, &wait).await
         }
         CodeCommand::List { target } => {
             let codes = list(&client, &target).await?;
@@ -142,12 +151,12 @@ pub async fn run(session: &Session, command: CodeCommand) -> Outcome {
                 table.print(printer);
             })
         }
-        CodeCommand::Activate { target, code, wait } => {
-            let accepted = client
-                .activate_code(&target.app, &target.service, &code)
-                .await?;
-            finish(session, &client, accepted, &wait).await
-        }
+        CodeCommand::Activate {
+            target,
+            code,
+            preview,
+            wait,
+        } => release(session, &client, &target, &code, preview, &wait).await,
         CodeCommand::Rollback { target, wait } => {
             let releases = all(None, async |cursor| {
                 let query = ListReleasesQuery {
@@ -166,10 +175,7 @@ pub async fn run(session: &Session, command: CodeCommand) -> Outcome {
                 )
                 .hint(format!("see its history: conpaas service history {target}")));
             };
-            let accepted = client
-                .activate_code(&target.app, &target.service, code.as_str())
-                .await?;
-            finish(session, &client, accepted, &wait).await
+            release(session, &client, &target, code, false, &wait).await
         }
         CodeCommand::Download {
             target,
@@ -191,6 +197,28 @@ pub async fn run(session: &Session, command: CodeCommand) -> Outcome {
             })
         }
     }
+}
+
+/// Leads people to a code version, or those at the preview address.
+async fn release(
+    session: &Session,
+    client: &Client,
+    target: &ServiceTarget,
+    code: &CodeId,
+    preview: bool,
+    wait: &Wait,
+) -> Outcome {
+    let query = ActivateCodeQuery {
+        preview: preview.then_some(true),
+    };
+    let accepted = client
+        .activate_code(&target.app, &target.service, code.as_str(), &query)
+        .await?;
+    finish(session, client, accepted, wait).await?;
+    if preview && !wait.no_wait {
+        held(session, client, target).await?;
+    }
+    Ok(())
 }
 
 async fn list(client: &Client, target: &ServiceTarget) -> Result<Vec<Code>, CliError> {

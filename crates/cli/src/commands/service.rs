@@ -151,6 +151,9 @@ pub enum ServiceCommand {
         /// Put a setting back to its default (may be given several times)
         #[arg(long, value_name = "KEY")]
         unset: Vec<String>,
+        /// Hold the release: it is shown at the preview address alone, until it is promoted
+        #[arg(long)]
+        preview: bool,
         #[command(flatten)]
         wait: Wait,
     },
@@ -178,6 +181,25 @@ pub enum ServiceCommand {
         /// By default the one before the active one
         #[arg(value_parser = release)]
         release: Option<ReleaseNumber>,
+        /// Hold the release: it is shown at the preview address alone, until it is promoted
+        #[arg(long)]
+        preview: bool,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Lead everybody to the release that is held for a preview
+    #[command(after_help = "Examples:\n  conpaas service promote shop/web")]
+    Promote {
+        /// APP/SERVICE, by name or id
+        target: ServiceTarget,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Hold no release for a preview any more; it stays in the history
+    #[command(after_help = "Examples:\n  conpaas service discard shop/web")]
+    Discard {
+        /// APP/SERVICE, by name or id
+        target: ServiceTarget,
         #[command(flatten)]
         wait: Wait,
     },
@@ -335,6 +357,7 @@ pub async fn run(session: &Session, command: ServiceCommand) -> Outcome {
             target,
             settings,
             unset,
+            preview,
             wait,
         } => {
             let service = client.show_service(&target.app, &target.service).await?;
@@ -347,22 +370,43 @@ pub async fn run(session: &Session, command: ServiceCommand) -> Outcome {
                     )));
                 }
             }
-            let body = SettingsChange { settings: changes };
+            let body = SettingsChange {
+                settings: changes,
+                preview,
+            };
             let accepted = client
                 .set_settings(&target.app, &target.service, &body)
                 .await?;
-            finish(session, &client, accepted, &wait).await
+            finish(session, &client, accepted, &wait).await?;
+            if preview && !wait.no_wait {
+                held(session, &client, &target).await?;
+            }
+            Ok(())
         }
         ServiceCommand::History { target } => releases(session, &client, &target, false).await,
         ServiceCommand::Releases { target } => releases(session, &client, &target, true).await,
         ServiceCommand::Rollback {
             target,
             release,
+            preview,
             wait,
         } => {
+            let body = Rollback { release, preview };
             let accepted = client
-                .rollback_service(&target.app, &target.service, &Rollback { release })
+                .rollback_service(&target.app, &target.service, &body)
                 .await?;
+            finish(session, &client, accepted, &wait).await?;
+            if preview && !wait.no_wait {
+                held(session, &client, &target).await?;
+            }
+            Ok(())
+        }
+        ServiceCommand::Promote { target, wait } => {
+            let accepted = client.promote_service(&target.app, &target.service).await?;
+            finish(session, &client, accepted, &wait).await
+        }
+        ServiceCommand::Discard { target, wait } => {
+            let accepted = client.discard_preview(&target.app, &target.service).await?;
             finish(session, &client, accepted, &wait).await
         }
     }
@@ -533,6 +577,18 @@ pub fn urls(session: &Session, urls: &[String]) {
     }
 }
 
+/// Says where the release that is held is shown.
+pub async fn held(session: &Session, client: &Client, target: &ServiceTarget) -> Outcome {
+    if session.printer.is_json() {
+        return Ok(());
+    }
+    let service = client.show_service(&target.app, &target.service).await?;
+    urls(session, service.preview_url.as_slice());
+    let promote = format!("lead everybody to it: conpaas service promote {target}");
+    session.printer.note(&promote);
+    Ok(())
+}
+
 async fn show(session: &Session, client: &Client, target: &ServiceTarget) -> Outcome {
     let service = client.show_service(&target.app, &target.service).await?;
     session.printer.either(&service, |printer| {
@@ -559,6 +615,16 @@ async fn show(session: &Session, client: &Client, target: &ServiceTarget) -> Out
                     "still serving",
                     serving
                         .map(|release| release.to_string())
+                        .unwrap_or_default(),
+                ),
+                (
+                    "held",
+                    service
+                        .preview_release
+                        .map(|release| {
+                            let url = service.preview_url.as_deref().unwrap_or_default();
+                            format!("{release} at {url}")
+                        })
                         .unwrap_or_default(),
                 ),
                 ("waiting", waiting.join("; ")),
@@ -715,7 +781,12 @@ async fn releases(
                 .max_by_key(|other| other.number);
             let settings = changed(before, release);
             table.row([
-                if release.active { "*" } else { "" }.to_owned(),
+                match (release.active, release.preview) {
+                    (true, _) => "*",
+                    (_, true) => "held",
+                    _ => "",
+                }
+                .to_owned(),
                 release.number.to_string(),
                 release
                     .code

@@ -30,9 +30,10 @@ pub(super) fn place(input: &Input<'_>, target: &mut BTreeMap<NodeNumber, Shape>)
     }
 }
 
-/// The releases that matter: the active one, and those that nodes still run or lead to.
+/// The releases that matter: the active one, one that is held, and those that nodes still run or lead to.
 fn releases<'a>(input: &'a Input<'_>) -> Vec<&'a Release> {
     let mut numbers: BTreeSet<ReleaseNumber> = BTreeSet::from([input.spec.active]);
+    numbers.extend(input.spec.preview);
     for node in input.nodes.values().filter(|n| n.may_run()) {
         for level in node.level.roles.values() {
             numbers.extend(level.serve);

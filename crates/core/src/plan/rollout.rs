@@ -54,16 +54,13 @@ impl<'a> Rollout<'a> {
                 continue;
             }
             for role in &shape.roles {
-                let carries = input
-                    .service_type
-                    .role(role)
-                    .is_some_and(|r| r.carries_releases);
-                let release = carries.then_some(input.spec.active);
-                wanted.insert(Instance {
-                    role: role.clone(),
-                    node: *number,
-                    release,
-                });
+                for release in releases_wanted(input, role) {
+                    wanted.insert(Instance {
+                        role: role.clone(),
+                        node: *number,
+                        release,
+                    });
+                }
             }
         }
         Self {
@@ -188,6 +185,7 @@ impl<'a> Rollout<'a> {
                 .iter()
                 .find(|i| {
                     i.role == role.name
+                        && i.release == Some(active)
                         && !self.ready.contains(i)
                         && self.input.nodes.get(&i.node).is_some_and(Node::live)
                 })
@@ -242,8 +240,9 @@ impl<'a> Rollout<'a> {
             if level.duty != Duty::Serve || !self.ready.contains(&instance) {
                 continue;
             }
-            let status = self.input.nodes.get(&number)?.roles.get(user.name);
-            let using: BTreeSet<&Instance> = status
+            let node = self.input.nodes.get(&number);
+            let using: BTreeSet<&Instance> = node
+                .and_then(|node| node.roles.get(user.name))
                 .into_iter()
                 .flat_map(|s| &s.using)
                 .map(|used| &used.instance)
@@ -263,27 +262,28 @@ impl<'a> Rollout<'a> {
         let mut drain: BTreeSet<Instance> = BTreeSet::new();
         for role in self.roles() {
             let mut spare: Vec<Instance> = Vec::new();
-            let mut ready_now = 0usize;
+            // Each release that people are led to, or are about to be, keeps what it needs.
+            let mut ready_now: BTreeMap<Option<ReleaseNumber>, usize> = BTreeMap::new();
             for (instance, duty) in self.current.iter().filter(|(i, _)| i.role == role.name) {
-                let shown = !role.carries_releases || instance.release == serving;
                 if self.wanted.contains(instance) {
                     serve.insert(instance.clone());
-                    ready_now += usize::from(shown && self.ready.contains(instance));
                 } else if *duty == Duty::Drain {
                     drain.insert(instance.clone());
+                    continue;
                 } else {
                     spare.push(instance.clone());
-                    ready_now += usize::from(shown && self.ready.contains(instance));
                 }
+                *ready_now.entry(instance.release).or_default() +=
+                    usize::from(self.ready.contains(instance));
             }
             let need = self.need(role);
             let users = self.user_levels(role.name);
             // The newest go first: those are the ones with the least in their caches.
             for instance in spare.into_iter().rev() {
-                match self.may_let_go(role, &instance, serving, need, ready_now, &users) {
+                let of_release = ready_now.entry(instance.release).or_default();
+                match self.may_let_go(role, &instance, serving, need, *of_release, &users) {
                     Ok(()) => {
-                        let shown = !role.carries_releases || instance.release == serving;
-                        ready_now -= usize::from(shown && self.ready.contains(&instance));
+                        *of_release -= usize::from(self.ready.contains(&instance));
                         drain.insert(instance);
                     }
                     Err(reason) => {
@@ -319,7 +319,12 @@ impl<'a> Rollout<'a> {
         {
             return Err("it leads the others until one of them does".to_owned());
         }
-        if !role.carries_releases || instance.release == serving {
+        let spec = self.input.spec;
+        if !role.carries_releases
+            || instance.release == serving
+            || instance.release == Some(spec.active)
+            || instance.release == spec.preview
+        {
             let in_target = self
                 .target
                 .get(&instance.node)
@@ -564,6 +569,22 @@ impl<'a> Rollout<'a> {
             }
         }
     }
+}
+
+/// The releases of a role that nodes should have side by side: the one that people should see, and
+/// the one that is held for a preview. A role that carries none is there once.
+pub(in crate::plan) fn releases_wanted(
+    input: &Input<'_>,
+    role: &str,
+) -> impl Iterator<Item = Option<ReleaseNumber>> + use<> {
+    let spec = input.spec;
+    let carries = input
+        .service_type
+        .role(role)
+        .is_some_and(|r| r.carries_releases);
+    let preview = spec.preview.filter(|p| carries && *p != spec.active);
+    let first = carries.then_some(spec.active);
+    std::iter::once(first).chain(preview.map(Some))
 }
 
 fn duty_of(node: &Node, instance: &Instance) -> Duty {

@@ -3,7 +3,7 @@
 
 use super::fence::{self, Held};
 use super::layout::Shape;
-use super::{Input, Node, Plan, instances};
+use super::{Input, Node, Plan, instances, rollout};
 use conpaas_model::ids::{NodeNumber, ReleaseNumber};
 use conpaas_model::level::{Duty, Instance};
 use conpaas_model::spec::RunWish;
@@ -100,34 +100,36 @@ impl Summary<'_> {
                 .iter()
                 .filter(|(_, shape)| shape.roles.contains(role.name))
             {
-                let release = role.carries_releases.then_some(self.input.spec.active);
-                let phase = self
-                    .input
-                    .nodes
-                    .get(number)
-                    .filter(|n| n.live())
-                    .and_then(|n| n.phase(role.name, release));
-                let instance = Instance {
-                    role: role.name.to_owned(),
-                    node: *number,
-                    release,
-                };
-                if let Some(Phase::Failed(reason)) = phase {
-                    self.failed
-                        .get_or_insert_with(|| format!("{instance} cannot run: {reason}"));
+                for release in rollout::releases_wanted(self.input, role.name) {
+                    self.instance(Instance {
+                        role: role.name.to_owned(),
+                        node: *number,
+                        release,
+                    });
                 }
-                let in_level = self.input.nodes.get(number).is_some_and(|n| {
-                    n.confirmed
-                        && instances(self.input.service_type, *number, &n.level)
-                            .any(|i| i == instance)
-                });
-                self.step(
-                    "start_role",
-                    format!("run {instance}"),
-                    in_level && phase.is_some_and(Phase::is_ready),
-                );
             }
         }
+    }
+
+    fn instance(&mut self, instance: Instance) {
+        let node = self.input.nodes.get(&instance.node);
+        let phase = node
+            .filter(|n| n.live())
+            .and_then(|n| n.phase(&instance.role, instance.release));
+        if let Some(Phase::Failed(reason)) = phase {
+            self.failed
+                .get_or_insert_with(|| format!("{instance} cannot run: {reason}"));
+        }
+        let in_level = node.is_some_and(|n| {
+            n.confirmed
+                && instances(self.input.service_type, instance.node, &n.level)
+                    .any(|i| i == instance)
+        });
+        self.step(
+            "start_role",
+            format!("run {instance}"),
+            in_level && phase.is_some_and(Phase::is_ready),
+        );
     }
 
     fn release(&mut self) {
@@ -191,7 +193,8 @@ impl Summary<'_> {
                 let stays = target
                     .get(number)
                     .is_some_and(|s| s.roles.contains(&instance.role))
-                    && instance.release.is_none_or(|r| r == self.input.spec.active);
+                    && rollout::releases_wanted(self.input, &instance.role)
+                        .any(|release| release == instance.release);
                 if !stays {
                     self.step("stop_role", format!("let go of {instance}"), false);
                 }

@@ -88,6 +88,7 @@ impl World {
             run: RunWish::Running,
             roles,
             active: ReleaseNumber(1),
+            preview: None,
             releases: vec![Release {
                 number: ReleaseNumber(1),
                 code: None,
@@ -643,19 +644,43 @@ impl World {
         active.map(|r| r.settings.clone()).unwrap_or_default()
     }
 
+    /// A release is held beside the active one.
+    pub fn preview(&mut self) {
+        self.meet("a release that is held");
+        let settings = self.active_settings();
+        let next = self.add_release(settings);
+        self.change(|spec| spec.preview = Some(next));
+    }
+
+    /// People are led to the release that is held, if there is one.
+    pub fn promote(&mut self) {
+        if let Some(held) = self.spec.preview {
+            self.meet("a release that is promoted");
+            self.change(|spec| (spec.active, spec.preview) = (held, None));
+        }
+    }
+
+    pub fn discard(&mut self) {
+        self.change(|spec| spec.preview = None);
+    }
+
     fn release(&mut self, settings: Settings) {
+        let next = self.add_release(settings);
+        self.change(|spec| (spec.active, spec.preview) = (next, None));
+    }
+
+    fn add_release(&mut self, settings: Settings) -> ReleaseNumber {
         let serving = self.report.as_ref().and_then(|r| r.status.serving);
-        self.change(|spec| {
-            let last = spec.releases.iter().map(|r| r.number).max().unwrap();
-            let next = number_beside(last.next(), serving);
-            spec.releases.push(Release {
-                number: next,
-                code: None,
-                settings,
-                environment: Default::default(),
-            });
-            spec.active = next;
+        let spec = &mut self.spec;
+        let last = spec.releases.iter().map(|r| r.number).max().unwrap();
+        let next = number_beside(last.next(), serving.into_iter().chain([spec.active]));
+        spec.releases.push(Release {
+            number: next,
+            code: None,
+            settings,
+            environment: Default::default(),
         });
+        next
     }
 
     /// A person replaces a node.

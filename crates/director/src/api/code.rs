@@ -6,6 +6,7 @@ use super::take::{Caller, PageQuery, Params, Segments, page};
 use super::views;
 use crate::blobs;
 use crate::error::DirectorError;
+use crate::life::Audience;
 use crate::store::apps::AppRow;
 use crate::store::codes::{self, CodeRow};
 use crate::store::events::{self, NewEvent};
@@ -155,7 +156,7 @@ pub(super) async fn upload_code(
         };
         events::append(change.tx, &app.id, &event)?;
         if activate {
-            change.activate_code(app, &row, code.id.as_str())?;
+            change.activate_code(app, &row, code.id.as_str(), Audience::Everybody)?;
         }
         views::code(change.tx, code)
     })
@@ -220,7 +221,7 @@ pub(super) async fn download_code(
     Ok((headers, Body::from_stream(ReaderStream::new(file))).into_response())
 }
 
-/// Delete a code version that is not the active one.
+/// Delete a code version that is neither active nor held for a preview.
 #[utoipa::path(delete, path = "/v1/apps/{app}/services/{service}/code/{code}", operation_id = "delete_code",
     params(("app" = String, Path, description = "NAME, OWNER:NAME or id."),
         ("service" = String, Path, description = "NAME or id."),
@@ -236,12 +237,16 @@ pub(super) async fn delete_code(
     change(&shared, &caller, Vec::new(), move |change| {
         let (app, row) = fresh(change, &app, &row)?;
         let code = find(change.tx, &row, &wanted(&params))?;
-        let active = services::get_release(change.tx, &row.id, row.active)?;
-        if active.is_some_and(|release| release.code.as_ref() == Some(&code.id)) {
+        for (number, word) in [(Some(row.active), "active"), (row.preview, "held")] {
+            let Some(number) = number else { continue };
+            let release = services::get_release(change.tx, &row.id, number)?;
+            if release.is_none_or(|release| release.code.as_ref() != Some(&code.id)) {
+                continue;
+            }
             return Err(DirectorError::conflict(
                 "code_active",
                 format!(
-                    "'{}' is the active code version of {}/{}",
+                    "'{}' is the code version of {}/{} that is {word}",
                     code.id, app.name, row.name
                 ),
             )
@@ -253,9 +258,18 @@ pub(super) async fn delete_code(
     Ok(StatusCode::NO_CONTENT)
 }
 
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(super) struct ActivateQuery {
+    /// Hold the release and show it at the preview address alone, until it is promoted.
+    #[serde(default)]
+    #[param(required = false)]
+    preview: bool,
+}
+
 /// Lead people to a code version: makes a release.
 #[utoipa::path(post, path = "/v1/apps/{app}/services/{service}/code/{code}/activate", operation_id = "activate_code",
-    params(("app" = String, Path, description = "NAME, OWNER:NAME or id."),
+    params(ActivateQuery, ("app" = String, Path, description = "NAME, OWNER:NAME or id."),
         ("service" = String, Path, description = "NAME or id."),
         ("code" = String, Path, description = "Its id.")),
     responses((status = 202, description = "What to follow.", body = Accepted)))]
@@ -265,10 +279,16 @@ pub(super) async fn activate_code(
     Extension(app): App,
     Extension(row): Row,
     Segments(params): Segments,
+    Params(query): Params<ActivateQuery>,
 ) -> Result<(StatusCode, Json<Accepted>), DirectorError> {
     accept(&shared, &caller, false, move |change| {
         let (app, row) = fresh(change, &app, &row)?;
-        change.activate_code(app, &row, &wanted(&params))
+        change.activate_code(
+            app,
+            &row,
+            &wanted(&params),
+            Audience::preview(query.preview),
+        )
     })
     .await
 }

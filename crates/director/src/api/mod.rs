@@ -92,6 +92,8 @@ fn routes() -> OpenApiRouter<Arc<Shared>> {
         .routes(routes!(environment::set_secret, environment::unset_secret))
         .routes(routes!(services::list_releases))
         .routes(routes!(services::rollback_service))
+        .routes(routes!(services::promote_service))
+        .routes(routes!(services::discard_preview))
         .routes(routes!(services::call_command))
         .routes(routes!(logs::read_logs))
         .routes(routes!(metrics::service_metrics))

@@ -4,6 +4,7 @@ use super::apps::{Changing, Here, accept, change, fresh_app, present_app};
 use super::take::{Caller, PageQuery, Params, Payload, Segments, labels_match, page, page_of};
 use super::views;
 use crate::error::DirectorError;
+use crate::life::Audience;
 use crate::settings;
 use crate::store::apps::AppRow;
 use crate::store::services::{self, ServiceRow};
@@ -240,7 +241,7 @@ pub(super) async fn set_settings(
 ) -> Changed {
     accept(&shared, &caller, false, move |change| {
         let (app, row) = fresh(change, &app, &row)?;
-        change.set_settings(app, &row, &wish.settings)
+        change.set_settings(app, &row, &wish.settings, Audience::preview(wish.preview))
     })
     .await
 }
@@ -283,7 +284,43 @@ pub(super) async fn rollback_service(
 ) -> Changed {
     accept(&shared, &caller, false, move |change| {
         let (app, row) = fresh(change, &app, &row)?;
-        change.rollback(app, &row, wish.release)
+        change.rollback(app, &row, wish.release, Audience::preview(wish.preview))
+    })
+    .await
+}
+
+/// Lead everybody to the release that is held for a preview.
+#[utoipa::path(post, path = "/v1/apps/{app}/services/{service}/promote", operation_id = "promote_service",
+    params(("app" = String, Path, description = "NAME, OWNER:NAME or id."),
+        ("service" = String, Path, description = "NAME or id.")),
+    responses((status = 202, description = "What to follow.", body = Accepted)))]
+pub(super) async fn promote_service(
+    State(shared): Here,
+    caller: Caller,
+    Extension(app): App,
+    Extension(row): Row,
+) -> Changed {
+    accept(&shared, &caller, false, move |change| {
+        let (app, row) = fresh(change, &app, &row)?;
+        change.promote(app, &row)
+    })
+    .await
+}
+
+/// Hold no release for a preview any more.
+#[utoipa::path(delete, path = "/v1/apps/{app}/services/{service}/preview", operation_id = "discard_preview",
+    params(("app" = String, Path, description = "NAME, OWNER:NAME or id."),
+        ("service" = String, Path, description = "NAME or id.")),
+    responses((status = 202, description = "What to follow.", body = Accepted)))]
+pub(super) async fn discard_preview(
+    State(shared): Here,
+    caller: Caller,
+    Extension(app): App,
+    Extension(row): Row,
+) -> Changed {
+    accept(&shared, &caller, false, move |change| {
+        let (app, row) = fresh(change, &app, &row)?;
+        change.discard_preview(app, &row)
     })
     .await
 }

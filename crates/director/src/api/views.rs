@@ -63,19 +63,18 @@ pub(super) fn service(
 ) -> Result<Service, DirectorError> {
     let siblings = services::of_app(tx, &app.id)?;
     let shown = outcomes::shown(tx, &row)?;
+    let (port, https) = (shared.config.edge_port, shared.config.edge_https_port);
+    let (base, owner) = (&shared.config.base_domain, &app.owner_name);
     let url = exposed(shared, &row).then(|| {
         let first = first_exposed(shared, &siblings).as_ref() == Some(&row.id);
-        let base = &shared.config.base_domain;
-        let host = hosts::host(&app.name, &app.owner_name, &row.name, first, base);
-        hosts::url(
-            &host,
-            shared.config.edge_port,
-            shared.config.edge_https_port,
-        )
+        let host = hosts::host(&app.name, owner, &row.name, first, base);
+        hosts::url(&host, port, https)
     });
-    let settings = services::get_release(tx, &row.id, row.active)?
-        .map(|release| release.settings)
-        .unwrap_or_default();
+    let preview_url = row.preview.map(|_| {
+        let host = hosts::preview_host(&app.name, owner, &row.name, base);
+        hosts::url(&host, port, https)
+    });
+    let settings = active_settings(tx, &row)?;
     let warnings = warnings(shared, &row, &settings);
     let operation = operations::newest_of(tx, &row.app, &row.id)?
         .filter(|found| found.outcome == Outcome::Running)
@@ -102,8 +101,10 @@ pub(super) fn service(
         reached: row.reached,
         active_release: row.active,
         serving_release: status.serving.filter(|_| current),
+        preview_release: row.preview,
         settings,
         url,
+        preview_url,
         warnings,
         waiting: if current { status.waiting } else { Vec::new() },
         operation,
@@ -215,24 +216,41 @@ pub(super) fn accepted(
     shared: &Shared,
     row: Option<OperationRow>,
 ) -> Result<Accepted, DirectorError> {
-    let changed = row.as_ref().and_then(|row| row.service.as_ref());
-    let warnings = match changed
-        .map(|id| services::get(tx, id))
-        .transpose()?
-        .flatten()
+    let mut surprises = Vec::new();
+    if let Some(row) = &row
+        && let Some(id) = &row.service
+        && let Some(service) = services::get(tx, id)?
     {
-        Some(service) => {
-            let release = services::get_release(tx, &service.id, service.active)?;
-            release.map_or_else(Vec::new, |release| {
-                warnings(shared, &service, &release.settings)
-            })
-        }
-        None => Vec::new(),
-    };
+        surprises = warnings(shared, &service, &active_settings(tx, &service)?);
+        surprises.extend(held_no_more(row, &service));
+    }
     Ok(Accepted {
         operation: row.map(|row| operation(tx, row)).transpose()?,
-        warnings,
+        warnings: surprises,
     })
+}
+
+/// What a change did to the release that was held, when it was about something else.
+fn held_no_more(row: &OperationRow, service: &ServiceRow) -> Option<String> {
+    let before = row
+        .previous
+        .services
+        .iter()
+        .find(|p| p.service == service.id)?;
+    let held = before.preview?;
+    let gone = service.preview.is_none() && service.active != held && row.kind != "discard";
+    gone.then(|| {
+        format!(
+            "release {held} is held for a preview no more: it was made of what was active before; \
+             hold it again with: conpaas service rollback {}/{} {held} --preview",
+            row.app_name, service.name
+        )
+    })
+}
+
+fn active_settings(tx: &Connection, row: &ServiceRow) -> Result<Settings, DirectorError> {
+    let release = services::get_release(tx, &row.id, row.active)?;
+    Ok(release.map(|release| release.settings).unwrap_or_default())
 }
 
 fn warnings(shared: &Shared, row: &ServiceRow, settings: &Settings) -> Vec<String> {
@@ -250,6 +268,7 @@ fn warnings(shared: &Shared, row: &ServiceRow, settings: &Settings) -> Vec<Strin
 pub(super) fn release(row: ReleaseRow, service: &ServiceRow) -> ReleaseInfo {
     ReleaseInfo {
         active: row.number == service.active,
+        preview: Some(row.number) == service.preview,
         number: row.number,
         code: row.code,
         settings: row.settings,

@@ -129,6 +129,7 @@ fn release_anew(
     };
     let floor = ReleaseNumber(incarnation.floor().max(row.next_release.0));
     let at_backup = row.status.as_ref().and_then(|status| status.serving);
+    // One that was held is held no more: what nodes have of it is of another life.
     // What runs is what the former store saw served; without it, the backup's word is the best.
     let serving = known.map_or(at_backup, |known| known.serving);
     let number = number_beside(floor, serving);
@@ -143,7 +144,7 @@ fn release_anew(
         },
     )?;
     tx.execute(
-        "UPDATE services SET active_release = ?2, next_release = ?3 WHERE id = ?1",
+        "UPDATE services SET active_release = ?2, next_release = ?3, preview_release = NULL WHERE id = ?1",
         params![
             row.id.as_str(),
             i64::try_from(number.0).unwrap_or(i64::MAX),

@@ -183,6 +183,7 @@ impl<'a> Draft<'a> {
             run: before.run,
             roles: before.roles.clone(),
             active: before.active,
+            preview: before.preview,
         });
         if after.run != RunWish::Running && after.roles != before.roles {
             // A wish for later is refused now when it could never be met.

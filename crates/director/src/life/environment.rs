@@ -1,7 +1,7 @@
 //! Environment and secrets of a service: each change makes a release. Names and sizes are checked
 //! by the model's rules, and by what the service's type can pass on.
 
-use super::releases::Content;
+use super::releases::{Audience, Content};
 use super::{Accepted, Change};
 use crate::error::DirectorError;
 use crate::store::apps::AppRow;
@@ -91,7 +91,7 @@ impl Change<'_> {
             environment,
             ..active
         };
-        self.release(app, "env", row, content, reason)
+        self.release(app, "env", row, (content, Audience::Everybody), reason)
     }
 
     pub fn set_secret(&self, app: AppRow, row: &ServiceRow, name: &str, value: &str) -> Accepted {
@@ -148,7 +148,7 @@ impl Change<'_> {
             environment,
             ..active
         };
-        let accepted = self.release(app, "secret", row, content, reason)?;
+        let accepted = self.release(app, "secret", row, (content, Audience::Everybody), reason)?;
         self.forget_secrets(row)?;
         Ok(accepted)
     }
@@ -169,7 +169,7 @@ impl Change<'_> {
             ..active
         };
         let reason = format!("secret unset: {name}");
-        self.release(app, "secret", row, content, reason)
+        self.release(app, "secret", row, (content, Audience::Everybody), reason)
     }
 
     /// Forgets old versions, but none that a node may still ask for.

@@ -10,6 +10,7 @@ mod systems;
 mod trash;
 
 pub use draft::nodes_wanted;
+pub use releases::Audience;
 pub use settle::settle;
 pub use trash::empty_trash;
 
@@ -464,6 +465,7 @@ impl Change<'_> {
             let mut after = ServiceRow {
                 roles: previous.roles.clone(),
                 active: previous.active,
+                preview: previous.preview,
                 ..row.clone()
             };
             after.set_run(previous.run);

@@ -12,6 +12,22 @@ use conpaas_model::environment::Environment;
 use conpaas_model::ids::{CodeId, ReleaseNumber};
 use conpaas_model::spec::Settings;
 
+/// Whom a new release is shown to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Audience {
+    /// Everybody, as soon as it is ready. One that was held until then is held no more: it was made
+    /// of something older.
+    Everybody,
+    /// Those at the preview address, until it is promoted.
+    Preview,
+}
+
+impl Audience {
+    pub fn preview(held: bool) -> Self {
+        if held { Self::Preview } else { Self::Everybody }
+    }
+}
+
 /// What a release consists of.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Content {
@@ -40,17 +56,36 @@ impl Change<'_> {
             })
     }
 
-    /// Makes a release and wishes it active.
+    /// What a change starts from: what its audience sees, or soon will.
+    fn base(&self, row: &ServiceRow, audience: Audience) -> Result<Content, DirectorError> {
+        match (audience, row.preview) {
+            (Audience::Preview, Some(preview)) => self.active(&ServiceRow {
+                active: preview,
+                ..row.clone()
+            }),
+            _ => self.active(row),
+        }
+    }
+
+    /// Makes a release and wishes it active, or held.
     pub(super) fn release(
         &self,
         app: AppRow,
         kind: &'static str,
         row: &ServiceRow,
-        content: Content,
+        (content, audience): (Content, Audience),
         reason: String,
     ) -> Accepted {
+        let service_type = self.shared.service_type(&row.service_type)?;
+        if audience == Audience::Preview && !service_type.previews() {
+            return Err(DirectorError::invalid(
+                "takes_no_preview",
+                format!("a {} service has no preview address", service_type.name()),
+            ));
+        }
         let serving = row.status.as_ref().and_then(|status| status.serving);
-        let number = number_beside(row.next_release, serving);
+        let beside = serving.into_iter().chain([row.active]);
+        let number = number_beside(row.next_release, beside);
         let release = ReleaseRow {
             service: row.id.clone(),
             number,
@@ -62,18 +97,64 @@ impl Change<'_> {
             created_at: now(),
         };
         services::insert_release(self.tx, &release)?;
+        let (active, preview) = match audience {
+            Audience::Everybody => (number, None),
+            Audience::Preview => (row.active, Some(number)),
+        };
         let after = ServiceRow {
-            active: number,
+            active,
+            preview,
             next_release: number.next(),
             ..row.clone()
+        };
+        let kind = match audience {
+            Audience::Everybody => kind,
+            Audience::Preview => "preview",
         };
         self.one(app, kind, row, Some(after))
     }
 
-    pub fn set_settings(&self, app: AppRow, row: &ServiceRow, change: &Settings) -> Accepted {
+    /// Leads everybody to the release that is held.
+    pub fn promote(&self, app: AppRow, row: &ServiceRow) -> Accepted {
+        self.living_service(&app, row)?;
+        let Some(held) = row.preview else {
+            let target = format!("{}/{}", app.name, row.name);
+            return Err(DirectorError::conflict(
+                "nothing_held",
+                format!("no release of {target} is held for a preview"),
+            )
+            .hint(format!(
+                "hold one: conpaas code activate {target} CODE --preview"
+            )));
+        };
+        let after = ServiceRow {
+            active: held,
+            preview: None,
+            ..row.clone()
+        };
+        self.one(app, "promote", row, Some(after))
+    }
+
+    /// Holds no release any more; without one nothing changes.
+    pub fn discard_preview(&self, app: AppRow, row: &ServiceRow) -> Accepted {
+        self.living_service(&app, row)?;
+        let after = row.preview.map(|_| ServiceRow {
+            preview: None,
+            ..row.clone()
+        });
+        self.one(app, "discard", row, after)
+    }
+
+    pub fn set_settings(
+        &self,
+        app: AppRow,
+        row: &ServiceRow,
+        change: &Settings,
+        audience: Audience,
+    ) -> Accepted {
         self.living_service(&app, row)?;
         let service_type = self.shared.service_type(&row.service_type)?;
-        let active = self.active(row)?;
+        let active = self.base(row, audience)?;
         let merged = settings::changed(service_type, &active.settings, change)?;
         if merged == active.settings {
             return self.one(app, "set", row, None);
@@ -84,10 +165,16 @@ impl Change<'_> {
             settings: merged,
             ..active
         };
-        self.release(app, "set", row, content, reason)
+        self.release(app, "set", row, (content, audience), reason)
     }
 
-    pub fn activate_code(&self, app: AppRow, row: &ServiceRow, code: &str) -> Accepted {
+    pub fn activate_code(
+        &self,
+        app: AppRow,
+        row: &ServiceRow,
+        code: &str,
+        audience: Audience,
+    ) -> Accepted {
         self.living_service(&app, row)?;
         let found = codes::get(self.tx, &row.id, code)?.filter(|found| found.deleted_at.is_none());
         let found = found.ok_or_else(|| {
@@ -96,7 +183,7 @@ impl Change<'_> {
                 app.name, row.name
             ))
         })?;
-        let active = self.active(row)?;
+        let active = self.base(row, audience)?;
         if active.code.as_ref() == Some(&found.id) {
             return self.one(app, "activate", row, None);
         }
@@ -105,13 +192,19 @@ impl Change<'_> {
             code: Some(found.id),
             ..active
         };
-        self.release(app, "activate", row, content, reason)
+        self.release(app, "activate", row, (content, audience), reason)
     }
 
     /// Takes an older release's code, settings, environment and secrets as a new release.
-    pub fn rollback(&self, app: AppRow, row: &ServiceRow, to: Option<ReleaseNumber>) -> Accepted {
+    pub fn rollback(
+        &self,
+        app: AppRow,
+        row: &ServiceRow,
+        to: Option<ReleaseNumber>,
+        audience: Audience,
+    ) -> Accepted {
         self.living_service(&app, row)?;
-        let active = self.active(row)?;
+        let active = self.base(row, audience)?;
         let found = match to {
             Some(number) => services::get_release(self.tx, &row.id, number)?,
             None => services::release_before(self.tx, &row.id, row.active)?,
@@ -156,6 +249,6 @@ impl Change<'_> {
             return self.one(app, "rollback", row, None);
         }
         let reason = format!("rolled back to {number}");
-        self.release(app, "rollback", row, found, reason)
+        self.release(app, "rollback", row, (found, audience), reason)
     }
 }

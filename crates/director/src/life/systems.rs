@@ -156,6 +156,7 @@ pub fn new_row(
         drain_seconds: u32::try_from(config.drain.as_secs()).unwrap_or(u32::MAX),
         next_node: NodeNumber(1),
         next_release: ReleaseNumber(2),
+        preview: None,
         status: None,
         status_epoch: Default::default(),
         exposure: None,

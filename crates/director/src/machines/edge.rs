@@ -249,6 +249,7 @@ async fn places(shared: &Arc<Shared>) -> Result<Vec<Place>, DirectorError> {
                             row.run
                         },
                         served: row.served,
+                        preview: row.preview.is_some(),
                         held: !gone && row.awaits_exposure(restored_at),
                         exposure: row.exposure.clone().unwrap_or_default(),
                         nodes: nodes

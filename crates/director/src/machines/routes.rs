@@ -23,6 +23,8 @@ pub struct Place {
     /// Has been reached since it was last started.
     pub served: bool,
     pub exposure: Exposure,
+    /// A release is held for a preview.
+    pub preview: bool,
     /// Nobody has said yet, since a backup was restored, whom people are to be led to.
     pub held: bool,
     pub nodes: Vec<NodePlace>,
@@ -69,6 +71,7 @@ pub fn routes(places: &[Place], base: &str, standing: &[Route]) -> (Vec<Route>, 
                 && route.app == place.app.as_str()
                 && route.service == place.name.as_str()
                 && !route.upstreams.is_empty()
+                && !route.preview
         };
         if place.held
             && let Some(stands) = standing.iter().find(same)
@@ -106,15 +109,25 @@ pub fn routes(places: &[Place], base: &str, standing: &[Route]) -> (Vec<Route>, 
             RunWish::Running if place.served => RouteState::NoBackends,
             RunWish::Running => RouteState::Starting,
         };
-        all.push(Route {
+        let route = Route {
             hosts,
             owner: place.owner.to_string(),
             app: place.app.to_string(),
             service: place.name.to_string(),
             state,
             network,
+            preview: false,
             upstreams,
-        });
+        };
+        if place.preview {
+            let host = hosts::preview_host(&place.app, &place.owner, &place.name, base);
+            all.push(Route {
+                hosts: vec![host.to_ascii_lowercase()],
+                preview: true,
+                ..route.clone()
+            });
+        }
+        all.push(route);
     }
     let versions = places
         .iter()
@@ -254,6 +267,7 @@ mod tests {
                     .map(|n| (NodeNumber(*n), SocketAddr::from((address(*n), 80))))
                     .collect(),
             },
+            preview: false,
             held: false,
             nodes: (1..5)
                 .map(|n| NodePlace {
@@ -318,6 +332,18 @@ mod tests {
         );
         assert_eq!(routes[1].hosts, ["b.shop-ann.localhost"]);
         assert_eq!(routes[0].upstreams.len(), 2);
+    }
+
+    #[test]
+    fn a_held_release_has_a_name_of_its_own_that_leads_to_the_same_nodes() {
+        let one = Place {
+            preview: true,
+            ..place("a", true, 1, &[1, 2])
+        };
+        let (routes, _) = routes(&[one], "localhost", &[]);
+        assert_eq!(routes[0].hosts, ["preview.a.shop-ann.localhost"]);
+        assert!(routes[0].preview && !routes[1].preview);
+        assert_eq!(routes[0].upstreams, routes[1].upstreams);
     }
 
     #[test]

@@ -130,6 +130,8 @@ CREATE TABLE quarantine(
     PRIMARY KEY(cloud, cloud_id));
 CREATE INDEX quarantine_app ON quarantine(app_id);
 "#,
+    // A release that is held beside the active one, for a preview.
+    "ALTER TABLE services ADD COLUMN preview_release INTEGER;",
 ];
 
 /// The schema this program writes.

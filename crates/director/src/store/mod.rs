@@ -265,6 +265,11 @@ fn unsigned(row: &Row<'_>, column: &str) -> rusqlite::Result<u64> {
     Ok(u64::try_from(row.get::<_, i64>(column)?).unwrap_or(0))
 }
 
+fn unsigned_or_null(row: &Row<'_>, column: &str) -> rusqlite::Result<Option<u64>> {
+    let found: Option<i64> = row.get(column)?;
+    Ok(found.map(|number| u64::try_from(number).unwrap_or(0)))
+}
+
 /// All rows of a query.
 fn all<T>(
     tx: &Connection,

@@ -35,6 +35,8 @@ pub struct PreviousService {
     pub run: RunWish,
     pub roles: BTreeMap<RoleName, RoleWish>,
     pub active: ReleaseNumber,
+    #[serde(default)]
+    pub preview: Option<ReleaseNumber>,
 }
 
 #[derive(Clone, Debug)]

@@ -2,7 +2,7 @@
 
 use super::{
     Millis, all, as_word, first, json, json_or_null, parsed, parsed_or_null, signed, to_json,
-    unsigned, word,
+    unsigned, unsigned_or_null, word,
 };
 use crate::error::DirectorError;
 use conpaas_kill_points::{KillPoint, reached};
@@ -42,6 +42,8 @@ pub struct ServiceRow {
     pub reached: Generation,
     pub roles: BTreeMap<RoleName, RoleWish>,
     pub active: ReleaseNumber,
+    /// A release that is held beside the active one, for a preview.
+    pub preview: Option<ReleaseNumber>,
     pub drain_seconds: u32,
     pub next_node: NodeNumber,
     pub next_release: ReleaseNumber,
@@ -95,6 +97,7 @@ fn service(row: &super::Row<'_>) -> rusqlite::Result<ServiceRow> {
         reached: Generation(unsigned(row, "reached_generation")?),
         roles: json(row, "roles_json")?,
         active: ReleaseNumber(unsigned(row, "active_release")?),
+        preview: unsigned_or_null(row, "preview_release")?.map(ReleaseNumber),
         drain_seconds: u32::try_from(unsigned(row, "drain_seconds")?).unwrap_or(u32::MAX),
         next_node: NodeNumber(unsigned(row, "next_node")?),
         next_release: ReleaseNumber(unsigned(row, "next_release")?),
@@ -155,7 +158,7 @@ pub fn update_wish(tx: &Connection, row: &ServiceRow) -> Result<(), DirectorErro
     tx.execute(
         "UPDATE services SET name=?2, description=?3, labels_json=?4, run=?5, run_since=?6, ever_started=?7,
             served=?8, generation=?9, roles_json=?10, active_release=?11, drain_seconds=?12, next_release=?13,
-            manager_service_id=?14
+            manager_service_id=?14, preview_release=?15
          WHERE id=?1",
         params![
             row.id.as_str(),
@@ -171,7 +174,8 @@ pub fn update_wish(tx: &Connection, row: &ServiceRow) -> Result<(), DirectorErro
             signed(row.active.0),
             row.drain_seconds,
             signed(row.next_release.0),
-            row.manager.as_ref().map(ServiceId::as_str)
+            row.manager.as_ref().map(ServiceId::as_str),
+            row.preview.map(|preview| signed(preview.0))
         ],
     )?;
     Ok(())
@@ -355,6 +359,7 @@ const RECENT_RELEASES: u64 = 3;
 /// The releases that nodes may run now, or are about to: what a spec carries.
 pub fn carried(tx: &Connection, row: &ServiceRow) -> Result<Vec<ReleaseRow>, DirectorError> {
     let mut numbers: BTreeSet<ReleaseNumber> = BTreeSet::from([row.active]);
+    numbers.extend(row.preview);
     if let Some(status) = &row.status {
         numbers.extend(status.serving);
         let roles = status.nodes.iter().flat_map(|node| &node.roles);
@@ -404,6 +409,7 @@ pub fn spec(
         run: row.run,
         roles: row.roles.clone(),
         active: row.active,
+        preview: row.preview,
         releases,
         retire: super::machines::to_retire(tx, &row.id)?,
         drain_seconds: row.drain_seconds,

@@ -239,7 +239,7 @@ async fn what_changed_since_one_looked_is_not_changed() {
     let ann = world.user("ann").await;
     let service = world.shop(&ann).await;
     let stale = [("if-match", "\"g0\"")];
-    let tries: [(Method, String, Option<Value>); 9] = [
+    let tries: [(Method, String, Option<Value>); 11] = [
         (Method::POST, "/v1/apps/shop/start".to_owned(), None),
         (Method::POST, "/v1/apps/shop/stop".to_owned(), None),
         (Method::DELETE, "/v1/apps/shop".to_owned(), None),
@@ -251,6 +251,8 @@ async fn what_changed_since_one_looked_is_not_changed() {
             format!("{service}/rollback"),
             Some(json!({"release": 1})),
         ),
+        (Method::POST, format!("{service}/promote"), None),
+        (Method::DELETE, format!("{service}/preview"), None),
         (
             Method::PATCH,
             format!("{service}/settings"),

@@ -67,3 +67,78 @@ async fn releases_that_are_served_or_do_not_come_up_are_told_once() {
     assert_eq!(sequences, (1..=count).collect::<Vec<_>>());
     world.director.stop().await;
 }
+
+#[tokio::test]
+async fn a_release_that_is_held_is_promoted_discarded_or_overtaken() {
+    let world = World::new().await;
+    let ann = world.user("ann").await;
+    let service = world.shop(&ann).await;
+    let post = async |path: &str, body| world.post(&format!("{service}/{path}"), &ann, body).await;
+    let shown = async |field: &str| world.get(&service, &ann).await.body[field].clone();
+    let code = async |text: &str| {
+        let made = world.upload(&service, &ann, tar("index.html", text)).await;
+        made.body["id"].as_str().unwrap().to_owned()
+    };
+    let nothing = post("promote", json!({})).await;
+    assert_eq!(
+        (nothing.status.as_u16(), nothing.body["code"].as_str()),
+        (409, Some("nothing_held"))
+    );
+    let one = code("one").await;
+    let hold = format!("code/{one}/activate?preview=true");
+    let held = post(&hold, json!({})).await;
+    assert_eq!(held.body["operation"]["kind"], "preview", "{held:?}");
+    assert_eq!(
+        (
+            shown("active_release").await,
+            shown("preview_release").await
+        ),
+        (json!(1), json!(2))
+    );
+    let url = shown("preview_url").await;
+    assert!(
+        url.as_str().unwrap().contains("//preview.web.shop-ann."),
+        "{url}"
+    );
+    // The same again is nothing new, and what is held is not deleted.
+    assert_eq!(post(&hold, json!({})).await.body["operation"], Value::Null);
+    let path = format!("{service}/code/{one}");
+    let refused = world.send(Method::DELETE, &path, &ann, None, &[]).await;
+    assert_eq!(refused.body["code"], "code_active", "{refused:?}");
+    let promoted = post("promote", json!({})).await;
+    assert_eq!(promoted.body["operation"]["kind"], "promote");
+    assert_eq!(
+        (
+            shown("active_release").await,
+            shown("preview_release").await
+        ),
+        (json!(2), Value::Null)
+    );
+    assert_eq!(shown("preview_url").await, Value::Null);
+
+    // Discarded, it is there to be taken again; without one, discarding is nothing.
+    let two = code("two").await;
+    post(&format!("code/{two}/activate?preview=true"), json!({})).await;
+    let path = format!("{service}/preview");
+    for operation in [json!("discard"), Value::Null] {
+        let answer = world.send(Method::DELETE, &path, &ann, None, &[]).await;
+        assert_eq!(answer.status, 202, "{answer:?}");
+        assert_eq!(answer.body["operation"]["kind"], operation);
+        assert_eq!(answer.body.get("warnings"), None);
+    }
+    let again = json!({"release": 3, "preview": true});
+    post("rollback", again).await;
+    assert_eq!(shown("preview_release").await, json!(4));
+    // What changes for everybody was not made of what is held.
+    let variables = json!({"variables": {"LEVEL": "1"}});
+    let path = format!("{service}/env");
+    let changed = world
+        .send(Method::PATCH, &path, &ann, Some(variables), &[])
+        .await;
+    let warning = changed.body["warnings"].to_string();
+    assert!(warning.contains("r4 is held"), "{changed:?}");
+    assert_eq!(shown("preview_release").await, Value::Null);
+    let releases = world.get(&format!("{service}/releases"), &ann).await;
+    assert_eq!(releases.body["items"][0]["active"], true);
+    world.director.stop().await;
+}

@@ -404,6 +404,7 @@ impl World {
                 settings: serde_json::Map::new(),
                 environment: Default::default(),
             }],
+            preview: None,
             retire: Default::default(),
             drain_seconds: 1,
         };

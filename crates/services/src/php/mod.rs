@@ -191,6 +191,9 @@ impl ServiceType for Php {
     fn standing(&self, facts: &serde_json::Map<String, serde_json::Value>) -> Standing {
         sessions::standing(facts)
     }
+    fn previews(&self) -> bool {
+        true
+    }
     fn takes_code(&self) -> bool {
         true
     }

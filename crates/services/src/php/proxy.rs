@@ -296,22 +296,21 @@ impl Proxy {
         Ok(())
     }
 
-    /// Leads people to the wanted release, once it is ready here.
+    /// Leads people to the wanted release, once it is ready here, and those at the preview address to
+    /// the one that is held.
     async fn switch(
         &mut self,
         node: &NodeContext,
         runtime: &Runtime,
-        wanted: Option<ReleaseNumber>,
+        level: &RoleLevel,
     ) -> Result<(), RoleError> {
-        let Some(wanted) = wanted.filter(|wanted| {
+        let wanted = level.serve.filter(|wanted| {
             self.applied
                 .as_ref()
                 .is_some_and(|applied| applied.ready.contains(wanted))
-        }) else {
-            return Ok(());
-        };
+        });
         let maps = Maps::in_folder(&node.role_folder(PROXY));
-        lead_to(runtime, &maps.active, wanted)
+        lead_to(runtime, &maps.active, wanted, level.preview)
             .await
             .map_err(balancer("switching the active release"))
     }
@@ -355,7 +354,7 @@ impl RoleAgent for Proxy {
             .map_err(balancer("reading the load balancer's servers"))?;
         self.update_maps(node, &config, &runtime, pid, &servers, &level.providers)
             .await?;
-        self.switch(node, &runtime, level.serve).await
+        self.switch(node, &runtime, level).await
     }
 
     async fn observe(

@@ -7,6 +7,7 @@ use super::site::{Site, Target};
 use super::sizing::MOST_CONNECTIONS;
 use super::{PING, STATUS};
 use conpaas_core::service_type::RELEASE_RING;
+use conpaas_model::edge::PREVIEW_HEADER;
 use conpaas_model::ids::ReleaseNumber;
 use std::fmt::Write;
 use std::net::SocketAddrV4;
@@ -153,6 +154,10 @@ frontend people
   http-request set-var(txn.since) str(since),map_str_int({active},0)
   http-request set-var(txn.seen) req.cook_val({COOKIE})
   http-request set-var(txn.release) var(txn.seen) if {{ var(txn.seen),sub(txn.release) gt 0 }} {{ var(txn.seen),map_str({roots}) -m found }}
+  # At the preview address, the one that is held.
+  http-request set-var(txn.preview) str(preview),map_str_int({active},0) if {{ req.hdr({PREVIEW_HEADER}) -m found }}
+  http-request set-var(txn.release) var(txn.preview) if {{ var(txn.preview),add(0) gt 0 }}
+  http-request del-header {PREVIEW_HEADER}
   http-request set-var(txn.root) var(txn.release),map_str({roots})
   http-request set-var(txn.limit) var(txn.release),map_str_int({limits},60000)
   http-request return status 503 content-type "text/plain; charset=utf-8" string "{BUSY}" hdr Retry-After 3 unless {{ var(txn.root) -m found }}

@@ -39,40 +39,70 @@ pub fn numbers_in(map: &Path) -> BTreeSet<ReleaseNumber> {
 }
 
 /// What the map says before there was any release.
-pub const NOBODY: &str = "active 0\nsince 0\n";
+pub const NOBODY: &str = "active 0\nsince 0\npreview 0\n";
 
-/// Leads people to a release from now on, and remembers it for a restart.
-pub async fn lead_to(runtime: &Runtime, active: &Path, release: ReleaseNumber) -> io::Result<()> {
-    let mut text = std::fs::read_to_string(active).unwrap_or_default();
-    let line = format!("active {release}\n", release = release.0);
-    if serving(runtime, active).await? != Some(release) {
+const ACTIVE: &str = "active";
+const SINCE: &str = "since";
+const PREVIEW: &str = "preview";
+
+/// Leads people to a release from now on (absent: as before), and those at the preview address to
+/// the one that is held; remembers both for a restart.
+pub async fn lead_to(
+    runtime: &Runtime,
+    map: &Path,
+    release: Option<ReleaseNumber>,
+    preview: Option<ReleaseNumber>,
+) -> io::Result<()> {
+    let found = entries(runtime, map).await?;
+    let mut wanted = found.clone();
+    let number = |release: ReleaseNumber| release.0.to_string();
+    wanted.insert(PREVIEW.to_owned(), preview.map_or("0".to_owned(), number));
+    if let Some(release) = release.map(number)
+        && found.get(ACTIVE) != Some(&release)
+    {
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
         let since = now.map_or(0, |now| now.as_secs());
-        let map = active.display();
-        // Before the switch: whoever is first to see the release is told so.
-        runtime
-            .order(&format!("set map {map} since {since}"), &[])
-            .await?;
-        runtime
-            .order(&format!("set map {map} active {}", release.0), &[])
-            .await?;
-        text = format!("{line}since {since}\n");
-    } else if !text.starts_with(&line) {
-        text = format!("{line}since 0\n");
+        wanted.insert(SINCE.to_owned(), since.to_string());
+        wanted.insert(ACTIVE.to_owned(), release);
     }
-    files::write_if_changed(active, text.as_bytes(), 0o644)
+    // The time before the switch: whoever is first to see the release is told so.
+    for key in [SINCE, ACTIVE, PREVIEW] {
+        let Some(value) = wanted
+            .get(key)
+            .filter(|value| found.get(key) != Some(*value))
+        else {
+            continue;
+        };
+        let verb = if found.contains_key(key) {
+            "set"
+        } else {
+            "add"
+        };
+        let order = format!("{verb} map {} {key} {value}", map.display());
+        runtime.order(&order, &[]).await?;
+    }
+    let text: String = [ACTIVE, SINCE, PREVIEW]
+        .into_iter()
+        .filter_map(|key| Some(format!("{key} {}\n", wanted.get(key)?)))
+        .collect();
+    files::write_if_changed(map, text.as_bytes(), 0o644)
         .map(drop)
         .map_err(io::Error::other)
 }
 
 /// The release people are led to by the running load balancer.
-pub async fn serving(runtime: &Runtime, active: &Path) -> io::Result<Option<ReleaseNumber>> {
-    let answer = runtime
-        .ask(&format!("show map {}", active.display()))
-        .await?;
-    let number = answer
-        .lines()
-        .filter(|line| line.contains(" active "))
-        .find_map(|line| line.rsplit(' ').next()?.parse().ok());
+pub async fn serving(runtime: &Runtime, map: &Path) -> io::Result<Option<ReleaseNumber>> {
+    let found = entries(runtime, map).await?;
+    let number = found.get(ACTIVE).and_then(|number| number.parse().ok());
     Ok(number.filter(|number| *number != 0).map(ReleaseNumber))
+}
+
+/// A map's entries in the running load balancer: a line holds its address there, key and value.
+async fn entries(runtime: &Runtime, map: &Path) -> io::Result<BTreeMap<String, String>> {
+    let answer = runtime.ask(&format!("show map {}", map.display())).await?;
+    let entry = |line: &str| {
+        let mut words = line.split(' ').skip(1);
+        Some((words.next()?.to_owned(), words.next()?.to_owned()))
+    };
+    Ok(answer.lines().filter_map(entry).collect())
 }

@@ -97,6 +97,7 @@ impl<'a> Rollout<'a> {
                 config: serde_json::Value::Null,
                 releases: BTreeMap::new(),
                 serve: None,
+                preview: None,
                 providers: Vec::new(),
                 leads: BTreeMap::new(),
             });
@@ -149,6 +150,7 @@ impl<'a> Rollout<'a> {
             // Whoever uses auxiliary roles only leads nobody anywhere.
             let leads = self.input.service_type.leads(role);
             entry.serve = serving.filter(|_| leads);
+            entry.preview = self.input.spec.preview.filter(|_| leads);
             entry.providers = role
                 .uses
                 .iter()
@@ -186,6 +188,7 @@ impl<'a> Rollout<'a> {
             entry.providers.iter().filter_map(|p| p.release).collect();
         numbers.extend(serving);
         numbers.insert(self.input.spec.active);
+        numbers.extend(self.input.spec.preview);
         for number in numbers {
             let Some(release) = self.input.spec.release(number) else {
                 // Not in the spec any more, but somebody may be there yet: what is known holds.

@@ -359,6 +359,7 @@ fn insert(
                 drain_seconds: 1,
                 next_node: NodeNumber(1),
                 next_release: ReleaseNumber(2),
+                preview: None,
                 status: None,
                 status_epoch: Default::default(),
                 exposure: None,

@@ -116,6 +116,7 @@ pub fn shop(state: RouteState, servers: &[&Server]) -> Route {
         service: "web".into(),
         state,
         network: NetworkAccess::Host,
+        preview: false,
         upstreams: servers
             .iter()
             .enumerate()
