@@ -2,8 +2,8 @@
 //! goes.
 
 use crate::commands::{
-    account, app, audit, cloud, code, completion, context, director, env, logs, metrics, node,
-    operation, own, secret, service, token, top, user,
+    account, app, audit, cloud, code, completion, context, director, domain, env, logs, metrics,
+    node, operation, own, secret, service, token, top, user,
 };
 use crate::exit::{CliError, Exit, Outcome};
 use crate::printer::Printer;
@@ -83,6 +83,9 @@ enum Noun {
     /// Code versions of a service
     #[command(subcommand)]
     Code(code::CodeCommand),
+    /// Host names that lead to a service beside its own
+    #[command(subcommand, visible_alias = "domains")]
+    Domain(domain::DomainCommand),
     /// Variables that code of a service finds in its environment
     #[command(subcommand)]
     Env(env::EnvCommand),
@@ -226,6 +229,7 @@ async fn dispatch(session: &Session, noun: Noun) -> Outcome {
         Noun::App(command) => app::run(session, command).await,
         Noun::Service(command) => service::run(session, command).await,
         Noun::Code(command) => code::run(session, command).await,
+        Noun::Domain(command) => domain::run(session, command).await,
         Noun::Env(command) => env::run(session, command).await,
         Noun::Secret(command) => secret::run(session, command).await,
         Noun::Node(command) => node::run(session, command).await,

@@ -17,6 +17,7 @@ mod plot;
 mod printer;
 mod session;
 mod target;
+mod upload;
 mod values;
 mod words;
 

@@ -81,6 +81,10 @@ fn what(kind: &EventKind) -> String {
             RunWish::Stopped => "managers are not needed now".to_owned(),
             RunWish::Deleted => "managers are not needed any more".to_owned(),
         },
+        EventKind::DomainAdded { domain } => format!("the host name {domain} leads here"),
+        EventKind::DomainRemoved { domain } => {
+            format!("the host name {domain} leads here no more")
+        }
         EventKind::CodeUploaded {
             code,
             filename,

@@ -139,6 +139,9 @@ pub struct UploadCodeQuery {
     /// Activate it at once.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub activate: Option<bool>,
+    /// Take the archive that was sent by `append_upload` under this SHA-256; the body is empty.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub upload: Option<String>,
 }
 
 /// What [`Client::activate_code`] may be asked for.
@@ -147,6 +150,17 @@ pub struct ActivateCodeQuery {
     /// Hold the release and show it at the preview address alone, until it is promoted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub preview: Option<bool>,
+}
+
+/// What [`Client::list_domains`] may be asked for.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct ListDomainsQuery {
+    /// `next` of the page before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cursor: Option<String>,
+    /// Most items on a page (default 100, at most 1000).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit: Option<u32>,
 }
 
 /// What [`Client::list_env`] may be asked for.
@@ -247,6 +261,17 @@ pub struct ListSecretsQuery {
     /// Most items on a page (default 100, at most 1000).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limit: Option<u32>,
+}
+
+/// What [`Client::append_upload`] may be asked for.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct AppendUploadQuery {
+    /// Bytes of the whole archive.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub size: Option<u64>,
+    /// Where this piece begins: what `show_upload` answered.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub offset: Option<u64>,
 }
 
 /// What [`Client::list_audit`] may be asked for.
@@ -371,6 +396,13 @@ impl Client {
         self.call(Method::POST, &format!("/v1/apps/{}/services/{}/code/{}/activate", segment(app), segment(service), segment(code))).query(query).keyed().guarded(self).answer().await
     }
 
+    /// Claim a host name: whoever asks the edge for it is led to this service.
+    ///
+    /// `POST /v1/apps/{app}/services/{service}/domains`
+    pub async fn add_domain(&self, app: &str, service: &str, body: &DomainAdd) -> Result<Domain, ClientError> {
+        self.call(Method::POST, &format!("/v1/apps/{}/services/{}/domains", segment(app), segment(service))).json(body).keyed().guarded(self).answer().await
+    }
+
     /// Make a root that signs as soon as everybody trusts it.
     ///
     /// `POST /v1/director/roots`
@@ -384,6 +416,14 @@ impl Client {
     /// `GET /v1/apps/{app}/metrics`
     pub async fn app_metrics(&self, app: &str, query: &AppMetricsQuery) -> Result<Metrics, ClientError> {
         self.call(Method::GET, &format!("/v1/apps/{}/metrics", segment(app))).query(query).answer().await
+    }
+
+    /// Send an archive, or what is missing of it. What came in before it breaks off stays. When all of it
+    /// is there, `upload_code` with `upload` makes it a code version.
+    ///
+    /// `PATCH /v1/apps/{app}/services/{service}/uploads/{sha256}`
+    pub async fn append_upload(&self, app: &str, service: &str, sha256: &str, query: &AppendUploadQuery, upload: Upload) -> Result<UploadProgress, ClientError> {
+        self.call(Method::PATCH, &format!("/v1/apps/{}/services/{}/uploads/{}", segment(app), segment(service), segment(sha256))).query(query).upload(upload).bulk_answer().await
     }
 
     /// Run a command of the service's type.
@@ -492,6 +532,13 @@ impl Client {
         self.call(Method::DELETE, &format!("/v1/apps/{}/services/{}/preview", segment(app), segment(service))).guarded(self).answer().await
     }
 
+    /// Forget what is there of an upload.
+    ///
+    /// `DELETE /v1/apps/{app}/services/{service}/uploads/{sha256}`
+    pub async fn discard_upload(&self, app: &str, service: &str, sha256: &str) -> Result<(), ClientError> {
+        self.call(Method::DELETE, &format!("/v1/apps/{}/services/{}/uploads/{}", segment(app), segment(service), segment(sha256))).done().await
+    }
+
     /// Download an archive, byte for byte as it was uploaded.
     ///
     /// `GET /v1/apps/{app}/services/{service}/code/{code}/archive`
@@ -547,6 +594,13 @@ impl Client {
     /// `GET /v1/apps/{app}/services/{service}/code`
     pub async fn list_code(&self, app: &str, service: &str, query: &ListCodeQuery) -> Result<Page<Code>, ClientError> {
         self.call(Method::GET, &format!("/v1/apps/{}/services/{}/code", segment(app), segment(service))).query(query).answer().await
+    }
+
+    /// Host names that lead to a service beside its own, by name.
+    ///
+    /// `GET /v1/apps/{app}/services/{service}/domains`
+    pub async fn list_domains(&self, app: &str, service: &str, query: &ListDomainsQuery) -> Result<Page<Domain>, ClientError> {
+        self.call(Method::GET, &format!("/v1/apps/{}/services/{}/domains", segment(app), segment(service))).query(query).answer().await
     }
 
     /// Variables of the environment, by name.
@@ -682,6 +736,13 @@ impl Client {
         self.call(Method::GET, &format!("/v1/apps/{}/services/{}/logs", segment(app), segment(service))).query(query).answer().await
     }
 
+    /// Give a host name up.
+    ///
+    /// `DELETE /v1/apps/{app}/services/{service}/domains/{domain}`
+    pub async fn remove_domain(&self, app: &str, service: &str, domain: &str) -> Result<(), ClientError> {
+        self.call(Method::DELETE, &format!("/v1/apps/{}/services/{}/domains/{}", segment(app), segment(service), segment(domain))).guarded(self).done().await
+    }
+
     /// Let a node go; another comes in its stead.
     ///
     /// `POST /v1/apps/{app}/services/{service}/nodes/{node}/replace`
@@ -785,6 +846,13 @@ impl Client {
     /// `GET /v1/apps/{app}/services/{service}`
     pub async fn show_service(&self, app: &str, service: &str) -> Result<Service, ClientError> {
         self.call(Method::GET, &format!("/v1/apps/{}/services/{}", segment(app), segment(service))).answer().await
+    }
+
+    /// How much of an upload is there.
+    ///
+    /// `GET /v1/apps/{app}/services/{service}/uploads/{sha256}`
+    pub async fn show_upload(&self, app: &str, service: &str, sha256: &str) -> Result<UploadProgress, ClientError> {
+        self.call(Method::GET, &format!("/v1/apps/{}/services/{}/uploads/{}", segment(app), segment(service), segment(sha256))).answer().await
     }
 
     /// One user: oneself, or any for an operator.

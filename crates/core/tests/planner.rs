@@ -755,3 +755,42 @@ fn a_release_that_is_held_runs_beside_and_shows_only_at_its_promotion() {
     assert_eq!(releases(&world, "page"), [2]);
     world.assert_fixed_point();
 }
+
+#[test]
+fn nobody_is_led_to_a_load_balancer_that_knows_only_what_is_held() {
+    use Action::*;
+    walk(
+        kept(),
+        vec![
+            Activate,
+            Step(6),
+            Activate,
+            Activate,
+            Quota(1),
+            Retire(84),
+            Step(6),
+            Stop,
+            Start,
+            Activate,
+            Start,
+            Step(246),
+            Step(104),
+            Start,
+            Step(144),
+            Activate,
+            Activate,
+            Takeover,
+            Scale(56, 2),
+            Director,
+            Edge,
+            Preview,
+            Step(152),
+            Report(52),
+            Director,
+            Activate,
+            Step(153),
+            Preview,
+            Report(166),
+        ],
+    );
+}

@@ -5,7 +5,7 @@ use crate::api::ApiTls;
 use crate::error::DirectorError;
 use crate::shared::Shared;
 use crate::store::{apps, codes, events, housekeeping, millis, now, operations, users};
-use crate::{blobs, life, metrics};
+use crate::{blobs, life, metrics, uploads};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -105,6 +105,7 @@ pub async fn clean(shared: &Arc<Shared>) -> Result<(), DirectorError> {
         shared.machines.wake();
     }
     blobs::collect(shared).await?;
+    uploads::forget(shared, kept.uploads)?;
     clean_what_was_said(shared).await
 }
 

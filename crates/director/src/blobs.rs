@@ -26,6 +26,12 @@ pub struct Upload {
 #[derive(Clone)]
 pub struct Received(Arc<Mutex<Option<Upload>>>);
 
+impl Upload {
+    pub fn new(file: NamedTempFile, size: u64, sha256: String) -> Self {
+        Self { file, size, sha256 }
+    }
+}
+
 impl Received {
     pub fn new(upload: Upload) -> Self {
         Self(Arc::new(Mutex::new(Some(upload))))
@@ -40,7 +46,7 @@ impl Received {
 const LOOK_EVERY: u64 = 16 << 20;
 
 /// Bytes that uploads may still take of the state folder's disk; an error when there are none.
-fn room(config: &DirectorConfig) -> Result<u64, DirectorError> {
+pub(crate) fn room(config: &DirectorConfig) -> Result<u64, DirectorError> {
     let disk = nix::sys::statvfs::statvfs(&config.state).map_err(failed)?;
     let free = disk.blocks_available().saturating_mul(disk.fragment_size());
     match free.saturating_sub(config.disk_reserve) {
@@ -61,7 +67,7 @@ fn no_room(free: u64, reserve: u64) -> DirectorError {
     .hint("delete code versions that are not needed, or ask the operator for a larger disk")
 }
 
-fn failed(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> DirectorError {
+pub(crate) fn failed(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> DirectorError {
     DirectorError::internal("the upload could not be kept", error)
 }
 
@@ -97,11 +103,7 @@ where
         out.write_all(&chunk).await.map_err(failed)?;
     }
     out.flush().await.map_err(failed)?;
-    Ok(Upload {
-        file,
-        size,
-        sha256: hex::encode(hash.finalize()),
-    })
+    Ok(Upload::new(file, size, hex::encode(hash.finalize())))
 }
 
 fn refused(error: ArchiveError) -> DirectorError {

@@ -73,6 +73,8 @@ pub struct Kept {
     pub operations: Duration,
     /// The bytes of a deleted code version: nodes may still be fetching or running it.
     pub code: Duration,
+    /// Uploads that broke off, since somebody last went on with them.
+    pub uploads: Duration,
     /// Events of each application.
     pub events: u64,
 }
@@ -84,6 +86,7 @@ impl Default for Kept {
             keys: Duration::from_secs(24 * HOUR),
             operations: Duration::from_secs(90 * 24 * HOUR),
             code: Duration::from_secs(HOUR),
+            uploads: Duration::from_secs(24 * HOUR),
             events: 10_000,
         }
     }
@@ -135,6 +138,11 @@ impl DirectorConfig {
 
     pub(crate) fn logs(&self) -> PathBuf {
         self.state.join("logs")
+    }
+
+    /// Uploads that are not whole yet; they outlive the Director.
+    pub(crate) fn parts(&self) -> PathBuf {
+        self.state.join("parts")
     }
 
     pub(crate) fn uploads(&self) -> PathBuf {

@@ -27,6 +27,63 @@ pub fn preview_host(app: &Name, owner: &Name, service: &Name, base: &str) -> Str
     format!("preview.{}", host(app, owner, service, false, base))
 }
 
+/// A host name as it is kept and compared.
+pub fn normalised(name: &str) -> String {
+    let name = name.trim();
+    name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase()
+}
+
+/// The host name that is claimed by this text: a whole one, or one word for a name under the base
+/// domain. Names that applications have by themselves cannot be claimed; they hold a dash before the
+/// base domain, so a claimed word has none. The error says what is wrong with it.
+pub fn claimable(text: &str, base: &str) -> Result<String, String> {
+    let name = normalised(text);
+    let bad = |why: &str| {
+        Err(format!(
+            "'{text}' is no host name that can be claimed: {why}"
+        ))
+    };
+    if !name.is_ascii() {
+        return bad("write letters beyond ASCII in its xn-- form");
+    }
+    let good = |label: &str| {
+        let inner = label
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b == b'-');
+        inner
+            && (1..=LABEL_MAX).contains(&label.len())
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    if !name.split('.').all(good) {
+        return bad("its parts are letters, digits and inner dashes, 63 of them at most");
+    }
+    let base = base.to_ascii_lowercase();
+    let whole = match name.contains('.') {
+        true => name,
+        false => format!("{name}.{base}"),
+    };
+    if whole.len() > 253 {
+        return bad("it is longer than 253 characters");
+    }
+    if whole
+        .rsplit('.')
+        .next()
+        .is_some_and(|last| last.bytes().all(|b| b.is_ascii_digit()))
+    {
+        return bad("it is an address");
+    }
+    let under = whole
+        .strip_suffix(&base)
+        .and_then(|rest| rest.strip_suffix('.'));
+    if whole == base || under.is_some_and(|word| word.contains(['.', '-'])) {
+        return bad(&format!(
+            "names under {base} are applications' own, but for single words without a dash"
+        ));
+    }
+    Ok(whole)
+}
+
 /// The address to type into a browser, at the edge's ports for HTTP and, if it has one, HTTPS.
 pub fn url(host: &str, http: u16, https: Option<u16>) -> String {
     match (http, https) {
@@ -40,6 +97,40 @@ pub fn url(host: &str, http: u16, https: Option<u16>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn whole_names_and_single_words_can_be_claimed_and_nothing_that_applications_have() {
+        for (text, name) in [
+            ("Shop", "shop.example.org"),
+            ("shop.example.org", "shop.example.org"),
+            ("WWW.Museum.NL.", "www.museum.nl"),
+            ("a-b.museum.nl", "a-b.museum.nl"),
+            ("notexample.org", "notexample.org"),
+        ] {
+            assert_eq!(claimable(text, "Example.org").as_deref(), Ok(name));
+        }
+        let long = format!("{}.org", "a".repeat(64));
+        for text in [
+            "",
+            ".",
+            "example.org",
+            "shop-ann",
+            "shop-ann.example.org",
+            "web.shop.example.org",
+            "a..b",
+            "-a.org",
+            "a_b.org",
+            "a b.org",
+            "http://a.org",
+            "a.org:80",
+            "*.a.org",
+            "m\u{fc}ller.de",
+            "10.0.0.1",
+            &long,
+        ] {
+            assert!(claimable(text, "example.org").is_err(), "{text}");
+        }
+    }
 
     #[test]
     fn the_first_service_has_the_applications_name() {

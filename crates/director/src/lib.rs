@@ -28,6 +28,7 @@ pub mod settings;
 pub mod shared;
 pub mod state;
 pub mod store;
+mod uploads;
 pub mod vault;
 
 pub use api::openapi;

@@ -207,6 +207,9 @@ pub struct Service {
     #[schema(value_type = Object)]
     pub settings: Settings,
     pub url: Option<String>,
+    /// Host names that it has claimed: they lead where `url` leads.
+    #[serde(default)]
+    pub domains: Vec<String>,
     /// Where the release that is held is shown.
     #[serde(default)]
     pub preview_url: Option<String>,
@@ -254,6 +257,22 @@ pub struct EnvironmentChange {
     pub variables: BTreeMap<String, Option<String>>,
 }
 
+/// A host name that leads to a service beside its own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Domain {
+    pub name: String,
+    /// When it was claimed, and by whom.
+    pub created_at: String,
+    pub actor: String,
+}
+
+/// A host name to claim.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct DomainAdd {
+    /// A whole host name, or one word for a name under the installation's domain.
+    pub name: String,
+}
+
 /// A secret as the API tells of it: never its value.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct SecretInfo {
@@ -299,6 +318,13 @@ pub struct Rollback {
     #[serde(default)]
     #[schema(required = false)]
     pub preview: bool,
+}
+
+/// Where an upload stands that may go on when it broke off.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct UploadProgress {
+    /// Bytes that are there; the next piece begins here.
+    pub offset: u64,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]

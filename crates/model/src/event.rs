@@ -78,6 +78,13 @@ pub enum EventKind {
     ManagersWished {
         wish: RunWish,
     },
+    /// A host name leads to the service from now on.
+    DomainAdded {
+        domain: String,
+    },
+    DomainRemoved {
+        domain: String,
+    },
     CodeUploaded {
         code: CodeId,
         filename: String,

@@ -4,24 +4,17 @@ use crate::commands::service::held;
 use crate::commands::time;
 use crate::exit::{CliError, Exit, Outcome};
 use crate::follow::{Wait, finish};
-use crate::pack;
 use crate::printer::{Printer, Table};
 use crate::session::{Session, all};
 use crate::target::ServiceTarget;
+use crate::upload::upload;
 use crate::values::size;
-use bytes::Bytes;
 use clap::Subcommand;
-use conpaas_client::{
-    ActivateCodeQuery, Client, ListCodeQuery, ListReleasesQuery, Upload, UploadCodeQuery,
-};
+use conpaas_client::{ActivateCodeQuery, Client, ListCodeQuery, ListReleasesQuery};
 use conpaas_model::api::{Code, ReleaseInfo};
 use conpaas_model::ids::CodeId;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use tokio::io::AsyncReadExt;
-
-/// How much is read from the disk at once.
-const PIECE: usize = 256 * 1024;
 
 #[derive(Subcommand)]
 pub enum CodeCommand {
@@ -243,61 +236,6 @@ fn code_before(releases: &[ReleaseInfo]) -> Option<&CodeId> {
         .max_by_key(|release| release.number)?
         .code
         .as_ref()
-}
-
-async fn upload(
-    session: &Session,
-    client: &Client,
-    target: &ServiceTarget,
-    source: &Path,
-    description: Option<String>,
-) -> Result<Code, CliError> {
-    let unreadable = |error: std::io::Error| {
-        CliError::usage(format!("{} cannot be read", source.display())).because(&error)
-    };
-    let metadata = std::fs::metadata(source).map_err(unreadable)?;
-    // `.` and `..` have no name of their own.
-    let whole = std::fs::canonicalize(source).map_err(unreadable)?;
-    let name = whole.file_name().map_or_else(
-        || "code".to_owned(),
-        |name| name.to_string_lossy().into_owned(),
-    );
-    let (file, filename) = if metadata.is_dir() {
-        (pack::folder(source)?, format!("{name}.tar.gz"))
-    } else {
-        (std::fs::File::open(source).map_err(unreadable)?, name)
-    };
-    let length = file.metadata().map_err(unreadable)?.len();
-    let bar = session.printer.bytes_bar(Some(length));
-    let counted = bar.clone();
-    let file = tokio::fs::File::from_std(file);
-    let pieces = futures::stream::try_unfold(file, move |mut file| {
-        let bar = counted.clone();
-        async move {
-            let mut piece = vec![0; PIECE];
-            let read = file.read(&mut piece).await?;
-            piece.truncate(read);
-            bar.inc(read as u64);
-            Ok((read > 0).then(|| (Bytes::from(piece), file)))
-        }
-    });
-    let query = UploadCodeQuery {
-        filename: Some(filename),
-        description,
-        ..Default::default()
-    };
-    let sent = client.upload_code(
-        &target.app,
-        &target.service,
-        &query,
-        Upload::stream(pieces, Some(length)),
-    );
-    let outcome = tokio::select! {
-        outcome = sent => outcome.map_err(CliError::from),
-        _ = tokio::signal::ctrl_c() => Err(CliError::failed("the upload was broken off; nothing was registered")),
-    };
-    bar.finish_and_clear();
-    outcome
 }
 
 async fn download(

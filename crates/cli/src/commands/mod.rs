@@ -9,6 +9,7 @@ pub mod code;
 pub mod completion;
 pub mod context;
 pub mod director;
+pub mod domain;
 pub mod env;
 #[cfg(feature = "daemons")]
 pub mod image;

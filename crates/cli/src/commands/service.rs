@@ -610,6 +610,7 @@ async fn show(session: &Session, client: &Client, target: &ServiceTarget) -> Out
                 ("state", service.state.to_string()),
                 ("reason", service.reason.clone().unwrap_or_default()),
                 ("url", service.url.clone().unwrap_or_default()),
+                ("host names", service.domains.join(" ")),
                 ("release", service.active_release.to_string()),
                 (
                     "still serving",

@@ -145,6 +145,8 @@ pub struct Settings {
     pub node_quota: u32,
     /// MiB that the code versions of one user may take.
     pub code_quota_mib: u64,
+    /// MiB that one archive may have.
+    pub upload_mib: u64,
     /// How long requests in flight may take when a role is let go.
     pub drain_seconds: u64,
     /// How long a deleted application can be brought back; 0: not at all.
@@ -159,6 +161,8 @@ pub struct Settings {
     pub events_kept: u64,
     /// How long the bytes of a deleted code version stay, for nodes that still run it.
     pub deleted_code_minutes: u32,
+    /// How long what came of an upload that broke off waits to be gone on with.
+    pub unfinished_uploads_hours: u32,
     /// vCPUs promised for each real one.
     pub cpu_overcommit: f64,
     /// All the memory that machines may have, in MiB; absent: what the computer has.
@@ -184,6 +188,7 @@ impl Default for Settings {
             default_instance_type: "small".to_owned(),
             node_quota: 20,
             code_quota_mib: 10_240,
+            upload_mib: 512,
             drain_seconds: 30,
             trash_hours: 72,
             certificate_seconds: 24 * 3600,
@@ -191,6 +196,7 @@ impl Default for Settings {
             operations_days: 90,
             events_kept: 10_000,
             deleted_code_minutes: 60,
+            unfinished_uploads_hours: 24,
             cpu_overcommit: 8.0,
             memory_mib: None,
             id_base: 1_000_000_000,
@@ -309,6 +315,7 @@ impl Settings {
         config.default_instance_type = self.default_instance_type.clone();
         config.default_node_quota = self.node_quota;
         config.code_quota = self.code_quota_mib.saturating_mul(1 << 20);
+        config.max_upload = self.upload_mib.saturating_mul(1 << 20);
         config.drain = Duration::from_secs(self.drain_seconds);
         config.trash = Duration::from_secs(u64::from(self.trash_hours) * 3600);
         config.certificate_lifetime = Duration::from_secs(self.certificate_seconds);
@@ -317,6 +324,7 @@ impl Settings {
             keys: hours(self.idempotency_hours),
             operations: hours(self.operations_days.saturating_mul(24)),
             code: Duration::from_secs(u64::from(self.deleted_code_minutes) * 60),
+            uploads: hours(self.unfinished_uploads_hours),
             events: self.events_kept,
         };
         config

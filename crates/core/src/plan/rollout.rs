@@ -468,11 +468,13 @@ impl<'a> Rollout<'a> {
                 let known = self.input.exposure.upstreams.contains_key(&instance.node)
                     && self.current.contains_key(instance);
                 let node = self.input.nodes.get(&instance.node);
-                // Whoever is led to one that just came must find there what others show.
+                // Whoever is led to one that just came must find there what others show; before
+                // anything is shown nobody is led anywhere.
                 let shown = node
                     .and_then(|n| n.roles.get(role.name))
                     .and_then(|s| s.serving);
-                let shows = !self.input.service_type.leads(role) || shown == self.plan.serving;
+                let shows = !self.input.service_type.leads(role)
+                    || shown.is_some() && shown == self.plan.serving;
                 let answers =
                     *duty == Duty::Serve && (self.ready.contains(instance) && shows || known);
                 if let Some(node) = node.filter(|_| answers) {

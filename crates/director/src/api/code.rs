@@ -7,11 +7,13 @@ use super::views;
 use crate::blobs;
 use crate::error::DirectorError;
 use crate::life::Audience;
+use crate::shared::Shared;
 use crate::store::apps::AppRow;
 use crate::store::codes::{self, CodeRow};
 use crate::store::events::{self, NewEvent};
 use crate::store::services::{self, ServiceRow};
 use crate::store::{new_id, now};
+use crate::uploads;
 use axum::body::Body;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
@@ -61,6 +63,36 @@ pub(super) struct UploadQuery {
     #[serde(default)]
     #[param(required = false)]
     activate: bool,
+    /// Take the archive that was sent by `append_upload` under this SHA-256; the body is empty.
+    upload: Option<String>,
+}
+
+/// Refuses services whose type runs no code of people's.
+pub(super) fn takes_code(shared: &Shared, row: &ServiceRow) -> Result<(), DirectorError> {
+    let service_type = shared.service_type(&row.service_type)?;
+    if service_type.takes_code() {
+        return Ok(());
+    }
+    Err(DirectorError::invalid(
+        "takes_no_code",
+        format!("a {} service takes no code", service_type.name()),
+    ))
+}
+
+/// Refuses an archive that has no room in its owner's quota anyhow, which spares the work; the count
+/// that decides is made when its record is written. Gives the bytes in use now.
+pub(super) async fn within_quota(
+    shared: &Shared,
+    app: &AppRow,
+    size: u64,
+) -> Result<u64, DirectorError> {
+    let (owner, quota) = (app.owner.clone(), shared.config.code_quota);
+    let look = move |tx: &rusqlite::Transaction<'_>| codes::bytes_of_owner(tx, &owner);
+    let used = shared.store.read(look).await?;
+    if size > quota {
+        return Err(over_quota(used.saturating_add(size), quota));
+    }
+    Ok(used)
 }
 
 /// What of a file name may be shown and sent back.
@@ -93,13 +125,7 @@ pub(super) async fn upload_code(
     received: Option<Extension<blobs::Received>>,
     body: Body,
 ) -> Result<(StatusCode, Json<Code>), DirectorError> {
-    let service_type = shared.service_type(&row.service_type)?;
-    if !service_type.takes_code() {
-        return Err(DirectorError::invalid(
-            "takes_no_code",
-            format!("a {} service takes no code", service_type.name()),
-        ));
-    }
+    takes_code(&shared, &row)?;
     let description = query.description.unwrap_or_default();
     if description.chars().count() > 1000 {
         return Err(DirectorError::invalid(
@@ -107,18 +133,14 @@ pub(super) async fn upload_code(
             "a description has at most 1000 characters",
         ));
     }
-    let upload = match received.and_then(|Extension(received)| received.take()) {
-        Some(upload) => upload,
-        None => blobs::receive(&shared, body.into_data_stream()).await?,
+    let received = received.and_then(|Extension(received)| received.take());
+    let upload = match (&query.upload, received) {
+        (Some(sha256), _) => uploads::finish(&shared, &row.id, sha256).await?,
+        (None, Some(upload)) => upload,
+        (None, None) => blobs::receive(&shared, body.into_data_stream()).await?,
     };
-    let (owner, quota, size) = (app.owner.clone(), shared.config.code_quota, upload.size);
-    let look = move |tx: &rusqlite::Transaction<'_>| codes::bytes_of_owner(tx, &owner);
-    // A first look spares the work on what has no room anyhow; the count that decides is made
-    // when its record is written.
-    let used = shared.store.read(look).await?;
-    if size > quota {
-        return Err(over_quota(used.saturating_add(size), quota));
-    }
+    let quota = shared.config.code_quota;
+    let used = within_quota(&shared, &app, upload.size).await?;
     let (original_size, original_sha256) = (upload.size, upload.sha256.clone());
     let guard = shared.blobs.read().await;
     let found = blobs::accept(&shared, upload).await?;

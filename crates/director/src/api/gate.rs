@@ -276,11 +276,12 @@ pub(super) fn takes_key(method: &Method, id: &str) -> bool {
 }
 
 /// Whether an operation changes something that has an entity tag: an application, a service or a
-/// user. Commands of a service type leave the service's wish as it is.
+/// user. Commands of a service type and pieces of uploads leave the service's wish as it is.
 pub(super) fn takes_precondition(method: &Method, path: &str) -> bool {
     *method != Method::GET
         && (path.contains("{app}") || path.contains("{user}"))
         && !path.contains("{command}")
+        && !path.contains("{sha256}")
 }
 
 fn key_of(parts: &http::request::Parts, id: &str) -> Result<Option<String>, DirectorError> {

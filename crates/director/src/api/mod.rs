@@ -4,6 +4,7 @@
 mod answer;
 mod apps;
 mod code;
+mod domains;
 mod environment;
 mod gate;
 mod info;
@@ -19,6 +20,7 @@ mod serve;
 mod services;
 mod stream;
 mod take;
+mod uploads;
 mod views;
 
 pub use answer::status;
@@ -95,9 +97,16 @@ fn routes() -> OpenApiRouter<Arc<Shared>> {
         .routes(routes!(services::promote_service))
         .routes(routes!(services::discard_preview))
         .routes(routes!(services::call_command))
+        .routes(routes!(domains::list_domains, domains::add_domain))
+        .routes(routes!(domains::remove_domain))
         .routes(routes!(logs::read_logs))
         .routes(routes!(metrics::service_metrics))
         .routes(routes!(code::list_code, code::upload_code))
+        .routes(routes!(
+            uploads::show_upload,
+            uploads::append_upload,
+            uploads::discard_upload
+        ))
         .routes(routes!(code::download_code))
         .routes(routes!(code::delete_code))
         .routes(routes!(code::activate_code))

@@ -7,6 +7,7 @@ use crate::shared::Shared;
 use crate::state::{Part, app_state, app_verbs, service_verbs};
 use crate::store::apps::AppRow;
 use crate::store::codes::CodeRow;
+use crate::store::domains;
 use crate::store::machines::{self, NodeRow};
 use crate::store::operations::{self, OperationRow};
 use crate::store::services::{self, ReleaseRow, ServiceRow};
@@ -74,6 +75,7 @@ pub(super) fn service(
         let host = hosts::preview_host(&app.name, owner, &row.name, base);
         hosts::url(&host, port, https)
     });
+    let domains = domains::of_service(tx, &row.id)?;
     let settings = active_settings(tx, &row)?;
     let warnings = warnings(shared, &row, &settings);
     let operation = operations::newest_of(tx, &row.app, &row.id)?
@@ -104,6 +106,7 @@ pub(super) fn service(
         preview_release: row.preview,
         settings,
         url,
+        domains: domains.into_iter().map(|domain| domain.name).collect(),
         preview_url,
         warnings,
         waiting: if current { status.waiting } else { Vec::new() },

@@ -2,6 +2,7 @@
 //! a new generation and the operation that observes it. Who may ask is decided before; carrying
 //! wishes out is the machine side's and the managers' business.
 
+mod domains;
 mod draft;
 mod environment;
 mod releases;

@@ -6,7 +6,7 @@ use super::routes::{self, Place, Written};
 use super::shared::{Shared, full};
 use crate::error::DirectorError;
 use crate::incarnation;
-use crate::store::{apps, services};
+use crate::store::{apps, domains, services};
 use conpaas_kill_points::{KillPoint, reached};
 use conpaas_model::edge::{APPLIED_FILE, Applied, NetworkAccess, ROUTES_FILE, Routes};
 use conpaas_model::ids::{Generation, ServiceId};
@@ -220,6 +220,10 @@ async fn places(shared: &Arc<Shared>) -> Result<Vec<Place>, DirectorError> {
         .read(move |tx| {
             let mut places = Vec::new();
             let restored_at = incarnation::restored_at(tx)?;
+            let mut claimed: BTreeMap<ServiceId, Vec<String>> = BTreeMap::new();
+            for domain in domains::every(tx)? {
+                claimed.entry(domain.service).or_default().push(domain.name);
+            }
             for app in apps::every(tx)? {
                 // The host names of what is in the trash are free for others, like its name.
                 let gone = app.trashed_at.is_some();
@@ -250,6 +254,7 @@ async fn places(shared: &Arc<Shared>) -> Result<Vec<Place>, DirectorError> {
                         },
                         served: row.served,
                         preview: row.preview.is_some(),
+                        domains: claimed.remove(&row.id).unwrap_or_default(),
                         held: !gone && row.awaits_exposure(restored_at),
                         exposure: row.exposure.clone().unwrap_or_default(),
                         nodes: nodes

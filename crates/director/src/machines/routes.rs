@@ -25,6 +25,8 @@ pub struct Place {
     pub exposure: Exposure,
     /// A release is held for a preview.
     pub preview: bool,
+    /// Host names that it has claimed.
+    pub domains: Vec<String>,
     /// Nobody has said yet, since a backup was restored, whom people are to be led to.
     pub held: bool,
     pub nodes: Vec<NodePlace>,
@@ -46,6 +48,13 @@ pub type Versions = BTreeMap<ServiceId, Exposure>;
 /// The routes of all services, and what they were made from. `standing` are those that the edge
 /// has now: for a service that is held they go on, also to nodes that the store does not know.
 pub fn routes(places: &[Place], base: &str, standing: &[Route]) -> (Vec<Route>, Versions) {
+    let own = |place: &Place, first: bool| {
+        hosts::host(&place.app, &place.owner, &place.name, first, base).to_ascii_lowercase()
+    };
+    let all_own: BTreeSet<String> = places
+        .iter()
+        .flat_map(|place| [own(place, place.first), own(place, false)])
+        .collect();
     let mut taken = BTreeSet::new();
     let mut all = Vec::new();
     for place in places {
@@ -53,14 +62,14 @@ pub fn routes(places: &[Place], base: &str, standing: &[Route]) -> (Vec<Route>, 
         if place.run == RunWish::Deleted && place.exposure.upstreams.is_empty() {
             continue;
         }
-        let host = hosts::host(&place.app, &place.owner, &place.name, place.first, base)
-            .to_ascii_lowercase();
-        let mut hosts = vec![host];
+        let mut hosts = vec![own(place, place.first)];
         if place.first {
-            hosts.push(
-                hosts::host(&place.app, &place.owner, &place.name, false, base)
-                    .to_ascii_lowercase(),
-            );
+            hosts.push(own(place, false));
+        }
+        if place.run != RunWish::Deleted {
+            // A base domain that was changed since may have made one of them a service's own.
+            let claimed = place.domains.iter();
+            hosts.extend(claimed.filter(|name| !all_own.contains(*name)).cloned());
         }
         hosts.retain(|host| taken.insert(host.clone()));
         if hosts.is_empty() {
@@ -268,6 +277,7 @@ mod tests {
                     .collect(),
             },
             preview: false,
+            domains: Vec::new(),
             held: false,
             nodes: (1..5)
                 .map(|n| NodePlace {
@@ -332,6 +342,28 @@ mod tests {
         );
         assert_eq!(routes[1].hosts, ["b.shop-ann.localhost"]);
         assert_eq!(routes[0].upstreams.len(), 2);
+    }
+
+    #[test]
+    fn claimed_names_lead_there_too_and_never_take_one_that_a_service_has_by_itself() {
+        let claims = |names: [&str; 2]| names.map(str::to_owned).to_vec();
+        let one = Place {
+            domains: claims(["www.example.org", "b.shop-ann.localhost"]),
+            ..place("a", true, 1, &[1])
+        };
+        let (routes, _) = routes(&[one, place("b", false, 1, &[2])], "localhost", &[]);
+        let hosts: Vec<_> = routes.iter().map(|route| route.hosts.clone()).collect();
+        assert_eq!(
+            hosts,
+            [
+                vec![
+                    "shop-ann.localhost",
+                    "a.shop-ann.localhost",
+                    "www.example.org"
+                ],
+                vec!["b.shop-ann.localhost"]
+            ]
+        );
     }
 
     #[test]

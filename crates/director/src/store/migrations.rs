@@ -132,6 +132,13 @@ CREATE INDEX quarantine_app ON quarantine(app_id);
 "#,
     // A release that is held beside the active one, for a preview.
     "ALTER TABLE services ADD COLUMN preview_release INTEGER;",
+    // Host names by claim.
+    r#"
+CREATE TABLE domains(
+    name TEXT PRIMARY KEY, service_id TEXT NOT NULL REFERENCES services(id) ON DELETE CASCADE,
+    created_at INTEGER NOT NULL, actor TEXT NOT NULL);
+CREATE INDEX domains_service ON domains(service_id);
+"#,
 ];
 
 /// The schema this program writes.

@@ -3,6 +3,7 @@
 
 pub mod apps;
 pub mod codes;
+pub mod domains;
 pub mod events;
 pub mod housekeeping;
 pub mod machines;

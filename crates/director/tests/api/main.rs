@@ -13,4 +13,5 @@ mod metrics;
 mod operations;
 mod people;
 mod releases;
+mod uploads;
 mod world;

@@ -4,6 +4,9 @@
 use crate::world::Fixture;
 use serde_json::{Value, json};
 
+/// What is sent of an upload, which is all of it.
+pub const PIECE: &[u8] = b"a piece";
+
 /// A request's body.
 pub enum Body {
     Json(Value),
@@ -35,8 +38,10 @@ pub fn body(operation: &str, fixture: &Fixture) -> Body {
         "create_service" => json!({"service_type": fixture.service_type, "name": "more"}),
         "scale_service" => json!({"roles": {fixture.role.clone(): "1"}}),
         "set_settings" => json!({"settings": {}}),
+        "add_domain" => json!({"name": format!("{fresh}.example.org")}),
         "set_env" => json!({"variables": {"LEVEL": "1"}}),
         "set_secret" => json!({"value": "a value that is kept"}),
+        "append_upload" => return Body::Bytes(PIECE.to_vec()),
         "upload_code" => return Body::Bytes(archive("another")),
         _ => json!({}),
     })

@@ -314,6 +314,11 @@ impl World {
             let set = self.send(Method::PUT, &path, by, Some(body)).await;
             assert_eq!(set.status, 202, "{}", set.body);
         }
+        if operation == "remove_domain" {
+            let path = format!("{services}/web/domains");
+            let name = format!("{}.example.org", fixture.fresh);
+            self.post(&path, by, json!({"name": name})).await;
+        }
         if operation == "restore_app" {
             let path = format!("/v1/apps/{}", fixture.app);
             let gone = self.send(Method::DELETE, &path, by, None).await;
@@ -349,6 +354,8 @@ impl World {
             .replace("{service}", "web")
             .replace("{code}", &fixture.code)
             .replace("{secret}", "API_KEY")
+            .replace("{sha256}", &"0".repeat(64))
+            .replace("{domain}", &format!("{}.example.org", fixture.fresh))
             .replace("{command}", "no-such-command")
             .replace("{node}", "1")
             .replace("{operation}", &fixture.operation)
@@ -365,7 +372,10 @@ impl World {
         token: &str,
     ) -> Answer {
         let body = (*method != Method::GET).then(|| calls::body(id, fixture));
-        let path = self.fill(path, fixture);
+        let mut path = self.fill(path, fixture);
+        if id == "append_upload" {
+            path.push_str(&format!("?size={}&offset=0", calls::PIECE.len()));
+        }
         self.send(method.clone(), &path, token, body).await
     }
 

@@ -441,28 +441,46 @@ fn raise_open_files() {
 /// Copies the program that machines and helpers run into the state folder, named by its content,
 /// so that a rebuilt one does not change under them. Returns the copy.
 pub fn keep_program(layout: &Layout, program: &Path) -> io::Result<PathBuf> {
-    use sha2::{Digest, Sha256};
-    let bytes = fs::read(program)?;
-    let name = hex::encode(Sha256::digest(&bytes));
-    let folder = layout.bin().join(&name[..24]);
-    let kept = folder.join("conpaas");
-    if !kept.exists() {
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o755)
-            .create(&folder)?;
-        let temporary = folder.join(format!(".conpaas.{}", std::process::id()));
-        let mut file = File::options()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o755)
-            .open(&temporary)?;
-        file.write_all(&bytes)?;
-        drop(file);
-        fs::rename(&temporary, &kept)?;
+    let place = |hash: &str| layout.bin().join(&hash[..24]).join("conpaas");
+    let kept = place(&copy_hashed(&mut File::open(program)?, &mut io::sink())?);
+    if kept.exists() {
+        return Ok(kept);
     }
+    let folders = |folder: &Path| {
+        let mut builder = fs::DirBuilder::new();
+        builder.recursive(true).mode(0o755).create(folder)
+    };
+    folders(&layout.bin())?;
+    let temporary = layout
+        .bin()
+        .join(format!(".conpaas.{}", std::process::id()));
+    let mut file = File::options()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o755)
+        .open(&temporary)?;
+    // Its name is what was copied: the program may have been rebuilt since it was looked at.
+    let kept = place(&copy_hashed(&mut File::open(program)?, &mut file)?);
+    drop(file);
+    folders(kept.parent().unwrap_or(Path::new("/")))?;
+    fs::rename(&temporary, &kept)?;
     Ok(kept)
+}
+
+/// Copies piece by piece, as a program is far larger than what its daemons need; gives the SHA-256.
+fn copy_hashed(from: &mut impl Read, to: &mut impl Write) -> io::Result<String> {
+    use sha2::{Digest, Sha256};
+    let mut hash = Sha256::new();
+    let mut piece = vec![0; 256 * 1024];
+    loop {
+        let read = from.read(&mut piece)?;
+        let Some(read) = piece.get(..read).filter(|read| !read.is_empty()) else {
+            return Ok(hex::encode(hash.finalize()));
+        };
+        hash.update(read);
+        to.write_all(read)?;
+    }
 }
 
 /// Takes a descriptor that our parent left on standard input.
