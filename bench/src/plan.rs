@@ -137,6 +137,7 @@ impl World {
             next_node: next,
             exposure: &self.exposure,
             edge: &edge,
+            shown: None,
             overdue: &overdue,
         };
         let begun = Instant::now();

@@ -8,7 +8,7 @@ use crate::plan::{self, Input, Node, Plan, Presence};
 use crate::service_type::ServiceType;
 use conpaas_model::ends::EndsToTell;
 use conpaas_model::event::LeaveReason;
-use conpaas_model::ids::{Epoch, Generation, NodeNumber};
+use conpaas_model::ids::{Epoch, Generation, NodeNumber, ReleaseNumber};
 use conpaas_model::instance::InstanceType;
 use conpaas_model::level::{Instance, Level, LevelVersion};
 use conpaas_model::protocol::{Exposure, NodeWish, ServiceLevel, ServiceReport};
@@ -128,6 +128,8 @@ pub struct ManagerCore {
     heard: bool,
     exposure: Exposure,
     let_go: BTreeMap<Instance, Duration>,
+    /// The release that people were last led to.
+    shown: Option<ReleaseNumber>,
     /// Since when something fails under the wish of this generation.
     failing: Option<(Generation, Duration)>,
     last_report: Option<ServiceReport>,
@@ -151,6 +153,7 @@ impl ManagerCore {
             heard: false,
             exposure: Exposure::default(),
             let_go: BTreeMap::new(),
+            shown: None,
             failing: None,
             last_report: None,
             status: ServiceStatus::default(),
@@ -316,6 +319,7 @@ impl ManagerCore {
             next_node: level.next_node,
             exposure: &self.exposure,
             edge: &level.edge,
+            shown: self.shown.or(level.shown),
             overdue: &overdue,
         };
         let mut plan = plan::plan(&input);
@@ -328,6 +332,7 @@ impl ManagerCore {
                 ..Plan::default()
             };
         } else {
+            self.shown = plan.serving.or(self.shown);
             self.let_go
                 .retain(|instance, _| plan.letting_go.contains(instance));
             for instance in &plan.letting_go {

@@ -9,7 +9,7 @@ use conpaas_model::ends::{EndsToTell, Exit, ProcessEnds};
 use conpaas_model::environment::Environment;
 use conpaas_model::event::{LeaveReason, RequestReason};
 use conpaas_model::ids::{Epoch, Generation, NodeNumber, ReleaseNumber, SecretVersion};
-use conpaas_model::level::LeadStage;
+use conpaas_model::level::{Duty, LeadStage};
 use conpaas_model::spec::{Release, RunWish, Settings};
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
@@ -174,6 +174,39 @@ fn an_environment_goes_to_the_roles_that_take_it_and_to_no_other() {
         }
     }
     assert_eq!(given, 2);
+    world.assert_fixed_point();
+}
+
+/// Whoever led people to a release dies amid an activation: what serves it waits for the next.
+#[test]
+fn the_old_release_goes_on_when_nobody_leads_to_it_before_the_new_one_is_ready() {
+    let mut world = site();
+    world.scale("page", 2);
+    world.settle();
+    let runs = |world: &World, number: &NodeNumber, role: &str| {
+        let agent = &world.agents[number];
+        agent.running.keys().any(|i| i.role == role)
+    };
+    let up: Vec<NodeNumber> = world.records.keys().copied().collect();
+    let front = up.iter().position(|n| runs(&world, n, "front")).unwrap();
+    world.activate();
+    world.kill(front);
+    let pages: Vec<NodeNumber> = up
+        .iter()
+        .copied()
+        .filter(|n| runs(&world, n, "page"))
+        .collect();
+    assert_eq!(pages.len(), 2);
+    for number in pages {
+        let level = world.agents[&number].level.as_ref().unwrap();
+        let releases = &level.body.roles["page"].releases;
+        assert_eq!(
+            releases[&ReleaseNumber(1)].duty,
+            Duty::Serve,
+            "node {number}"
+        );
+    }
+    world.settle();
     world.assert_fixed_point();
 }
 

@@ -3,7 +3,9 @@
 
 use crate::ends::EndsToTell;
 use crate::event::{LeaveReason, RequestReason};
-use crate::ids::{ApplicationId, Epoch, Generation, MachineId, NodeNumber, ServiceId};
+use crate::ids::{
+    ApplicationId, Epoch, Generation, MachineId, NodeNumber, ReleaseNumber, ServiceId,
+};
 use crate::instance::InstanceType;
 use crate::level::{Level, LevelVersion};
 use crate::metrics::{NodeMetrics, Reading};
@@ -217,6 +219,9 @@ pub struct ServiceLevel {
     /// The next node number that was never used.
     pub next_node: NodeNumber,
     pub edge: EdgeStatus,
+    /// The release that people were last led to, for a manager that does not know.
+    #[serde(default)]
+    pub shown: Option<ReleaseNumber>,
 }
 
 /// From a manager to the Director.

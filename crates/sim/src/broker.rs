@@ -17,7 +17,7 @@ use conpaas_pki::hash_token;
 use std::collections::BTreeMap;
 
 /// How long a machine may take until its agent has enrolled.
-const BOOT_DEADLINE: u64 = 12_000;
+pub const BOOT_DEADLINE: u64 = 12_000;
 
 impl World {
     fn cloud_index(&self, name: &str) -> Option<usize> {
@@ -267,6 +267,7 @@ impl World {
             }
             Action::MarkDead { machine, signal } => {
                 let reason = &signal.to_string();
+                self.truth.declared_dead.insert(machine.clone());
                 self.director
                     .store
                     .set_stage(machine, MachineStage::Dead, Some(reason));

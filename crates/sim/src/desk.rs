@@ -142,6 +142,11 @@ impl Desk {
         )
     }
 
+    /// Whether a machine's agent sits here.
+    pub fn hears(&self, machine: &MachineId) -> bool {
+        self.seats.contains_key(machine)
+    }
+
     fn seated(&self, link: u64) -> Option<(MachineId, ServiceId, NodeNumber)> {
         let (machine, _) = self.seats.iter().find(|(_, seat)| **seat == link)?;
         let (service, node) = self.places.get(machine)?;

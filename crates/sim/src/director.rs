@@ -80,6 +80,7 @@ impl Director {
             settings: BrokerSettings {
                 first_pause: 500,
                 longest_pause: 4_000,
+                longest_boot: crate::broker::BOOT_DEADLINE,
             },
             clock: 0,
             disk_full_until: 0,

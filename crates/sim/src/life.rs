@@ -6,11 +6,13 @@ use crate::schedule::{Ms, Wish};
 use crate::store::{Operation, Outcome, Previous, Service, release};
 use crate::types;
 use crate::world::{DRAIN_SECONDS, World};
+use conpaas_core::broker::NodeKey;
 use conpaas_core::operation::{Goal, Standing, Target, Verdict, judge};
 use conpaas_core::plan::node_count;
 use conpaas_model::ids::{Generation, ReleaseNumber};
 use conpaas_model::spec::RunWish;
 use conpaas_model::status::NodeState;
+use std::collections::BTreeSet;
 
 /// How long an operation may take before it counts as failed.
 pub const DEADLINE: Ms = 40_000;
@@ -46,6 +48,7 @@ impl World {
         &mut self,
         kind: &'static str,
         app: Option<RunWish>,
+        retire: Option<BTreeSet<NodeKey>>,
         change: impl FnOnce(&mut Service),
     ) -> Option<()> {
         if !self.can_write() {
@@ -70,7 +73,15 @@ impl World {
             _ => 0,
         };
         // The manager's own node counts, too.
-        let (had, needs) = (nodes(&before) + 1, nodes(&after) + 1);
+        let retire_before = self.to_retire();
+        let retire = retire.unwrap_or_else(|| retire_before.clone());
+        // For a while, one that is replaced and the one in its stead are both there.
+        let replaced = |service: &Service, retire: &BTreeSet<NodeKey>| match service.run {
+            RunWish::Running => retire.len(),
+            _ => 0,
+        };
+        let had = nodes(&before) + 1 + replaced(&before, &retire_before);
+        let needs = nodes(&after) + 1 + replaced(&after, &retire);
         if needs > had && needs > self.director.quota as usize {
             return None;
         }
@@ -83,6 +94,8 @@ impl World {
             self.stats.state("a wish in the middle of another");
         }
         after.generation = before.generation.next();
+        let over = (self.now, before.run, before.roles.clone());
+        self.truth.wished.push(over);
         self.director.store.operations.push(Operation {
             kind,
             generation: Some(after.generation),
@@ -91,12 +104,16 @@ impl World {
                 run: before.run,
                 roles: before.roles,
                 active: before.active,
+                retire: retire_before,
             },
             deadline: wall + DEADLINE,
             begun: self.now,
             outcome: Outcome::Running,
         });
         self.director.store.services.insert(after.id.clone(), after);
+        for (key, place) in &mut self.director.store.places {
+            place.retire = retire.contains(key);
+        }
         if let Some(app) = app {
             self.director.store.app = Some(app);
         }
@@ -104,8 +121,16 @@ impl World {
         Some(())
     }
 
+    /// Nodes that people want replaced and that are still there.
+    fn to_retire(&self) -> BTreeSet<NodeKey> {
+        let store = &self.director.store;
+        let places = store.places.iter();
+        let retired = places.filter(|(key, place)| place.retire && key.service == self.names.web);
+        retired.map(|(key, _)| key.clone()).collect()
+    }
+
     fn wish_run(&mut self, kind: &'static str, run: RunWish) -> Option<()> {
-        self.change(kind, Some(run), |service| service.run = run)
+        self.change(kind, Some(run), None, |service| service.run = run)
     }
 
     fn scale(&mut self, role: u64, count: u32) -> Option<()> {
@@ -120,7 +145,7 @@ impl World {
         if self.web()?.roles.get(role)?.count() == count {
             return None;
         }
-        self.change("scale", None, |service| {
+        self.change("scale", None, None, |service| {
             if let Some(pool) = service
                 .roles
                 .get_mut(role)
@@ -135,7 +160,7 @@ impl World {
         if kind == "rollback" && self.web()?.active.0 < 2 {
             return None;
         }
-        self.change(kind, None, |service| {
+        self.change(kind, None, None, |service| {
             let number = ReleaseNumber(service.releases.len() as u64 + 1);
             service.releases.push(release(number));
             service.active = number;
@@ -146,7 +171,7 @@ impl World {
         if !self.can_write() {
             return None;
         }
-        let store = &mut self.director.store;
+        let store = &self.director.store;
         let up = |n: &&conpaas_core::broker::NodeRow| n.wanted && n.state == NodeState::Up;
         let all: Vec<_> = store
             .nodes_of(&self.names.web)
@@ -154,8 +179,9 @@ impl World {
             .map(|n| n.key.clone())
             .collect();
         let key = all.get((pick % (all.len() as u64).max(1)) as usize)?;
-        store.places.get_mut(key)?.retire = true;
-        self.change("replace", None, |_| {})
+        let mut retire = self.to_retire();
+        retire.insert(key.clone());
+        self.change("replace", None, Some(retire), |_| {})
     }
 
     fn cancel(&mut self) -> Option<()> {
@@ -173,7 +199,8 @@ impl World {
         operation.outcome = Outcome::Cancelled;
         self.truth.cancelled = true;
         let previous = operation.previous.clone();
-        self.change("cancel", Some(previous.app), |service| {
+        let retire = Some(previous.retire.clone());
+        self.change("cancel", Some(previous.app), retire, |service| {
             service.run = previous.run;
             service.roles = previous.roles;
             service.active = previous.active;

@@ -1,10 +1,12 @@
 //! Rest: when faults have stopped, the world must come to what is wished and stay there; and then
 //! nothing may be left over. The last checks of each schedule are here.
 
+use crate::host::host_id;
 use crate::schedule::{Ms, Wish};
-use crate::store::Outcome;
+use crate::store::{Outcome, Service};
 use crate::world::{Event, World};
-use conpaas_core::broker::MachineStage;
+use conpaas_core::broker::{MachineRow, MachineStage};
+use conpaas_model::ids::MachineId;
 use conpaas_model::level::Instance;
 use conpaas_model::spec::RunWish;
 use conpaas_model::status::NodeState;
@@ -109,7 +111,36 @@ impl World {
         if addresses.len() != store.nodes.len() {
             return Some("two nodes share an address, or one is kept for nobody".to_owned());
         }
-        None
+        self.unnoticed()
+    }
+
+    /// A death that nobody has noticed yet: all may look as if it were at rest.
+    fn unnoticed(&self) -> Option<String> {
+        let store = &self.director.store;
+        let alive = |id: &str| {
+            let host = self.hosts.get(&host_id(id));
+            host.is_some_and(|host| host.agent.is_some())
+        };
+        let dead = |machine: &&MachineRow| !machine.cloud_id.as_deref().is_some_and(alive);
+        if let Some(machine) = store.machines.iter().find(dead) {
+            return Some(format!("{} is dead, which is not known yet", machine.id));
+        }
+        if self.web().is_none_or(|web| web.run != RunWish::Running) {
+            return None;
+        }
+        if self.director.posts.is_empty() {
+            return Some("no manager is in office".to_owned());
+        }
+        // One that nobody hears may be taken for dead any moment.
+        let heard = |machine: &MachineId| {
+            let managers = self.hosts.values().filter_map(|host| host.manager.as_ref());
+            managers
+                .into_iter()
+                .any(|manager| manager.desk.hears(machine))
+        };
+        let mut people = self.people().map(|(_, host)| &host.machine);
+        let silent = people.find(|machine| !heard(machine));
+        silent.map(|machine| format!("no manager hears {machine}"))
     }
 
     /// What runs is what is wished.
@@ -146,7 +177,7 @@ impl World {
         self.processes_unrest(web)
     }
 
-    fn processes_unrest(&self, web: &crate::store::Service) -> Option<String> {
+    fn processes_unrest(&self, web: &Service) -> Option<String> {
         let mut count: BTreeMap<&str, usize> = BTreeMap::new();
         let running = |instance: &Instance| {
             self.people().any(|(_, host)| {

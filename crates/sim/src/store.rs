@@ -71,6 +71,7 @@ pub struct Previous {
     pub run: RunWish,
     pub roles: BTreeMap<RoleName, RoleWish>,
     pub active: ReleaseNumber,
+    pub retire: BTreeSet<NodeKey>,
 }
 
 /// A change under way, or one that ended.
@@ -315,6 +316,7 @@ impl Store {
                 .collect(),
             next_node: service.next_node,
             edge,
+            shown: service.status.as_ref().and_then(|status| status.serving),
         }
     }
 }

@@ -9,13 +9,16 @@ use conpaas_core::broker::NodeKey;
 use conpaas_model::ids::{Epoch, Generation, MachineId, NodeNumber, ReleaseNumber};
 use conpaas_model::level::{Instance, Level, LevelVersion};
 use conpaas_model::protocol::Exposure;
-use conpaas_model::spec::RunWish;
+use conpaas_model::spec::{RoleWish, RunWish};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// How long ago something may have been true to be believed still.
 const RECENT: Ms = 12_000;
 /// Whoever serves for longer than this was surely known to.
 const LONG: Ms = 3_000;
+
+/// A wish that was over at this time.
+type Wished = (Ms, RunWish, BTreeMap<String, RoleWish>);
 
 /// What was seen to be.
 #[derive(Default)]
@@ -33,6 +36,12 @@ pub struct Truth {
     pub last_ready: BTreeMap<Instance, Ms>,
     /// What faults took, and when.
     pub lost: Vec<(Instance, Ms)>,
+    /// Whom anybody was ever led to. What nobody ever was is no capacity yet.
+    led_to: BTreeSet<Instance>,
+    /// Machines that a cloud once said had died, truly or not: from then on nobody is led there.
+    pub declared_dead: BTreeSet<MachineId>,
+    /// Every wish with when another took its place.
+    pub wished: Vec<Wished>,
     /// All was at rest when it was looked last.
     pub rested: bool,
     pub torn_down: bool,
@@ -198,6 +207,7 @@ impl World {
         self.truth.last_ready.insert(instance.clone(), self.now);
         let releases = self.shown_releases();
         if self.suspect_now(id)
+            || !self.truth.led_to.contains(instance)
             || (instance.release.is_some() && !releases.contains(&instance.release))
         {
             return;
@@ -223,12 +233,31 @@ impl World {
             Some(_) => 1,
             None => spec.wanted(&instance.role) as usize,
         };
+        let wanted = wanted.min(self.least_wanted_lately(&instance.role));
         let after = self.serving(&instance.role, &releases, Some(instance));
         let before = self.serving(&instance.role, &releases, None).max(after + 1);
         if after + self.lost_lately(&instance.role) < wanted.min(before) {
             let text = format!("{instance} was let go: {after} serve where {wanted} are wanted");
             self.broke("capacity is kept", text);
         }
+    }
+
+    /// The least that was wished of a role a moment ago: what a node does now, it may do by a level
+    /// that was made then.
+    fn least_wanted_lately(&self, role: &str) -> usize {
+        let auxiliary = self.service_type.auxiliary_role(role).is_some();
+        let wanted = |(_, run, roles): &Wished| match run {
+            RunWish::Running if auxiliary => 1,
+            RunWish::Running => roles.get(role).map_or(0, |wish| wish.count() as usize),
+            RunWish::Stopped | RunWish::Deleted => 0,
+        };
+        let lately = |wished: &&Wished| wished.0 + LONG > self.now;
+        let wished = self.truth.wished.iter().rev();
+        wished
+            .take_while(lately)
+            .map(wanted)
+            .min()
+            .unwrap_or(usize::MAX)
     }
 
     /// What stops has drained, and nobody may send to it any more.
@@ -259,7 +288,12 @@ impl World {
                     .values()
                     .any(|t| t.using.contains(instance) || t.in_flight.contains_key(instance))
         });
-        if overdue || users_suspect || self.suspect_now(id) {
+        // What a process that a fault ended had to do went with it.
+        let lost = self.truth.lost.iter();
+        let died = lost
+            .into_iter()
+            .any(|(lost, at)| lost == instance && at + RECENT > now);
+        if overdue || users_suspect || died || self.suspect_now(id) {
             return;
         }
         if self.held(instance) {
@@ -284,6 +318,7 @@ impl World {
         serve: Option<ReleaseNumber>,
         before: Option<ReleaseNumber>,
     ) {
+        self.truth.led_to.extend(added.iter().copied().cloned());
         if !self.ours(id) || self.suspect_now(id) {
             return;
         }
@@ -344,6 +379,7 @@ impl World {
                 node,
                 release: None,
             };
+            self.truth.led_to.insert(instance.clone());
             let fresh = self.edge.told.applied < routes.version;
             if fresh && !self.ready_lately(&instance) {
                 self.broke(
@@ -361,7 +397,11 @@ impl World {
         if !wanted || !self.ours(id) || self.suspect_now(id) {
             return;
         }
+        let declared = &self.truth.declared_dead;
         let serves = self.hosts.get(&id).and_then(|host| {
+            if declared.contains(&host.machine) {
+                return None;
+            }
             host.processes
                 .iter()
                 .find(|(_, process)| process.serves(now))

@@ -62,6 +62,13 @@ fn due(view: &View<'_>, machine: &MachineRow) -> bool {
     ahead == 0 || ahead > view.settings.longest_pause
 }
 
+/// Whether a machine had its time to boot. One that the wall clock gives twice the longest time there
+/// is was asked for before that was set back, nobody knows how long ago.
+fn booted_too_long(view: &View<'_>, machine: &MachineRow) -> bool {
+    let ahead = machine.boot_deadline.saturating_sub(view.now);
+    ahead == 0 || ahead > view.settings.longest_boot.saturating_mul(2)
+}
+
 /// How a call's result is to be recorded.
 pub fn answered(
     row: &MachineRow,
@@ -226,7 +233,7 @@ fn step_wanted(
                 cloud_id,
                 Some(format!("its machine died while it booted: {how}")),
             )),
-            Word::Present(_) | Word::Unknown if view.now >= machine.boot_deadline => {
+            Word::Present(_) | Word::Unknown if booted_too_long(view, machine) => {
                 if let Some(cloud_id) = &machine.cloud_id {
                     let reason = "its machine booted, but its agent did not enrol in time";
                     actions.push(destroy(machine, cloud_id, Some(reason.into())));

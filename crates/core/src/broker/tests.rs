@@ -14,6 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 const SETTINGS: BrokerSettings = BrokerSettings {
     first_pause: 1,
     longest_pause: 60,
+    longest_boot: 300,
 };
 
 fn key(number: u64) -> NodeKey {
@@ -133,6 +134,20 @@ fn a_clock_that_is_set_back_makes_nothing_wait_for_longer_than_the_longest_pause
         };
         let actions = run(&[node(1)], &[waiting], &list(&[]), 100);
         assert_eq!(!actions.is_empty(), acts, "{retry_at}");
+    }
+}
+
+#[test]
+fn a_clock_that_is_set_back_gives_no_machine_for_ever_to_boot() {
+    for (boot_deadline, acts) in [(100, true), (101, false), (700, false), (701, true)] {
+        let booting = MachineRow {
+            boot_deadline,
+            cloud_id: Some("i-a".into()),
+            ..machine("a", 1, MachineStage::Booting)
+        };
+        let there = list(&[listed("a")]);
+        let actions = run(&[node(1)], &[booting], &there, 100);
+        assert_eq!(!actions.is_empty(), acts, "{boot_deadline}");
     }
 }
 

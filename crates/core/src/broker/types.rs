@@ -123,6 +123,8 @@ pub struct BrokerSettings {
     pub first_pause: u64,
     /// Longest pause, in milliseconds.
     pub longest_pause: u64,
+    /// The longest that any cloud's machine may take to boot, in milliseconds.
+    pub longest_boot: u64,
 }
 
 impl Default for BrokerSettings {
@@ -130,6 +132,7 @@ impl Default for BrokerSettings {
         Self {
             first_pause: 1000,
             longest_pause: 60_000,
+            longest_boot: 600_000,
         }
     }
 }

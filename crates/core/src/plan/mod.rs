@@ -122,6 +122,8 @@ pub struct Input<'a> {
     /// What the edge was last told.
     pub exposure: &'a Exposure,
     pub edge: &'a EdgeStatus,
+    /// The release that people were last led to, when no level says so any more.
+    pub shown: Option<ReleaseNumber>,
     /// Instances that were let go for longer than their bound.
     pub overdue: &'a BTreeSet<Instance>,
 }

@@ -161,7 +161,8 @@ impl<'a> Rollout<'a> {
         let now = led
             .into_iter()
             .max_by_key(|(release, users)| (*users, *release))
-            .map(|(r, _)| r);
+            .map(|(r, _)| r)
+            .or_else(|| self.shown_still());
         let carrying: Vec<&RoleDeclaration> = self
             .roles()
             .iter()
@@ -219,6 +220,16 @@ impl<'a> Rollout<'a> {
             }
         }
         Some(active)
+    }
+
+    /// What people were led to until whoever led them was gone, as long as somebody of it serves: it
+    /// goes on until what is to follow it is ready.
+    fn shown_still(&self) -> Option<ReleaseNumber> {
+        let shown = self.input.shown?;
+        let serves = |(instance, duty): (&Instance, &Duty)| {
+            instance.release == Some(shown) && *duty == Duty::Serve && self.ready.contains(instance)
+        };
+        self.current.iter().any(serves).then_some(shown)
     }
 
     /// A user in service that has not taken in all that is ready of a release. Were people led to

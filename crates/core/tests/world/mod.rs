@@ -137,6 +137,7 @@ impl World {
             machines: BTreeMap::new(),
             next_node: self.next_node,
             edge: self.edge.clone(),
+            shown: self.report.as_ref().and_then(|r| r.status.serving),
         };
         let event = Event::Level {
             level: Box::new(level),

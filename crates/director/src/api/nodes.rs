@@ -172,7 +172,7 @@ pub(super) async fn replace_node(
 ) -> Result<(StatusCode, Json<Accepted>), DirectorError> {
     let text = params.get("node").map(String::as_str).unwrap_or_default();
     let number = find(&shared, &app, row.clone(), text).await?.number;
-    accept(&shared, &caller, false, move |change| {
+    accept(&shared, &caller, true, move |change| {
         let (app, row) = fresh(change, &app, &row)?;
         change.replace_node(app, &row, number)
     })

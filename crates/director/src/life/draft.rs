@@ -9,7 +9,7 @@ use crate::store::apps::AppRow;
 use crate::store::events::{self, NewEvent};
 use crate::store::operations::{self as rows, OperationRow, Previous, PreviousService, Target};
 use crate::store::services::{self, ServiceRow};
-use crate::store::{apps, millis, new_id, now};
+use crate::store::{apps, machines, millis, new_id, now};
 use conpaas_core::plan::node_count;
 use conpaas_core::service_type::ServiceType;
 use conpaas_model::api::{CloudInfo, Outcome};
@@ -52,7 +52,7 @@ fn demand_of(service_type: &dyn ServiceType, roles: &BTreeMap<RoleName, RoleWish
     demand
 }
 
-/// All nodes an owner wants now, managers' included.
+/// All nodes an owner wants now, managers' included, and one more for each that is being replaced.
 fn demand_of_owner(
     tx: &Connection,
     shared: &Shared,
@@ -67,6 +67,9 @@ fn demand_of_owner(
             let service_type = shared.service_type(&row.service_type)?;
             for (key, count) in demand_of(service_type, &row.roles) {
                 *demand.entry(key).or_default() += count;
+            }
+            for key in machines::replaced(tx, &row.id)? {
+                *demand.entry(key).or_default() += 1;
             }
         }
     }
@@ -184,6 +187,7 @@ impl<'a> Draft<'a> {
             roles: before.roles.clone(),
             active: before.active,
             preview: before.preview,
+            retire: machines::to_retire(self.tx, &before.id)?,
         });
         if after.run != RunWish::Running && after.roles != before.roles {
             // A wish for later is refused now when it could never be met.

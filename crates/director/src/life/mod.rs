@@ -419,9 +419,11 @@ impl Change<'_> {
     /// Another node takes a node's place, and then it is let go.
     pub fn replace_node(&self, app: AppRow, row: &ServiceRow, node: NodeNumber) -> Accepted {
         self.living(&app)?;
-        machines::retire(self.tx, &row.id, node)?;
         self.event(&app.id, Some(&row.name), EventKind::NodeReplaced { node })?;
-        self.one(app, "replace", row, Some(row.clone()))
+        let mut draft = Draft::new(self.tx, self.shared, self.actor, "replace", app, Some(row))?;
+        draft.change(row, row.clone())?;
+        machines::retire(self.tx, &row.id, node)?;
+        draft.commit(self.clouds)
     }
 
     /// Ends an operation and wishes what was wanted before it.
@@ -471,6 +473,7 @@ impl Change<'_> {
             };
             after.set_run(previous.run);
             draft.change(&row, after)?;
+            machines::set_retire(self.tx, &row.id, &previous.retire)?;
         }
         draft.commit(self.clouds)?;
         rows::get(self.tx, operation.id.as_str())

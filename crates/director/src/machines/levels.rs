@@ -88,5 +88,6 @@ fn service_level(
         machines,
         next_node: row.next_node,
         edge: edge.get(&row.id).cloned().unwrap_or_default(),
+        shown: Some(services::told_releases(tx, &row.id)?.served).filter(|shown| shown.0 > 0),
     })
 }

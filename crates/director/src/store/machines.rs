@@ -148,6 +148,32 @@ pub fn retire(tx: &Connection, id: &ServiceId, number: NodeNumber) -> Result<(),
     Ok(())
 }
 
+/// Takes back which nodes of a service people want replaced.
+pub fn set_retire(
+    tx: &Connection,
+    id: &ServiceId,
+    wanted: &BTreeSet<NodeNumber>,
+) -> Result<(), DirectorError> {
+    for number in to_retire(tx, id)?.difference(wanted) {
+        tx.execute(
+            "UPDATE nodes SET retire = 0 WHERE service_id = ?1 AND number = ?2 AND gone_at IS NULL",
+            rusqlite::params![id.as_str(), super::signed(number.0)],
+        )?;
+    }
+    Ok(())
+}
+
+/// Cloud and instance type of each node that another is to replace: for a while both are there.
+pub fn replaced(tx: &Connection, id: &ServiceId) -> Result<Vec<(String, String)>, DirectorError> {
+    all(
+        tx,
+        "SELECT cloud, instance_type FROM nodes
+         WHERE service_id = ?1 AND retire = 1 AND wish = 'present' AND gone_at IS NULL",
+        [id.as_str()],
+        |row| Ok((row.get("cloud")?, row.get("instance_type")?)),
+    )
+}
+
 /// Nodes that people want replaced and that are still there.
 pub fn to_retire(tx: &Connection, id: &ServiceId) -> Result<BTreeSet<NodeNumber>, DirectorError> {
     let mut rows = tx.prepare_cached(

@@ -5,13 +5,13 @@ use crate::error::DirectorError;
 use conpaas_kill_points::{KillPoint, reached};
 use conpaas_model::api::Outcome;
 use conpaas_model::ids::{
-    ApplicationId, Generation, Name, OperationId, PrincipalId, ReleaseNumber, ServiceId,
+    ApplicationId, Generation, Name, NodeNumber, OperationId, PrincipalId, ReleaseNumber, ServiceId,
 };
 use conpaas_model::spec::{RoleName, RoleWish, RunWish};
 use conpaas_model::status::Step;
 use rusqlite::{Connection, params};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A generation of one service that has to be reached.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -37,6 +37,9 @@ pub struct PreviousService {
     pub active: ReleaseNumber,
     #[serde(default)]
     pub preview: Option<ReleaseNumber>,
+    /// Nodes that people wanted replaced.
+    #[serde(default)]
+    pub retire: BTreeSet<NodeNumber>,
 }
 
 #[derive(Clone, Debug)]

@@ -429,6 +429,7 @@ impl World {
                 machines: [(machine(1), NodeNumber(1)), (machine(2), NodeNumber(2))].into(),
                 next_node: NodeNumber(3),
                 edge: EdgeStatus::default(),
+                shown: None,
             }],
             trust: String::new(),
         }));

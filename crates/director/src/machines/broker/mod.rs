@@ -100,8 +100,14 @@ impl Broker {
     pub fn new(shared: Arc<Shared>) -> Self {
         let (sender, receiver) = mpsc::unbounded_channel();
         let now = Instant::now();
+        let boots = shared.clouds.values().map(|cloud| cloud.boot_deadline());
+        let longest = shared.config.boot_deadline.or(boots.max());
+        let mut settings = shared.config.broker.clone();
+        if let Some(longest) = longest {
+            settings.longest_boot = u64::try_from(longest.as_millis()).unwrap_or(u64::MAX);
+        }
         Self {
-            settings: shared.config.broker.clone(),
+            settings,
             due: shared
                 .clouds
                 .keys()

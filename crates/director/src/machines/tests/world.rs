@@ -146,6 +146,7 @@ impl World {
             broker: BrokerSettings {
                 first_pause: 20,
                 longest_pause: 200,
+                ..BrokerSettings::default()
             },
         };
         let authority = Authority::load_or_create(
