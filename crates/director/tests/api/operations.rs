@@ -112,3 +112,58 @@ async fn a_wish_that_takes_too_long_fails_visibly_and_goes_on() {
     assert_eq!(world.get(&service, &ann).await.body["state"], "RUNNING");
     world.director.stop().await;
 }
+
+#[tokio::test]
+async fn a_replacement_needs_room_for_both_nodes_and_is_taken_back_by_cancelling() {
+    let world = World::new().await;
+    let ann = world.user("ann").await;
+    let service = world.shop(&ann).await;
+    let id: ServiceId = world.get(&service, &ann).await.body["id"]
+        .as_str()
+        .unwrap()
+        .parse()
+        .unwrap();
+    world
+        .post(&format!("{service}/start"), &ann, json!({}))
+        .await;
+    let quota = async |nodes: u32| {
+        let body = Some(json!({"node_quota": nodes}));
+        let path = "/v1/users/ann";
+        let set = world.send(Method::PATCH, path, &world.admin, body, &[]);
+        assert_eq!(set.await.status, 200);
+    };
+    // As its manager would have wished for it.
+    let key = id.clone();
+    let made = move |tx: &rusqlite::Transaction<'_>| {
+        tx.execute(
+            "INSERT INTO nodes(service_id, number, cloud, instance_type, address, state, wish, created_at)
+             VALUES(?1, 1, 'memory', 'small', '100.64.9.9', 'up', 'present', 0)",
+            [key.as_str()],
+        )?;
+        Ok(())
+    };
+    world.director.store().quiet(made).await.unwrap();
+    let retired = async || {
+        let key = id.clone();
+        let look = move |tx: &rusqlite::Transaction<'_>| {
+            conpaas_director::store::machines::to_retire(tx, &key)
+        };
+        world.director.store().read(look).await.unwrap().len()
+    };
+    // One node and the one of managers.
+    quota(2).await;
+    let path = format!("{service}/nodes/1/replace");
+    let refused = world.post(&path, &ann, json!({})).await;
+    assert_eq!(refused.body["code"], "quota_exceeded", "{refused:?}");
+    assert_eq!(retired().await, 0);
+    quota(3).await;
+    let replaced = world.post(&path, &ann, json!({})).await;
+    assert_eq!(replaced.status, 202, "{replaced:?}");
+    assert_eq!(retired().await, 1);
+    let operation = replaced.body["operation"]["id"].as_str().unwrap();
+    let cancel = format!("/v1/operations/{operation}/cancel");
+    let cancelled = world.post(&cancel, &ann, json!({})).await;
+    assert_eq!(cancelled.status, 200, "{cancelled:?}");
+    assert_eq!(retired().await, 0);
+    world.director.stop().await;
+}
