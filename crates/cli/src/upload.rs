@@ -12,10 +12,11 @@ use conpaas_model::api::Code;
 use indicatif::ProgressBar;
 use sha2::{Digest, Sha256};
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io::{self, Read};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
-use tokio::io::AsyncReadExt;
 use tokio::time::{Instant, sleep};
 
 /// How much is read from the disk at once.
@@ -58,21 +59,30 @@ pub async fn upload(
     let bar = session.printer.bytes_bar(Some(length));
     let large = length > AT_ONCE;
     let sent = async {
-        let content = if large {
-            let sha256 = hash(&file).map_err(unreadable)?;
-            let archive = Archive {
-                file: &file,
-                sha256: &sha256,
-                length,
-            };
-            send(session, client, target, &archive, &bar).await?;
-            query.upload = Some(sha256);
-            Upload::stream(futures::stream::empty(), Some(0))
-        } else {
-            pieces(&file, 0, &bar, length).map_err(unreadable)?
+        let (app, service) = (&target.app, &target.service);
+        if !large {
+            let content = pieces(&file, 0, &bar, length).map_err(unreadable)?;
+            return Ok(client.upload_code(app, service, &query, content).await?);
+        }
+        let sha256 = hash(&file).map_err(unreadable)?;
+        let archive = Archive {
+            file: &file,
+            sha256: &sha256,
+            length,
         };
-        let code = client.upload_code(&target.app, &target.service, &query, content);
-        Ok(code.await?)
+        query.upload = Some(sha256.clone());
+        send(session, client, target, &archive, &bar).await?;
+        match client.upload_code(app, service, &query, nothing()).await {
+            // All of it is there, and it is not what was sent: a disk or a file has changed under it.
+            Err(ClientError::Answered { body, .. }) if body.code == "upload_incomplete" => {
+                let note = "what came of an earlier attempt is damaged; sending it anew";
+                session.printer.note(note);
+                client.discard_upload(app, service, &sha256).await?;
+                send(session, client, target, &archive, &bar).await?;
+                Ok(client.upload_code(app, service, &query, nothing()).await?)
+            }
+            other => Ok(other?),
+        }
     };
     let outcome = tokio::select! {
         outcome = sent => outcome,
@@ -83,6 +93,11 @@ pub async fn upload(
     };
     bar.finish_and_clear();
     outcome
+}
+
+/// The body of a call whose content came before.
+fn nothing() -> Upload {
+    Upload::stream(futures::stream::empty(), Some(0))
 }
 
 /// A large archive on its way.
@@ -106,19 +121,26 @@ fn hash(mut file: &File) -> io::Result<String> {
 }
 
 /// The file's bytes from `offset` on, counted by the bar.
-fn pieces(mut file: &File, offset: u64, bar: &ProgressBar, length: u64) -> io::Result<Upload> {
-    file.seek(SeekFrom::Start(offset))?;
+fn pieces(file: &File, offset: u64, bar: &ProgressBar, length: u64) -> io::Result<Upload> {
     bar.set_position(offset);
-    let file = tokio::fs::File::from_std(file.try_clone()?);
+    let file = Arc::new(file.try_clone()?);
     let bar = bar.clone();
-    let pieces = futures::stream::try_unfold(file, move |mut file| {
-        let bar = bar.clone();
+    let pieces = futures::stream::try_unfold(offset, move |at| {
+        let (bar, file) = (bar.clone(), file.clone());
         async move {
-            let mut piece = vec![0; PIECE];
-            let read = file.read(&mut piece).await?;
-            piece.truncate(read);
-            bar.inc(read as u64);
-            Ok((read > 0).then(|| (Bytes::from(piece), file)))
+            // At a place of its own: a read that an attempt before this left behind moves nothing.
+            let read = move || {
+                let mut piece = vec![0; PIECE];
+                let read = file.read_at(&mut piece, at)?;
+                piece.truncate(read);
+                Ok::<_, io::Error>(piece)
+            };
+            let piece = tokio::task::spawn_blocking(read)
+                .await
+                .map_err(io::Error::other)??;
+            let read = piece.len() as u64;
+            bar.inc(read);
+            Ok((read > 0).then(|| (Bytes::from(piece), at + read)))
         }
     });
     Ok(Upload::stream(pieces, Some(length.saturating_sub(offset))))
@@ -147,7 +169,8 @@ async fn send(
     archive: &Archive<'_>,
     bar: &ProgressBar,
 ) -> Outcome {
-    let (mut stands, mut since) = (None, Instant::now());
+    // Where it stood when it last failed, and since when it has not got any further.
+    let (mut stands, mut stuck): (Option<u64>, Option<Instant>) = (None, None);
     loop {
         let found = client
             .show_upload(&target.app, &target.service, archive.sha256)
@@ -163,7 +186,7 @@ async fn send(
                         .note(&format!("{there} of {all} are there; going on"));
                 }
                 if stands.replace(offset) != Some(offset) {
-                    since = Instant::now();
+                    stuck = None;
                 }
                 rest(client, target, archive, offset, bar).await?
             }
@@ -171,8 +194,13 @@ async fn send(
         };
         match outcome {
             Ok(()) => {}
-            Err(error) if passes(&error) && since.elapsed() < PATIENCE => sleep(RETRY).await,
-            Err(error) => return Err(error.into()),
+            Err(error) => {
+                let since = *stuck.get_or_insert_with(Instant::now);
+                if !passes(&error) || since.elapsed() >= PATIENCE {
+                    return Err(error.into());
+                }
+                sleep(RETRY).await;
+            }
         }
     }
 }

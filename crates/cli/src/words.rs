@@ -274,6 +274,16 @@ mod tests {
                 "managers are not needed now",
             ),
             (
+                "domain_added",
+                json!({"domain": "www.example.org"}),
+                "the host name www.example.org leads here",
+            ),
+            (
+                "domain_removed",
+                json!({"domain": "www.example.org"}),
+                "the host name www.example.org leads here no more",
+            ),
+            (
                 "code_uploaded",
                 json!({"code": "code-1", "filename": "a.zip", "files": 7}),
                 "code code-1 was uploaded from a.zip (7 files)",

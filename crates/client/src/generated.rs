@@ -183,7 +183,7 @@ pub struct ReadLogsQuery {
     /// Only of this role.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub role: Option<String>,
-    /// Most lines of each log, the newest (default 100, at most 10000).
+    /// Most lines of each log, the newest (default 100, at most 10000; 0: only where they end now).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lines: Option<u32>,
     /// Only lines that arrived after this moment (RFC 3339).

@@ -27,17 +27,21 @@ pub fn preview_host(app: &Name, owner: &Name, service: &Name, base: &str) -> Str
     format!("preview.{}", host(app, owner, service, false, base))
 }
 
-/// A host name as it is kept and compared.
-pub fn normalised(name: &str) -> String {
+/// A host name as it is kept and compared; one word is a name under the base domain.
+pub fn whole(name: &str, base: &str) -> String {
     let name = name.trim();
-    name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase()
+    let name = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
+    match name.contains('.') {
+        true => name,
+        false => format!("{name}.{}", base.to_ascii_lowercase()),
+    }
 }
 
 /// The host name that is claimed by this text: a whole one, or one word for a name under the base
 /// domain. Names that applications have by themselves cannot be claimed; they hold a dash before the
 /// base domain, so a claimed word has none. The error says what is wrong with it.
 pub fn claimable(text: &str, base: &str) -> Result<String, String> {
-    let name = normalised(text);
+    let name = whole(text, base);
     let bad = |why: &str| {
         Err(format!(
             "'{text}' is no host name that can be claimed: {why}"
@@ -59,29 +63,25 @@ pub fn claimable(text: &str, base: &str) -> Result<String, String> {
         return bad("its parts are letters, digits and inner dashes, 63 of them at most");
     }
     let base = base.to_ascii_lowercase();
-    let whole = match name.contains('.') {
-        true => name,
-        false => format!("{name}.{base}"),
-    };
-    if whole.len() > 253 {
+    if name.len() > 253 {
         return bad("it is longer than 253 characters");
     }
-    if whole
+    if name
         .rsplit('.')
         .next()
         .is_some_and(|last| last.bytes().all(|b| b.is_ascii_digit()))
     {
         return bad("it is an address");
     }
-    let under = whole
+    let under = name
         .strip_suffix(&base)
         .and_then(|rest| rest.strip_suffix('.'));
-    if whole == base || under.is_some_and(|word| word.contains(['.', '-'])) {
+    if name == base || under.is_some_and(|word| word.contains(['.', '-'])) {
         return bad(&format!(
             "names under {base} are applications' own, but for single words without a dash"
         ));
     }
-    Ok(whole)
+    Ok(name)
 }
 
 /// The address to type into a browser, at the edge's ports for HTTP and, if it has one, HTTPS.

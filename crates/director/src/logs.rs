@@ -440,6 +440,13 @@ mod tests {
         assert_eq!(texts(&store, &later), ["GET /2 500"]);
         let one = Wanted { lines: 1, ..role };
         assert_eq!(texts(&store, &one), ["GET /2 500"]);
+        let none = Wanted { lines: 0, ..all() };
+        let found = store.read("app-1", "svc-1", &none).unwrap();
+        assert!(
+            found.lines.is_empty() && found.up_to > seen,
+            "{}",
+            found.up_to
+        );
         let bad = Wanted {
             matching: Some(Regex::new(" 5..").unwrap()),
             ..all()

@@ -83,10 +83,14 @@ pub fn service_verbs(state: ServiceState, run: RunWish) -> Vec<String> {
     let verbs: &[&str] = match (state, run) {
         (_, RunWish::Deleted) => &[],
         (ServiceState::Error, RunWish::Running) => &[
-            "start", "stop", "scale", "set", "rollback", "activate", "delete",
+            "start", "stop", "scale", "set", "rollback", "activate", "promote", "discard", "delete",
         ],
-        (_, RunWish::Running) => &["stop", "scale", "set", "rollback", "activate", "delete"],
-        (_, RunWish::Stopped) => &["start", "scale", "set", "rollback", "activate", "delete"],
+        (_, RunWish::Running) => &[
+            "stop", "scale", "set", "rollback", "activate", "promote", "discard", "delete",
+        ],
+        (_, RunWish::Stopped) => &[
+            "start", "scale", "set", "rollback", "activate", "promote", "discard", "delete",
+        ],
     };
     verbs.iter().map(|verb| (*verb).to_owned()).collect()
 }

@@ -11,11 +11,12 @@ use futures::{Stream, StreamExt};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use sha2::{Digest, Sha256};
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::{Read, Seek, SeekFrom};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
-use tempfile::{NamedTempFile, TempPath};
+use tempfile::NamedTempFile;
 use tokio::io::AsyncWriteExt;
 
 /// How many unfinished uploads a service may have.
@@ -58,18 +59,20 @@ fn length(path: &Path) -> Result<u64, DirectorError> {
     }
 }
 
+fn busy() -> DirectorError {
+    DirectorError::conflict(
+        "upload_busy",
+        "somebody is sending this very upload right now",
+    )
+    .hint("try again in a moment")
+    .retry_after(1)
+}
+
 /// Opens an upload for one at a time.
 fn open(place: &Place) -> Result<Flock<File>, DirectorError> {
     std::fs::create_dir_all(&place.folder).map_err(failed)?;
     if !place.file.exists() {
-        let there = std::fs::read_dir(&place.folder).map_err(failed)?.count();
-        if there >= MOST {
-            return Err(DirectorError::quota(
-                "too_many_uploads",
-                format!("this service has {MOST} unfinished uploads already"),
-            )
-            .hint("finish one of them, or wait: they are forgotten after a while"));
-        }
+        make_room(&place.folder)?;
     }
     let file = File::options()
         .read(true)
@@ -77,15 +80,79 @@ fn open(place: &Place) -> Result<Flock<File>, DirectorError> {
         .create(true)
         .open(&place.file)
         .map_err(failed)?;
-    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| match error {
-        Errno::EWOULDBLOCK => DirectorError::conflict(
-            "upload_busy",
-            "somebody is sending this very upload right now",
-        )
-        .hint("try again in a moment")
-        .retry_after(1),
+    let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock);
+    let lock = lock.map_err(|(_, error)| match error {
+        Errno::EWOULDBLOCK => busy(),
         error => failed(error),
-    })
+    })?;
+    // Taken, or forgotten, between the two: what was opened is somebody else's now.
+    let ours = lock.metadata().map_err(failed)?.ino();
+    match std::fs::metadata(&place.file) {
+        Ok(found) if found.ino() == ours => Ok(lock),
+        _ => Err(busy()),
+    }
+}
+
+/// Forgets the oldest uploads that nobody is sending, until there is room for another.
+fn make_room(folder: &Path) -> Result<(), DirectorError> {
+    let mut parts = parts(folder)?;
+    parts.sort_by_key(|(_, found)| found.modified().ok());
+    let mut surplus = (parts.len() + 1).saturating_sub(MOST);
+    for (path, _) in parts {
+        if surplus > 0 && forget_one(&path)? {
+            surplus -= 1;
+        }
+    }
+    if surplus == 0 {
+        return Ok(());
+    }
+    Err(DirectorError::quota(
+        "too_many_uploads",
+        format!("{MOST} other archives are on their way to this service right now"),
+    )
+    .hint("wait for one of them to end"))
+}
+
+/// What is there in a folder, with its metadata; what goes meanwhile is left out.
+fn parts(folder: &Path) -> Result<Vec<(PathBuf, Metadata)>, DirectorError> {
+    let entries = match std::fs::read_dir(folder) {
+        Ok(found) => found,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(failed(error)),
+    };
+    let entries = entries.collect::<Result<Vec<_>, _>>().map_err(failed)?;
+    let with_metadata = |entry: std::fs::DirEntry| Some((entry.path(), entry.metadata().ok()?));
+    Ok(entries.into_iter().filter_map(with_metadata).collect())
+}
+
+/// Removes an upload unless somebody is sending it; says whether it is gone.
+fn forget_one(path: &Path) -> Result<bool, DirectorError> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(true),
+        Err(error) => return Err(failed(error)),
+    };
+    let Ok(_lock) = Flock::lock(file, FlockArg::LockExclusiveNonblock) else {
+        return Ok(false);
+    };
+    std::fs::remove_file(path).map_err(failed)?;
+    Ok(true)
+}
+
+/// Bytes that unfinished uploads to these services take, but for one.
+pub fn bytes_beside(
+    shared: &Shared,
+    services: &[ServiceId],
+    (service, sha256): (&ServiceId, &str),
+) -> Result<u64, DirectorError> {
+    let mut bytes = 0u64;
+    for id in services {
+        for (path, found) in parts(&shared.config.parts().join(id.as_str()))? {
+            let is_this = id == service && path.ends_with(sha256);
+            bytes = bytes.saturating_add(if is_this { 0 } else { found.len() });
+        }
+    }
+    Ok(bytes)
 }
 
 /// Adds what comes in at `offset`, where the upload stands, and gives where it stands then. What
@@ -156,14 +223,14 @@ where
     outcome.map(|()| at)
 }
 
-/// Takes a whole upload. One whose content is not what was announced is forgotten.
+/// Takes a whole upload. One that is not whole, or not what was announced, stays as it is.
 pub async fn finish(
     shared: &Shared,
     service: &ServiceId,
     sha256: &str,
 ) -> Result<Upload, DirectorError> {
     let place = place(shared, service, sha256)?;
-    let wanted = sha256.to_owned();
+    let (wanted, uploads) = (sha256.to_owned(), shared.config.uploads());
     if !place.file.exists() {
         return Err(
             DirectorError::not_found(format!("nothing of the upload {wanted} is there"))
@@ -191,8 +258,10 @@ pub async fn finish(
             )
             .hint("go on from where it stands; if nothing is missing, discard it and send it anew"));
         }
-        // From here on it is a file that goes when nobody keeps it.
-        let path = TempPath::try_from_path(place.file.clone()).map_err(failed)?;
+        // From here on it is a file of ours that goes when nobody keeps it. Nobody can open it for
+        // writing any more, and whoever waits for the lock finds that it is another.
+        let (_, path) = NamedTempFile::new_in(uploads).map_err(failed)?.into_parts();
+        std::fs::rename(&place.file, &path).map_err(failed)?;
         let file = lock.unlock().map_err(|(_, error)| failed(error))?;
         Ok(Upload::new(
             NamedTempFile::from_parts(file, path),
@@ -221,15 +290,12 @@ pub fn forget(shared: &Shared, age: Duration) -> Result<(), DirectorError> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(failed(error)),
     };
+    let old = |since: SystemTime| since.elapsed().is_ok_and(|past| past >= age);
     for service in services {
         let service = service.map_err(failed)?.path();
-        for part in std::fs::read_dir(&service).map_err(failed)? {
-            let part = part.map_err(failed)?;
-            let since = part.metadata().and_then(|found| found.modified());
-            let old = |since: SystemTime| since.elapsed().is_ok_and(|past| past >= age);
-            if since.is_ok_and(old) {
-                tracing::info!(upload = %part.path().display(), "an unfinished upload goes");
-                std::fs::remove_file(part.path()).map_err(failed)?;
+        for (path, found) in parts(&service)? {
+            if found.modified().is_ok_and(old) && forget_one(&path)? {
+                tracing::info!(upload = %path.display(), "an unfinished upload went");
             }
         }
         // Only when it is empty.

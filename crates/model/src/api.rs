@@ -304,6 +304,9 @@ pub struct ReleaseInfo {
     /// It is held for a preview.
     #[serde(default)]
     pub preview: bool,
+    /// It was only ever held: a rollback without a number passes it by.
+    #[serde(default)]
+    pub never_active: bool,
     pub created_at: String,
     pub actor: String,
     /// Why it was made, for instance `code activated`.

@@ -45,6 +45,8 @@ fn a_claimed_name_leads_to_the_service_until_it_is_given_up() {
     answered(&world, "www.example.org", 404);
     let again = world.run(["domain", "remove", "shop/it", "www.example.org"]);
     assert_eq!(again.code, 4, "{again:?}");
+    world.ok(["domain", "remove", "shop/it", "boutique"]);
+    world.ok(["domain", "add", "shop/it", "boutique"]);
     // What is in the trash holds no name.
     world.ok(["app", "delete", "shop", "--yes"]);
     let free = world.run_as(&bob, ["domain", "add", "hers/it", "boutique"]);

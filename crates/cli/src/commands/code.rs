@@ -231,7 +231,10 @@ fn code_before(releases: &[ReleaseInfo]) -> Option<&CodeId> {
     releases
         .iter()
         .filter(|release| {
-            release.number < active.number && release.code.is_some() && release.code != active.code
+            release.number < active.number
+                && !release.never_active
+                && release.code.is_some()
+                && release.code != active.code
         })
         .max_by_key(|release| release.number)?
         .code

@@ -583,6 +583,12 @@ pub async fn held(session: &Session, client: &Client, target: &ServiceTarget) ->
         return Ok(());
     }
     let service = client.show_service(&target.app, &target.service).await?;
+    if service.preview_release.is_none() {
+        session
+            .printer
+            .note("nothing is held: it would be what is active");
+        return Ok(());
+    }
     urls(session, service.preview_url.as_slice());
     let promote = format!("lead everybody to it: conpaas service promote {target}");
     session.printer.note(&promote);

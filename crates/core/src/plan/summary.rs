@@ -22,6 +22,7 @@ pub(super) fn summarise(
         steps: Vec::new(),
         trouble: fence::reasons(input, held),
         failed: None,
+        held_failed: None,
     };
     for place in held {
         let roles: Vec<&str> = place.roles.iter().map(String::as_str).collect();
@@ -37,10 +38,11 @@ pub(super) fn summarise(
         steps,
         trouble,
         failed,
+        held_failed,
         ..
     } = summary;
     plan.reached = steps.iter().all(|step| step.done);
-    plan.failed = failed;
+    plan.failed = failed.or(held_failed);
     plan.steps = steps;
     plan.waiting.splice(0..0, trouble);
     if plan.reached {
@@ -54,6 +56,8 @@ struct Summary<'a> {
     steps: Vec<Step>,
     trouble: Vec<Waiting>,
     failed: Option<String>,
+    /// The release that is held for a preview cannot run: told when nothing worse is.
+    held_failed: Option<String>,
 }
 
 impl Summary<'_> {
@@ -117,8 +121,20 @@ impl Summary<'_> {
             .filter(|n| n.live())
             .and_then(|n| n.phase(&instance.role, instance.release));
         if let Some(Phase::Failed(reason)) = phase {
-            self.failed
-                .get_or_insert_with(|| format!("{instance} cannot run: {reason}"));
+            let spec = self.input.spec;
+            let held = instance.release.is_some() && instance.release != Some(spec.active);
+            if held {
+                self.held_failed.get_or_insert_with(|| {
+                    format!(
+                        "{instance}, which is held for a preview, cannot run: {reason}; people are \
+                         served, and it can be let go: conpaas service discard {}",
+                        spec.display
+                    )
+                });
+            } else {
+                self.failed
+                    .get_or_insert_with(|| format!("{instance} cannot run: {reason}"));
+            }
         }
         let in_level = node.is_some_and(|n| {
             n.confirmed

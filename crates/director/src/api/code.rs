@@ -191,7 +191,7 @@ pub(super) async fn upload_code(
     Ok((StatusCode::CREATED, Json(kept?)))
 }
 
-fn over_quota(bytes: u64, quota: u64) -> DirectorError {
+pub(super) fn over_quota(bytes: u64, quota: u64) -> DirectorError {
     DirectorError::quota(
         "code_quota_exceeded",
         format!(
@@ -259,7 +259,12 @@ pub(super) async fn delete_code(
     change(&shared, &caller, Vec::new(), move |change| {
         let (app, row) = fresh(change, &app, &row)?;
         let code = find(change.tx, &row, &wanted(&params))?;
-        for (number, word) in [(Some(row.active), "active"), (row.preview, "held")] {
+        let held = "discard the preview first: conpaas service discard";
+        let active = "activate another one first: conpaas code activate";
+        for (number, word, hint) in [
+            (Some(row.active), "active", active),
+            (row.preview, "held", held),
+        ] {
             let Some(number) = number else { continue };
             let release = services::get_release(change.tx, &row.id, number)?;
             if release.is_none_or(|release| release.code.as_ref() != Some(&code.id)) {
@@ -272,7 +277,7 @@ pub(super) async fn delete_code(
                     code.id, app.name, row.name
                 ),
             )
-            .hint("activate another one first: conpaas code activate"));
+            .hint(hint));
         }
         codes::mark_deleted(change.tx, &code.id, now())
     })

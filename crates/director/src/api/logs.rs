@@ -24,7 +24,7 @@ pub(super) struct LogsQuery {
     node: Option<String>,
     /// Only of this role.
     role: Option<String>,
-    /// Most lines of each log, the newest (default 100, at most 10000).
+    /// Most lines of each log, the newest (default 100, at most 10000; 0: only where they end now).
     lines: Option<u32>,
     /// Only lines that arrived after this moment (RFC 3339).
     since: Option<String>,
@@ -77,7 +77,7 @@ fn wanted(query: &LogsQuery) -> Result<Wanted, DirectorError> {
     Ok(Wanted {
         node: None,
         role: query.role.clone(),
-        lines: query.lines.unwrap_or(100).clamp(1, 10_000) as usize,
+        lines: query.lines.unwrap_or(100).min(10_000) as usize,
         after: since.max(cursor),
         matching,
     })

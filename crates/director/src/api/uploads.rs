@@ -1,10 +1,11 @@
 //! Uploads that go on where they broke off, until they become a code version.
 
 use super::apps::Here;
-use super::code::{takes_code, within_quota};
+use super::code::{over_quota, takes_code, within_quota};
 use super::services::{App, Row};
 use super::take::{Params, Segments};
 use crate::error::DirectorError;
+use crate::store::{apps, services};
 use crate::uploads;
 use axum::Extension;
 use axum::Json;
@@ -60,8 +61,24 @@ pub(super) async fn append_upload(
     body: Body,
 ) -> Result<Json<UploadProgress>, DirectorError> {
     takes_code(&shared, &row)?;
-    within_quota(&shared, &app, query.size).await?;
     let upload = named(&params);
+    // What is on its way counts as if it were there: nobody may fill the disk with halves.
+    let owner = app.owner.clone();
+    let look = move |tx: &rusqlite::Transaction<'_>| {
+        let mut ids = Vec::new();
+        for app in apps::list(tx, Some(&owner), apps::Which::All, "", u64::from(u32::MAX))? {
+            let rows = services::of_app(tx, &app.id)?;
+            ids.extend(rows.into_iter().map(|row| row.id));
+        }
+        Ok(ids)
+    };
+    let ids = shared.store.read(look).await?;
+    let halves = uploads::bytes_beside(&shared, &ids, (&row.id, &upload))?;
+    let used = within_quota(&shared, &app, query.size).await?;
+    let all = used.saturating_add(halves).saturating_add(query.size);
+    if all > shared.config.code_quota {
+        return Err(over_quota(all, shared.config.code_quota));
+    }
     let content = body.into_data_stream();
     let what = (upload.as_str(), query.size);
     let offset = uploads::append(&shared, &row.id, what, query.offset, content).await?;

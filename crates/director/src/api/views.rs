@@ -272,6 +272,7 @@ pub(super) fn release(row: ReleaseRow, service: &ServiceRow) -> ReleaseInfo {
     ReleaseInfo {
         active: row.number == service.active,
         preview: Some(row.number) == service.preview,
+        never_active: row.held,
         number: row.number,
         code: row.code,
         settings: row.settings,

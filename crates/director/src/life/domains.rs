@@ -88,7 +88,7 @@ impl Change<'_> {
         row: &ServiceRow,
         name: &str,
     ) -> Result<(), DirectorError> {
-        let name = hosts::normalised(name);
+        let name = hosts::whole(name, &self.shared.config.base_domain);
         let found = domains::get(self.tx, &name)?.filter(|found| found.service == row.id);
         if found.is_none() {
             return Err(DirectorError::not_found(format!(

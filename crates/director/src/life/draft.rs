@@ -187,7 +187,7 @@ impl<'a> Draft<'a> {
             roles: before.roles.clone(),
             active: before.active,
             preview: before.preview,
-            retire: machines::to_retire(self.tx, &before.id)?,
+            retire: Some(machines::to_retire(self.tx, &before.id)?),
         });
         if after.run != RunWish::Running && after.roles != before.roles {
             // A wish for later is refused now when it could never be met.

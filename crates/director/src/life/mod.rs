@@ -473,7 +473,9 @@ impl Change<'_> {
             };
             after.set_run(previous.run);
             draft.change(&row, after)?;
-            machines::set_retire(self.tx, &row.id, &previous.retire)?;
+            if let Some(retire) = &previous.retire {
+                machines::set_retire(self.tx, &row.id, retire)?;
+            }
         }
         draft.commit(self.clouds)?;
         rows::get(self.tx, operation.id.as_str())

@@ -95,6 +95,7 @@ impl Change<'_> {
             reason,
             actor: self.actor.to_owned(),
             created_at: now(),
+            held: audience == Audience::Preview,
         };
         services::insert_release(self.tx, &release)?;
         let (active, preview) = match audience {
@@ -127,6 +128,7 @@ impl Change<'_> {
                 "hold one: conpaas code activate {target} CODE --preview"
             )));
         };
+        services::promoted(self.tx, &row.id, held)?;
         let after = ServiceRow {
             active: held,
             preview: None,

@@ -189,6 +189,7 @@ pub fn insert(
             reason: "created".to_owned(),
             actor: actor.to_owned(),
             created_at: row.created_at,
+            held: false,
         },
     )
 }

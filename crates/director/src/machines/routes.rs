@@ -128,10 +128,11 @@ pub fn routes(places: &[Place], base: &str, standing: &[Route]) -> (Vec<Route>, 
             preview: false,
             upstreams,
         };
-        if place.preview {
-            let host = hosts::preview_host(&place.app, &place.owner, &place.name, base);
+        let host = hosts::preview_host(&place.app, &place.owner, &place.name, base);
+        let host = host.to_ascii_lowercase();
+        if place.preview && place.run != RunWish::Deleted && taken.insert(host.clone()) {
             all.push(Route {
-                hosts: vec![host.to_ascii_lowercase()],
+                hosts: vec![host],
                 preview: true,
                 ..route.clone()
             });

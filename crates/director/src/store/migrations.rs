@@ -139,6 +139,8 @@ CREATE TABLE domains(
     created_at INTEGER NOT NULL, actor TEXT NOT NULL);
 CREATE INDEX domains_service ON domains(service_id);
 "#,
+    // Releases that were held, and never promoted: nobody goes back to those unasked.
+    "ALTER TABLE releases ADD COLUMN held INTEGER NOT NULL DEFAULT 0;",
 ];
 
 /// The schema this program writes.

@@ -37,9 +37,9 @@ pub struct PreviousService {
     pub active: ReleaseNumber,
     #[serde(default)]
     pub preview: Option<ReleaseNumber>,
-    /// Nodes that people wanted replaced.
+    /// Nodes that people wanted replaced; absent in what an older version wrote.
     #[serde(default)]
-    pub retire: BTreeSet<NodeNumber>,
+    pub retire: Option<BTreeSet<NodeNumber>>,
 }
 
 #[derive(Clone, Debug)]

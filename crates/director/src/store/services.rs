@@ -66,6 +66,8 @@ pub struct ReleaseRow {
     pub reason: String,
     pub actor: String,
     pub created_at: Millis,
+    /// It was made to be held, and never promoted.
+    pub held: bool,
 }
 
 impl ServiceRow {
@@ -119,6 +121,7 @@ fn release(row: &super::Row<'_>) -> rusqlite::Result<ReleaseRow> {
         reason: row.get("reason")?,
         actor: row.get("actor")?,
         created_at: row.get("created_at")?,
+        held: row.get("held")?,
     })
 }
 
@@ -293,8 +296,8 @@ pub fn delete(tx: &Connection, id: &ServiceId) -> Result<(), DirectorError> {
 pub fn insert_release(tx: &Connection, row: &ReleaseRow) -> Result<(), DirectorError> {
     tx.execute(
         "INSERT INTO releases(service_id, number, code_id, settings_json, reason, actor, created_at,
-            environment_json)
-         VALUES(?1,?2,?3,?4,?5,?6,?7,?8)",
+            environment_json, held)
+         VALUES(?1,?2,?3,?4,?5,?6,?7,?8,?9)",
         params![
             row.service.as_str(),
             signed(row.number.0),
@@ -303,10 +306,24 @@ pub fn insert_release(tx: &Connection, row: &ReleaseRow) -> Result<(), DirectorE
             row.reason,
             row.actor,
             row.created_at,
-            to_json(&row.environment)?
+            to_json(&row.environment)?,
+            row.held
         ],
     )?;
     reached(KillPoint::ReleaseWritten);
+    Ok(())
+}
+
+/// A release that was held is for everybody from now on.
+pub fn promoted(
+    tx: &Connection,
+    service: &ServiceId,
+    number: ReleaseNumber,
+) -> Result<(), DirectorError> {
+    tx.execute(
+        "UPDATE releases SET held = 0 WHERE service_id = ?1 AND number = ?2",
+        params![service.as_str(), signed(number.0)],
+    )?;
     Ok(())
 }
 
@@ -323,7 +340,7 @@ pub fn get_release(
     )
 }
 
-/// The newest release below `number`.
+/// The newest release below `number` that was for everybody.
 pub fn release_before(
     tx: &Connection,
     service: &ServiceId,
@@ -331,7 +348,8 @@ pub fn release_before(
 ) -> Result<Option<ReleaseRow>, DirectorError> {
     first(
         tx,
-        "SELECT * FROM releases WHERE service_id = ?1 AND number < ?2 ORDER BY number DESC LIMIT 1",
+        "SELECT * FROM releases WHERE service_id = ?1 AND number < ?2 AND held = 0
+         ORDER BY number DESC LIMIT 1",
         params![service.as_str(), signed(number.0)],
         release,
     )

@@ -126,9 +126,15 @@ async fn a_release_that_is_held_is_promoted_discarded_or_overtaken() {
         assert_eq!(answer.body["operation"]["kind"], operation);
         assert_eq!(answer.body.get("warnings"), None);
     }
+    // Nobody goes back to what was only ever held, unless it is asked for by its number.
+    let back = post("rollback", json!({})).await;
+    assert_eq!(back.status, 202, "{back:?}");
+    let releases = world.get(&format!("{service}/releases"), &ann).await;
+    assert_eq!(releases.body["items"][0]["reason"], "rolled back to r1");
+    assert_eq!(releases.body["items"][1]["never_active"], true);
     let again = json!({"release": 3, "preview": true});
     post("rollback", again).await;
-    assert_eq!(shown("preview_release").await, json!(4));
+    assert_eq!(shown("preview_release").await, json!(5));
     // What changes for everybody was not made of what is held.
     let variables = json!({"variables": {"LEVEL": "1"}});
     let path = format!("{service}/env");
@@ -136,7 +142,7 @@ async fn a_release_that_is_held_is_promoted_discarded_or_overtaken() {
         .send(Method::PATCH, &path, &ann, Some(variables), &[])
         .await;
     let warning = changed.body["warnings"].to_string();
-    assert!(warning.contains("r4 is held"), "{changed:?}");
+    assert!(warning.contains("r5 is held"), "{changed:?}");
     assert_eq!(shown("preview_release").await, Value::Null);
     let releases = world.get(&format!("{service}/releases"), &ann).await;
     assert_eq!(releases.body["items"][0]["active"], true);

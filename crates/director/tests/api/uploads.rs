@@ -165,11 +165,18 @@ async fn what_is_not_what_was_announced_is_refused() {
     sent.append((10, 0), b"no archive".to_vec()).await.unwrap();
     assert_eq!(sent.finish().await.body["code"], "bad_archive");
     assert_eq!(sent.offset().await, 0);
-    for number in 0..4 {
+    // The fifth takes the place of the oldest that nobody is sending.
+    for number in 0..5 {
         let one = sender(format!("{number:064x}"));
         assert_eq!(one.append((9, 0), b"four".to_vec()).await.unwrap().0, 200);
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     }
-    let (status, body) = other.append((9, 0), b"four".to_vec()).await.unwrap();
-    assert_eq!((status, &body["code"]), (409, &json!("too_many_uploads")));
+    for (number, stands) in [(0, 0), (1, 4), (4, 4)] {
+        assert_eq!(sender(format!("{number:064x}")).offset().await, stands);
+    }
+    // Halves count for the quota, as they take the disk.
+    let quota = config(world.folder.path()).code_quota as usize;
+    let (status, body) = other.append((quota - 15, 0), b"x".to_vec()).await.unwrap();
+    assert_eq!(body["code"], "code_quota_exceeded", "{status} {body}");
     world.director.stop().await;
 }

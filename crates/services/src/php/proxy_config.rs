@@ -154,9 +154,10 @@ frontend people
   http-request set-var(txn.since) str(since),map_str_int({active},0)
   http-request set-var(txn.seen) req.cook_val({COOKIE})
   http-request set-var(txn.release) var(txn.seen) if {{ var(txn.seen),sub(txn.release) gt 0 }} {{ var(txn.seen),map_str({roots}) -m found }}
-  # At the preview address, the one that is held.
-  http-request set-var(txn.preview) str(preview),map_str_int({active},0) if {{ req.hdr({PREVIEW_HEADER}) -m found }}
-  http-request set-var(txn.release) var(txn.preview) if {{ var(txn.preview),add(0) gt 0 }}
+  # At the preview address, the one that is held. A browser that saw it elsewhere, when it had been
+  # promoted at another load balancer, is led to it by the rule above.
+  http-request set-var(txn.held) str(preview),map_str_int({active},0)
+  http-request set-var(txn.release) var(txn.held) if {{ req.hdr({PREVIEW_HEADER}) -m found }} {{ var(txn.held),add(0) gt 0 }}
   http-request del-header {PREVIEW_HEADER}
   http-request set-var(txn.root) var(txn.release),map_str({roots})
   http-request set-var(txn.limit) var(txn.release),map_str_int({limits},60000)

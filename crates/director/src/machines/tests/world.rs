@@ -379,6 +379,7 @@ fn insert(
                 reason: "created".into(),
                 actor: "ann".into(),
                 created_at: store::now(),
+                held: false,
             },
         )?;
     }
