@@ -129,7 +129,6 @@ fn release_anew(
     };
     let floor = ReleaseNumber(incarnation.floor().max(row.next_release.0));
     let at_backup = row.status.as_ref().and_then(|status| status.serving);
-    // One that was held is held no more: what nodes have of it is of another life.
     // What runs is what the former store saw served; without it, the backup's word is the best.
     let serving = known.map_or(at_backup, |known| known.serving);
     let number = number_beside(floor, serving);
@@ -143,6 +142,7 @@ fn release_anew(
             ..active
         },
     )?;
+    // One that was held is held no more: what nodes have of it is of another life.
     tx.execute(
         "UPDATE services SET active_release = ?2, next_release = ?3, preview_release = NULL WHERE id = ?1",
         params![
