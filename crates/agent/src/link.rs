@@ -83,9 +83,11 @@ enum End {
 impl Link {
     /// Keeps the way open for ever.
     pub async fn run(mut self) {
-        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(3));
+        let mut backoff = Backoff::for_parties();
         let mut told = String::new();
+        let mut renewed = self.party.trust();
         loop {
+            renewed.mark_unchanged();
             let begun = Instant::now();
             match self.once().await {
                 Ok(End::Over) => return,
@@ -101,7 +103,11 @@ impl Link {
             if begun.elapsed() >= WELL {
                 backoff.reset();
             }
-            tokio::time::sleep(backoff.next(rand::random())).await;
+            // What the old certificate could not may be done with a new one.
+            tokio::select! {
+                () = tokio::time::sleep(backoff.next(rand::random())) => {}
+                _ = renewed.changed() => backoff.reset(),
+            }
         }
     }
 
@@ -242,4 +248,19 @@ impl Link {
 fn is_superseded(reply: &FromAgent) -> bool {
     let older = |refused: Epoch, seen: Epoch| refused < seen;
     matches!(reply, FromAgent::Refused { refused, seen } if older(refused.epoch, seen.epoch))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use conpaas_core::manager::Patience;
+
+    /// A node that comes back by itself must not be given up meanwhile: the certificate first,
+    /// then the stream, each after the longest wait and a try that hangs for a while.
+    #[test]
+    fn a_node_is_back_before_it_is_given_up() {
+        let waits = Backoff::for_parties().cap() * 2;
+        let tries = Duration::from_secs(3);
+        assert!(waits + tries < Patience::default().silence);
+    }
 }

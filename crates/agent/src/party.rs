@@ -219,7 +219,7 @@ impl Party {
     }
 
     async fn renew_for_ever(&self, enrol: &dyn Enrol) {
-        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(10));
+        let mut backoff = Backoff::for_parties();
         let mut first = !self.had_certificate;
         let mut noticed = self.noticed.subscribe();
         loop {

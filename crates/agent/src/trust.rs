@@ -55,7 +55,7 @@ async fn until_heard(client: &Client, trust: &Trust) -> Option<TrustAnswer> {
     let report = TrustReport {
         trusts: trust.roots.clone(),
     };
-    let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
+    let mut backoff = Backoff::for_parties();
     loop {
         match client.post_json(PATH_TRUST, &report).await {
             Ok(answer) => return Some(answer),

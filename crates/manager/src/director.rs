@@ -61,9 +61,11 @@ pub struct Link {
 impl Link {
     /// Keeps the stream open for ever.
     pub async fn run(self) {
-        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(3));
+        let mut backoff = Backoff::for_parties();
         let mut told = String::new();
+        let mut renewed = self.party.trust();
         loop {
+            renewed.mark_unchanged();
             let begun = Instant::now();
             let settings = StreamSettings::default();
             let opened = self
@@ -91,7 +93,11 @@ impl Link {
             if begun.elapsed() >= WELL {
                 backoff.reset();
             }
-            tokio::time::sleep(backoff.next(rand::random())).await;
+            // What the old certificate could not may be done with a new one.
+            tokio::select! {
+                () = tokio::time::sleep(backoff.next(rand::random())) => {}
+                _ = renewed.changed() => backoff.reset(),
+            }
         }
     }
 

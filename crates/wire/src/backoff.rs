@@ -20,6 +20,18 @@ impl Backoff {
         }
     }
 
+    /// For a party that lost another: its first wait is about 100 ms, none longer than 3 s. Two
+    /// such waits in a row, for a certificate and then for a stream, must end well before the
+    /// silence after which a party is given up.
+    pub const fn for_parties() -> Self {
+        Self::new(Duration::from_millis(100), Duration::from_secs(3))
+    }
+
+    /// The longest wait.
+    pub const fn cap(&self) -> Duration {
+        self.cap
+    }
+
     /// The wait after one more failure. `random` is between 0 and 1; the wait is between half and
     /// the whole of the present step.
     pub fn next(&mut self, random: f64) -> Duration {
