@@ -403,7 +403,12 @@ impl World {
     /// `nutshell up` by another build of the program.
     pub fn up_with(&self, program: &Path) -> Finished {
         let (api, edge) = (self.api_port.to_string(), self.edge_port.to_string());
-        let arguments = ["nutshell", "up", "--api-port", &api, "--edge-port", &edge];
+        let mut arguments = vec!["nutshell", "up", "--api-port", &api, "--edge-port", &edge];
+        // What is tested reaches nobody outside, unless the test says so.
+        let settings = std::fs::read_to_string(self.state().join("nutshell.toml"));
+        if !settings.is_ok_and(|text| text.contains("egress =")) {
+            arguments.extend(["--egress", "none"]);
+        }
         self.command_of(program, arguments).output().unwrap().into()
     }
 

@@ -2,6 +2,7 @@
 //! sentence for people. Nothing is asked here, and nothing is printed.
 
 use crate::commands::plain;
+use conpaas_model::egress::Egress;
 use conpaas_model::event::{Event, EventKind, LeaveReason, RequestReason};
 use conpaas_model::spec::RunWish;
 
@@ -57,6 +58,12 @@ fn what(kind: &EventKind) -> String {
             format!("{name} was deleted and rests in the trash")
         }
         EventKind::ApplicationRestored { name } => format!("{name} came back from the trash"),
+        EventKind::EgressChanged {
+            egress: Egress::None,
+        } => "nothing of it gets out of its network any more".to_owned(),
+        EventKind::EgressChanged {
+            egress: Egress::Director,
+        } => "it gets out of its network through the Director's machine".to_owned(),
         EventKind::ApplicationRenamed { from, to } => {
             format!("application {from} was renamed to {to}")
         }
@@ -231,6 +238,11 @@ mod tests {
                 "application_renamed",
                 json!({"from": "shop", "to": "store"}),
                 "application shop was renamed to store",
+            ),
+            (
+                "egress_changed",
+                json!({"egress": "none"}),
+                "nothing of it gets out of its network any more",
             ),
             (
                 "application_trashed",

@@ -911,10 +911,10 @@ impl Client {
         self.call(Method::DELETE, &format!("/v1/apps/{}/services/{}/secrets/{}", segment(app), segment(service), segment(secret))).keyed().guarded(self).answer().await
     }
 
-    /// Rename or relabel an application.
+    /// Rename or relabel an application, or change its way out.
     ///
     /// `PATCH /v1/apps/{app}`
-    pub async fn update_app(&self, app: &str, body: &Rename) -> Result<App, ClientError> {
+    pub async fn update_app(&self, app: &str, body: &AppUpdate) -> Result<App, ClientError> {
         self.call(Method::PATCH, &format!("/v1/apps/{}", segment(app))).json(body).guarded(self).answer().await
     }
 

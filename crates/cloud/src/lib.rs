@@ -4,6 +4,7 @@
 
 mod dialer;
 mod error;
+mod outlet;
 mod types;
 
 pub mod drivers;
@@ -16,6 +17,7 @@ pub use drivers::local::{
 };
 pub use drivers::memory::{MemoryCloud, MemoryEvent};
 pub use error::CloudError;
+pub use outlet::{MOST_PORTS, Outlet, is_current, open_outlet, present_network};
 pub use types::{
     Capacity, CgroupVersion, CloudMachineId, CreateMachine, Exit, Features, Limits, LimitsSupport,
     Machine, MachineState, NetworkAccess, Resources, Support,

@@ -156,7 +156,7 @@ pub enum Support {
 }
 
 impl Support {
-    pub(crate) fn no(reason: &str) -> Self {
+    pub fn no(reason: &str) -> Self {
         Support::No {
             reason: reason.to_owned(),
         }

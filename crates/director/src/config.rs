@@ -1,5 +1,6 @@
 //! Settings of a Director. Reading them from files or flags is the program's business.
 
+use conpaas_model::egress::Egress;
 use conpaas_model::instance::{InstanceType, default_instance_types};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -41,6 +42,8 @@ pub struct DirectorConfig {
     pub operation_deadline: Duration,
     /// How long requests in flight may take when a role is let go.
     pub drain: Duration,
+    /// As much of a way out as applications may have.
+    pub egress: Egress,
     /// How long a machine may take until its agent has enrolled; absent: what its cloud says.
     pub boot_deadline: Option<Duration>,
     /// Lifetime of agents' and managers' certificates.
@@ -113,6 +116,7 @@ impl DirectorConfig {
             default_node_quota: 20,
             operation_deadline: Duration::from_secs(300),
             drain: Duration::from_secs(30),
+            egress: Egress::default(),
             boot_deadline: None,
             certificate_lifetime: Duration::from_secs(DAY),
             max_upload: 512 << 20,

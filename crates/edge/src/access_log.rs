@@ -53,7 +53,8 @@ impl AccessLog {
         Ok((Self { lines, left_out }, Writer(thread)))
     }
 
-    fn line(&self, line: String) {
+    /// Adds a line to the file.
+    pub fn line(&self, line: String) {
         if self.lines.try_send(line).is_err() {
             self.left_out.fetch_add(1, Ordering::Relaxed);
         }

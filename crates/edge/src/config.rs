@@ -1,5 +1,6 @@
 //! Settings of the edge and the errors of starting it.
 
+use crate::egress::EgressConfig;
 use serde::{Deserialize, Serialize};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -19,6 +20,9 @@ pub struct EdgeConfig {
     /// The domain below which applications have their names; said on the page for unknown hosts.
     #[serde(default = "defaults::base_domain")]
     pub base_domain: String,
+    /// How applications get out.
+    #[serde(default)]
+    pub egress: EgressConfig,
     /// Proxies in front of this edge whose `X-Forwarded-*` headers are believed.
     #[serde(default)]
     pub trusted_forwarders: Vec<IpAddr>,
@@ -112,6 +116,7 @@ impl EdgeConfig {
             bind: defaults::bind(),
             https: None,
             base_domain: defaults::base_domain(),
+            egress: EgressConfig::default(),
             trusted_forwarders: Vec::new(),
             idle_seconds: defaults::idle_seconds(),
             body_pause_seconds: defaults::body_pause_seconds(),

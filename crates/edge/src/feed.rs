@@ -3,6 +3,7 @@
 //! restart too.
 
 use crate::dial::Dial;
+use crate::egress::Egress;
 use crate::table::{Offer, Table};
 use conpaas_kill_points::{KillPoint, reached};
 use conpaas_model::edge::{APPLIED_FILE, Applied, ROUTES_FILE, Routes};
@@ -29,6 +30,7 @@ pub struct Feed {
     folder: PathBuf,
     table: Arc<Table>,
     dial: Arc<dyn Dial>,
+    egress: Egress,
     listening: SocketAddr,
     seen: Option<Stamp>,
     answering: Arc<AtomicBool>,
@@ -43,12 +45,14 @@ impl Feed {
         folder: PathBuf,
         table: Arc<Table>,
         dial: Arc<dyn Dial>,
+        egress: Egress,
         listening: SocketAddr,
     ) -> io::Result<Self> {
         let mut feed = Self {
             folder,
             table,
             dial,
+            egress,
             listening,
             seen: None,
             answering: Arc::new(AtomicBool::new(true)),
@@ -57,6 +61,7 @@ impl Feed {
         match std::fs::read(&copy) {
             Ok(text) => match serde_json::from_slice::<Routes>(&text) {
                 Ok(routes) => {
+                    feed.egress.set(&routes.outlets);
                     feed.table.offer(routes);
                 }
                 Err(error) => tracing::warn!(%error, "the copy of the routes in force is damaged"),
@@ -125,11 +130,12 @@ impl Feed {
                 return;
             }
         };
-        let offered = routes.generation;
+        let (offered, outlets) = (routes.generation, routes.outlets.clone());
         reached(KillPoint::RoutesRead);
         match self.table.offer(routes) {
             Offer::Applied => {
                 tracing::info!(generation = %offered, "routes taken");
+                self.egress.set(&outlets);
                 reached(KillPoint::RoutesInForce);
                 self.dial.forget_others(&self.table.networks());
                 if self.answering.load(Ordering::Relaxed)

@@ -1,6 +1,7 @@
 //! The front door: a process that leads people's requests from the Director's computer to
 //! applications' proxies. It is fed routes by level and generation from a file, says in another
-//! file what it has taken, and goes on with what it last took while the Director is away.
+//! file what it has taken, and goes on with what it last took while the Director is away. Out of
+//! the same door applications get out that may.
 //! Who gets which host name, and when a node may stop, is the Director's business.
 
 mod access_log;
@@ -8,6 +9,7 @@ mod body;
 mod config;
 mod connection;
 mod dial;
+mod egress;
 mod feed;
 mod headers;
 mod pages;
@@ -19,6 +21,7 @@ mod upstream;
 
 pub use config::{EdgeConfig, EdgeError, Https};
 pub use dial::{CloudDial, Dial};
+pub use egress::{EgressConfig, NoRange, Range};
 pub use server::{Edge, Ending, Listeners};
 
 use std::sync::Arc;

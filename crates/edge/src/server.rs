@@ -4,6 +4,7 @@ use crate::access_log::{AccessLog, Writer};
 use crate::config::{EdgeConfig, EdgeError};
 use crate::connection::Serving;
 use crate::dial::Dial;
+use crate::egress::{Carrier, Egress};
 use crate::feed::Feed;
 use crate::proxy::Proxy;
 use crate::table::Table;
@@ -18,6 +19,9 @@ use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
+
+/// How long one that is taken over keeps its outlets open beside the other's.
+const OUTLETS_OPEN: Duration = Duration::from_secs(3);
 
 /// Sockets that listen already and are handed over to an edge.
 #[derive(Debug, Default)]
@@ -35,7 +39,8 @@ pub struct Edge {
     config: EdgeConfig,
     proxy: Arc<Proxy>,
     feed: Feed,
-    log_writer: Writer,
+    carrier: Arc<Carrier>,
+    log_writers: [Writer; 2],
 }
 
 /// Why an edge ends.
@@ -95,8 +100,26 @@ impl Edge {
             config.log_files,
         )
         .map_err(folder_error)?;
-        let feed = Feed::start(config.folder.clone(), table.clone(), dial.clone(), address)
-            .map_err(folder_error)?;
+        let (outward_log, outward_writer) = AccessLog::open(
+            config.folder.join("egress.log"),
+            config.log_bytes,
+            config.log_files,
+        )
+        .map_err(folder_error)?;
+        let front_doors = https_port.into_iter().chain([address.port()]).collect();
+        let carrier = Arc::new(Carrier::new(
+            config.egress.clone(),
+            front_doors,
+            outward_log,
+        ));
+        let feed = Feed::start(
+            config.folder.clone(),
+            table.clone(),
+            dial.clone(),
+            Egress::new(carrier.clone()),
+            address,
+        )
+        .map_err(folder_error)?;
         let proxy = Arc::new(Proxy::new(&config, https_port, table, dial, log));
         Ok(Self {
             listener,
@@ -105,7 +128,8 @@ impl Edge {
             config,
             proxy,
             feed,
-            log_writer,
+            carrier,
+            log_writers: [log_writer, outward_writer],
         })
     }
 
@@ -141,7 +165,8 @@ impl Edge {
             config,
             proxy,
             feed,
-            log_writer,
+            carrier,
+            log_writers,
         } = self;
         tracing::info!(%address, https = secure.is_some(), "the edge serves");
         let answering = feed.answering();
@@ -184,6 +209,16 @@ impl Edge {
         drop((listener, secure, serving));
         tracing::info!(?why, "the edge stops; requests in flight may finish");
         let limit = Duration::from_secs(config.shutdown_seconds);
+        let outward = tokio::spawn({
+            let carrier = carrier.clone();
+            async move {
+                if why == Ending::HandedOver {
+                    // The other one opens the outlets meanwhile, beside these.
+                    tokio::time::sleep(OUTLETS_OPEN).await;
+                }
+                carrier.close();
+            }
+        });
         if why == Ending::HandedOver {
             answering.store(false, Ordering::Relaxed);
             let _ = leaving.send(true);
@@ -195,6 +230,8 @@ impl Edge {
         let all = async {
             while connections.join_next().await.is_some() {}
             proxy.tunnels_ended().await;
+            let _ = outward.await;
+            carrier.at_rest().await;
         };
         if tokio::time::timeout(limit, all).await.is_err() {
             tracing::warn!("some requests did not finish in time and were broken off");
@@ -206,8 +243,8 @@ impl Edge {
         }
         feed.abort();
         let _ = feed.await;
-        drop(proxy);
-        let written = tokio::task::spawn_blocking(move || log_writer.join());
+        drop((proxy, carrier));
+        let written = tokio::task::spawn_blocking(move || log_writers.map(Writer::join));
         // A body that some task still holds keeps the log open; its line may be lost.
         let _ = tokio::time::timeout(Duration::from_secs(2), written).await;
     }

@@ -192,6 +192,7 @@ mod tests {
 
     fn routes(generation: u64, ports: &[u16]) -> Routes {
         Routes {
+            outlets: Vec::new(),
             generation: Generation(generation),
             routes: vec![Route {
                 hosts: vec!["a.localhost".into()],

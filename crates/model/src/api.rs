@@ -1,6 +1,7 @@
 //! API types: what people send to and get from the Director, whatever face they use. Times are
 //! RFC 3339 in UTC. Who may call what is the Director's business.
 
+use crate::egress::Egress;
 use crate::environment::Environment;
 use crate::ids::{
     ApplicationId, CodeId, Generation, MachineId, Name, NodeNumber, OperationId, PrincipalId,
@@ -122,9 +123,22 @@ pub struct AppCreate {
     pub description: String,
     #[serde(default)]
     pub labels: Labels,
+    /// Its way out; as much as the installation allows when absent.
+    #[serde(default)]
+    pub egress: Option<Egress>,
 }
 
-/// What may be changed of an application or a service; what is absent stays.
+/// What may be changed of an application; what is absent stays.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+pub struct AppUpdate {
+    pub name: Option<Name>,
+    pub description: Option<String>,
+    pub labels: Option<Labels>,
+    #[serde(default)]
+    pub egress: Option<Egress>,
+}
+
+/// What may be changed of a service; what is absent stays.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 pub struct Rename {
     pub name: Option<Name>,
@@ -139,6 +153,8 @@ pub struct App {
     pub owner: Name,
     pub description: String,
     pub labels: Labels,
+    /// Its way out.
+    pub egress: Egress,
     pub state: ServiceState,
     pub reason: Option<String>,
     pub services: Vec<Service>,

@@ -39,6 +39,19 @@ pub enum NetworkAccess {
 pub struct Routes {
     pub generation: Generation,
     pub routes: Vec<Route>,
+    /// The applications that the edge lets out.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub outlets: Vec<Outlet>,
+}
+
+/// An application that may get out through the edge.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Outlet {
+    /// For logs only.
+    pub owner: String,
+    /// For logs only.
+    pub app: String,
+    pub network: NetworkAccess,
 }
 
 /// Where the requests for some host names go.

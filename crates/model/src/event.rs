@@ -3,6 +3,7 @@
 //! the Director's business.
 
 use crate::api::Outcome;
+use crate::egress::Egress;
 use crate::ends::Exit;
 use crate::ids::{CodeId, MachineId, Name, NodeNumber, OperationId, ReleaseNumber};
 use crate::spec::{RoleName, RunWish};
@@ -40,6 +41,10 @@ pub enum EventKind {
     ApplicationRenamed {
         from: Name,
         to: Name,
+    },
+    /// It may get out another way from now on.
+    EgressChanged {
+        egress: Egress,
     },
     /// It was deleted, and rests in the trash.
     ApplicationTrashed {

@@ -4,6 +4,7 @@
 pub mod api;
 pub mod block;
 pub mod edge;
+pub mod egress;
 pub mod ends;
 pub mod environment;
 pub mod event;

@@ -11,6 +11,7 @@ mod deaths;
 mod demo;
 mod dokuwiki;
 mod domains;
+mod egress;
 mod elsewhere;
 mod kill;
 mod known_secrets;

@@ -1,6 +1,6 @@
 //! Names of a node's endpoints, answered on its loopback network by UDP and TCP. Nothing is
-//! ever asked of anybody else, so every answer comes at once; a name that is not known here
-//! does not exist.
+//! ever asked of anybody else, so every answer comes at once: names of the node's domain are
+//! known here or do not exist, and for others the asker is sent to the next name server.
 
 use conpaas_core::endpoint::DOMAIN;
 use std::collections::BTreeMap;
@@ -27,6 +27,8 @@ const CLASS_ANY: u16 = 255;
 const FORMAT_ERROR: u8 = 1;
 const NO_SUCH_NAME: u8 = 3;
 const NOT_IMPLEMENTED: u8 = 4;
+/// Resolvers go on to the next name server after this one, at once.
+const REFUSED: u8 = 5;
 
 /// The names of a node, shared with whoever changes them.
 #[derive(Clone, Default)]
@@ -48,6 +50,12 @@ impl Names {
         let names = self.0.read().unwrap_or_else(PoisonError::into_inner);
         names.get(first).copied()
     }
+}
+
+/// Whether a name is for nobody else to know: one of our domain, or a word alone.
+fn is_own(name: &str) -> bool {
+    let last = name.rsplit('.').next().unwrap_or_default();
+    last == name || last.eq_ignore_ascii_case(DOMAIN)
 }
 
 /// The answer to a question as it goes over the wire; nothing for what is no question at all.
@@ -82,9 +90,14 @@ pub fn answer(names: &Names, question: &[u8]) -> Option<Vec<u8>> {
         .filter(|_| class == CLASS_IN || class == CLASS_ANY);
     let told = found.filter(|_| kind == TYPE_A || kind == TYPE_ANY);
     let mut reply = header.to_vec();
-    // An answer with authority; recursion is neither offered nor needed.
-    reply[2] = 0x84 | (header[2] & 0x01);
-    reply[3] = if found.is_some() { 0 } else { NO_SUCH_NAME };
+    // Ours is an answer with authority; recursion is neither offered nor needed.
+    let own = found.is_some() || is_own(&name);
+    reply[2] = 0x80 | (u8::from(own) << 2) | (header[2] & 0x01);
+    reply[3] = match (own, &found) {
+        (_, Some(_)) => 0,
+        (true, None) => NO_SUCH_NAME,
+        (false, None) => REFUSED,
+    };
     reply[4..].copy_from_slice(&[0, 1, 0, u8::from(told.is_some()), 0, 0, 0, 0]);
     reply.extend_from_slice(&question[HEADER..end + 4]);
     if let Some(address) = told {

@@ -11,7 +11,8 @@ use crate::values;
 use crate::words::sentence;
 use clap::Subcommand;
 use conpaas_client::{Client, DeleteAppQuery, ListAppsQuery, ListEventsQuery};
-use conpaas_model::api::{App, AppCreate, Event, Rename, Restore};
+use conpaas_model::api::{App, AppCreate, AppUpdate, Event, Restore};
+use conpaas_model::egress::Egress;
 use conpaas_model::ids::Name;
 use std::time::Duration;
 
@@ -30,6 +31,9 @@ pub enum AppCommand {
         /// A label (may be given several times)
         #[arg(long = "label", value_name = "KEY=VALUE", value_parser = values::pair)]
         labels: Vec<(String, String)>,
+        /// Its way out: none, or director (through the Director's machine)
+        #[arg(long, value_name = "POLICY")]
+        egress: Option<Egress>,
     },
     /// List applications
     #[command(
@@ -91,6 +95,17 @@ pub enum AppCommand {
         #[arg(long = "label", value_name = "KEY=VALUE", value_parser = values::pair)]
         labels: Vec<(String, String)>,
     },
+    /// Set how it gets out of its network
+    #[command(
+        after_help = "Settings:\n  egress=none        nothing gets out, names are not known\n  egress=director    through the Director's machine, where the installation allows it\n\nExamples:\n  conpaas app set shop egress=none\n  conpaas app set shop egress=director"
+    )]
+    Set {
+        /// APP or OWNER:APP, by name or id
+        app: AppTarget,
+        /// What to set
+        #[arg(value_name = "KEY=VALUE", value_parser = values::pair, required = true)]
+        settings: Vec<(String, String)>,
+    },
     /// Delete it: stopped at once and put into the trash, from which `app restore` brings it back
     #[command(
         after_help = "Examples:\n  conpaas app delete shop\n  conpaas app delete shop --yes\n  conpaas app delete shop --now    # for good, with all its services, code and history"
@@ -151,6 +166,7 @@ pub async fn run(session: &Session, command: AppCommand) -> Outcome {
             name,
             description,
             labels,
+            egress,
         } => {
             let labels = labels.into_iter().collect();
             let app = client
@@ -158,6 +174,7 @@ pub async fn run(session: &Session, command: AppCommand) -> Outcome {
                     name,
                     description,
                     labels,
+                    egress,
                 })
                 .await?;
             printer.either(&app, |p| {
@@ -210,14 +227,19 @@ pub async fn run(session: &Session, command: AppCommand) -> Outcome {
             let app = client
                 .update_app(
                     &app.app,
-                    &Rename {
+                    &AppUpdate {
                         name: new_name,
                         description,
                         labels,
+                        egress: None,
                     },
                 )
                 .await?;
             printer.either(&app, |p| p.line(app.name.as_str()))
+        }
+        AppCommand::Set { app, settings } => {
+            let app = client.update_app(&app.app, &update_of(settings)?).await?;
+            printer.either(&app, |p| p.line(&format!("egress={}", app.egress)))
         }
         AppCommand::Delete {
             app,
@@ -259,6 +281,26 @@ pub async fn run(session: &Session, command: AppCommand) -> Outcome {
         }
         AppCommand::Open { app, print } => open(session, &client, &app.app, print).await,
     }
+}
+
+/// The settings as a change.
+fn update_of(settings: Vec<(String, String)>) -> Result<AppUpdate, CliError> {
+    let mut update = AppUpdate::default();
+    for (key, value) in settings {
+        match key.as_str() {
+            "egress" => {
+                let egress = value.parse::<Egress>();
+                update.egress = Some(egress.map_err(|error| CliError::usage(error.to_string()))?);
+            }
+            _ => {
+                return Err(
+                    CliError::usage(format!("an application has no setting '{key}'"))
+                        .hint("it has: egress (none or director)"),
+                );
+            }
+        }
+    }
+    Ok(update)
 }
 
 async fn list(
@@ -318,6 +360,7 @@ async fn show(session: &Session, client: &Client, app: &str) -> Outcome {
                 ("labels", labels.join(" ")),
                 ("state", app.state.to_string()),
                 ("reason", app.reason.clone().unwrap_or_default()),
+                ("egress", app.egress.to_string()),
                 ("urls", app.urls.join(" ")),
                 ("credits an hour", number(app.credits_per_hour)),
                 ("created", time(&app.created_at)),

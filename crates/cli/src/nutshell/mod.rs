@@ -16,6 +16,7 @@ mod up;
 use crate::exit::{CliError, Exit, Outcome};
 use crate::session::Session;
 use clap::{Args, Subcommand};
+use conpaas_model::egress::Egress;
 use settings::Place;
 use std::fs::File;
 use std::net::IpAddr;
@@ -72,6 +73,9 @@ pub struct Change {
     /// Address that API and edge listen on (0.0.0.0: all)
     #[arg(long, value_name = "ADDRESS")]
     bind: Option<IpAddr>,
+    /// As much of a way out as applications may have: none, or director (through this computer)
+    #[arg(long, value_name = "POLICY")]
+    egress: Option<Egress>,
 }
 
 #[derive(Subcommand)]

@@ -2,12 +2,14 @@
 //! edge read too, so that nothing about them stands in a command line.
 
 use crate::exit::CliError;
-use conpaas_cloud::LocalConfig;
+use conpaas_cloud::{LocalConfig, Support};
 use conpaas_director::config::{DirectorConfig, Kept};
-use conpaas_edge::{EdgeConfig, Https};
+use conpaas_edge::{EdgeConfig, EgressConfig, Https, Range};
+use conpaas_model::egress::Egress;
 use conpaas_model::instance::{InstanceType, default_instance_types};
+use conpaas_model::protocol::DIRECTOR_PORT;
 use serde::{Deserialize, Serialize};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -112,6 +114,9 @@ impl Place {
 const CERTIFICATE_MIN: u64 = 10;
 const CERTIFICATE_MAX: u64 = 90 * 24 * 3600;
 
+/// Where machines ask for names.
+const NAMES_PORT: u16 = 53;
+
 /// Settings of a nutshell.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -163,6 +168,14 @@ pub struct Settings {
     pub deleted_code_minutes: u32,
     /// How long what came of an upload that broke off waits to be gone on with.
     pub unfinished_uploads_hours: u32,
+    /// As much of a way out as applications may have: `director` or `none`.
+    pub egress: Egress,
+    /// The TCP ports that applications get out by.
+    pub egress_ports: Vec<u16>,
+    /// Private networks, or addresses of this computer, that applications may reach.
+    pub egress_allow: Vec<Range>,
+    /// Whom applications' questions for names go to; empty: this computer's name servers.
+    pub name_servers: Vec<IpAddr>,
     /// vCPUs promised for each real one.
     pub cpu_overcommit: f64,
     /// All the memory that machines may have, in MiB; absent: what the computer has.
@@ -197,6 +210,10 @@ impl Default for Settings {
             events_kept: 10_000,
             deleted_code_minutes: 60,
             unfinished_uploads_hours: 24,
+            egress: Egress::default(),
+            egress_ports: EgressConfig::default().ports,
+            egress_allow: Vec::new(),
+            name_servers: Vec::new(),
             cpu_overcommit: 8.0,
             memory_mib: None,
             id_base: 1_000_000_000,
@@ -259,6 +276,12 @@ impl Settings {
                 "take a number from {CERTIFICATE_MIN} to {CERTIFICATE_MAX} (90 days); 86400 is usual"
             )));
         }
+        if let Some(fault) = self.outward().fault(&[NAMES_PORT, DIRECTOR_PORT]) {
+            return Err(
+                CliError::usage(format!("{}: egress_ports: {fault}", path.display()))
+                    .hint("list the ports that applications need, like [80, 443]"),
+            );
+        }
         if self
             .instance_types
             .iter()
@@ -296,7 +319,19 @@ impl Settings {
         config.cpu_overcommit = self.cpu_overcommit;
         config.memory_mib = self.memory_mib;
         config.id_base = self.id_base;
+        config.egress = match self.egress {
+            Egress::Director => Support::Yes,
+            Egress::None => Support::no("this installation lets no application out"),
+        };
         config
+    }
+
+    fn outward(&self) -> EgressConfig {
+        EgressConfig {
+            ports: self.egress_ports.clone(),
+            allow: self.egress_allow.clone(),
+            name_servers: self.name_servers.clone(),
+        }
     }
 
     pub fn director(&self, place: &Place) -> DirectorConfig {
@@ -316,6 +351,7 @@ impl Settings {
         config.default_node_quota = self.node_quota;
         config.code_quota = self.code_quota_mib.saturating_mul(1 << 20);
         config.max_upload = self.upload_mib.saturating_mul(1 << 20);
+        config.egress = self.egress;
         config.drain = Duration::from_secs(self.drain_seconds);
         config.trash = Duration::from_secs(u64::from(self.trash_hours) * 3600);
         config.certificate_lifetime = Duration::from_secs(self.certificate_seconds);
@@ -352,6 +388,7 @@ impl Settings {
             }
         });
         config.base_domain = self.base_domain.clone();
+        config.egress = self.outward();
         config
     }
 }
@@ -383,6 +420,9 @@ mod tests {
             "https = '127.0.0.1:8080'",
             "https = '127.0.0.1:8443'\ncertificate = '/x.pem'",
             "certificate_seconds = 5",
+            "egress = 'all'",
+            "egress_ports = [80, 7443]",
+            "egress_allow = ['10.0.0.1/8']",
         ] {
             std::fs::write(place.settings(), bad).unwrap();
             assert_eq!(

@@ -144,6 +144,9 @@ fn changed(mut settings: Settings, change: &Change) -> Settings {
     if let Some(domain) = &change.base_domain {
         settings.base_domain = domain.trim_matches('.').to_ascii_lowercase();
     }
+    if let Some(egress) = change.egress {
+        settings.egress = egress;
+    }
     settings
 }
 

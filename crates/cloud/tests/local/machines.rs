@@ -273,7 +273,7 @@ pub async fn machines_are_apart_and_bound(root: bool) {
     );
     assert_eq!(
         world.says(&one, &["read", "/etc/resolv.conf"]),
-        "nameserver 127.0.0.53\n"
+        "nameserver 127.0.0.53\nnameserver 100.64.0.1\noptions timeout:3 attempts:2\n"
     );
     assert_eq!(world.says(&one, &["overlay"]), "true");
     assert_eq!(world.says(&one, &["mode", "/above"]), "644 33:33");

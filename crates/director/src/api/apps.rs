@@ -12,7 +12,7 @@ use crate::store::{events, users};
 use axum::extract::State;
 use axum::{Extension, Json};
 use conpaas_kill_points::{KillPoint, reached};
-use conpaas_model::api::{Accepted, App, AppCreate, CloudInfo, Event, Page, Rename, Restore};
+use conpaas_model::api::{Accepted, App, AppCreate, AppUpdate, CloudInfo, Event, Page, Restore};
 use http::{HeaderName, StatusCode, header};
 use serde::Deserialize;
 use std::sync::Arc;
@@ -101,7 +101,7 @@ where
 pub(super) fn app_etag(row: &AppRow) -> Result<String, DirectorError> {
     views::etag(
         &row.generation.to_string(),
-        &(&row.name, &row.description, &row.labels),
+        &(&row.name, &row.description, &row.labels, row.egress),
     )
 }
 
@@ -210,19 +210,19 @@ pub(super) async fn show_app(
     Ok(([(header::ETAG, tag)], Json(app)))
 }
 
-/// Rename or relabel an application.
-#[utoipa::path(patch, path = "/v1/apps/{app}", operation_id = "update_app", request_body = Rename,
+/// Rename or relabel an application, or change its way out.
+#[utoipa::path(patch, path = "/v1/apps/{app}", operation_id = "update_app", request_body = AppUpdate,
     params(("app" = String, Path, description = "NAME, OWNER:NAME or id.")),
     responses((status = 200, description = "The application.", body = App)))]
 pub(super) async fn update_app(
     State(shared): Here,
     caller: Caller,
     Extension(row): Extension<AppRow>,
-    Payload(wish): Payload<Rename>,
+    Payload(wish): Payload<AppUpdate>,
 ) -> Result<Json<App>, DirectorError> {
     let app = change(&shared, &caller, Vec::new(), move |change| {
         let row = fresh_app(change, &row)?;
-        let row = change.rename_app(row, wish)?;
+        let row = change.update_app(row, wish)?;
         views::app(change.tx, change.shared, row)
     })
     .await?;

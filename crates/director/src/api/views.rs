@@ -178,6 +178,7 @@ pub(super) fn app(tx: &Connection, shared: &Shared, row: AppRow) -> Result<App, 
         owner: row.owner_name,
         description: row.description,
         labels: row.labels,
+        egress: row.egress.within(shared.config.egress),
     })
 }
 

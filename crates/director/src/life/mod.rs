@@ -26,7 +26,8 @@ use crate::store::services::{self, ServiceRow};
 use crate::store::users::{self, UserRow};
 use crate::store::{machines, new_id, now};
 use crate::{operations, settings};
-use conpaas_model::api::{AppCreate, CloudInfo, Outcome, Rename, Scale, ServiceCreate};
+use conpaas_model::api::{AppCreate, AppUpdate, CloudInfo, Outcome, Rename, Scale, ServiceCreate};
+use conpaas_model::egress::Egress;
 use conpaas_model::event::EventKind;
 use conpaas_model::ids::{ApplicationId, Generation, Name, NodeNumber};
 use conpaas_model::spec::{RunWish, Settings};
@@ -168,6 +169,10 @@ impl Change<'_> {
             name: wish.name,
             description: wish.description,
             labels: wish.labels,
+            egress: match wish.egress {
+                Some(egress) => self.allowed_egress(egress)?,
+                None => Egress::default(),
+            },
             run: RunWish::Stopped,
             ever_started: false,
             generation: Generation(1),
@@ -180,8 +185,31 @@ impl Change<'_> {
         Ok(row)
     }
 
-    pub fn rename_app(&self, mut row: AppRow, wish: Rename) -> Result<AppRow, DirectorError> {
+    /// A wish for a way out, if this installation allows it.
+    fn allowed_egress(&self, wish: Egress) -> Result<Egress, DirectorError> {
+        if wish > self.shared.config.egress {
+            return Err(DirectorError::conflict(
+                "egress_not_allowed",
+                "this installation lets no application out of its network",
+            )
+            .hint("its operator can: set egress = \"director\" in nutshell.toml"));
+        }
+        Ok(wish)
+    }
+
+    fn change_egress(&self, row: &AppRow, wish: Egress) -> Result<Egress, DirectorError> {
+        let egress = self.allowed_egress(wish)?;
+        if egress != row.egress {
+            self.event(&row.id, None, EventKind::EgressChanged { egress })?;
+        }
+        Ok(egress)
+    }
+
+    pub fn update_app(&self, mut row: AppRow, wish: AppUpdate) -> Result<AppRow, DirectorError> {
         self.living(&row)?;
+        if let Some(egress) = wish.egress {
+            row.egress = self.change_egress(&row, egress)?;
+        }
         if let Some(name) = wish.name.filter(|name| *name != row.name) {
             check_host(&name, &row.owner_name)?;
             let taken = apps::by_name(self.tx, row.owner_name.as_str(), name.as_str())?;

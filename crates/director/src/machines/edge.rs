@@ -8,10 +8,11 @@ use crate::error::DirectorError;
 use crate::incarnation;
 use crate::store::{apps, domains, services};
 use conpaas_kill_points::{KillPoint, reached};
-use conpaas_model::edge::{APPLIED_FILE, Applied, NetworkAccess, ROUTES_FILE, Routes};
+use conpaas_model::edge::{APPLIED_FILE, Applied, NetworkAccess, Outlet, ROUTES_FILE, Routes};
+use conpaas_model::egress::Egress;
 use conpaas_model::ids::{Generation, ServiceId};
 use conpaas_model::status::{EdgeStatus, NodeState};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::MetadataExt;
@@ -88,7 +89,8 @@ impl Feed {
 
     /// Writes the routes if they changed.
     async fn write(&mut self) -> Result<(), DirectorError> {
-        self.places = places(&self.shared).await?;
+        let (places, outlets) = places(&self.shared).await?;
+        self.places = places;
         let (routes, versions) = routes::routes(
             &self.places,
             &self.shared.config.base_domain,
@@ -98,7 +100,7 @@ impl Feed {
             .applied
             .as_ref()
             .map_or(Generation(0), |applied| applied.generation);
-        if let Some(file) = self.written.offer(&routes, taken) {
+        if let Some(file) = self.written.offer(&routes, &outlets, taken) {
             let folder = self.shared.config.edge_folder.clone();
             let text = serde_json::to_vec_pretty(&file)?;
             tokio::task::spawn_blocking(move || replace(&folder, ROUTES_FILE, &text))
@@ -211,14 +213,15 @@ fn replace(folder: &Path, name: &str, content: &[u8]) -> io::Result<()> {
     std::fs::File::open(folder)?.sync_all()
 }
 
-/// Everything routes are made of, in one look at the store.
-async fn places(shared: &Arc<Shared>) -> Result<Vec<Place>, DirectorError> {
+/// Everything routes are made of, in one look at the store, and who is let out.
+async fn places(shared: &Arc<Shared>) -> Result<(Vec<Place>, Vec<Outlet>), DirectorError> {
+    let most = shared.config.egress;
     let registry = shared.registry.clone();
     let clouds: BTreeMap<String, Arc<dyn conpaas_cloud::Cloud>> = shared.clouds.clone();
     shared
         .store
         .read(move |tx| {
-            let mut places = Vec::new();
+            let (mut places, mut outlets) = (Vec::new(), Vec::new());
             let restored_at = incarnation::restored_at(tx)?;
             let mut claimed: BTreeMap<ServiceId, Vec<String>> = BTreeMap::new();
             for domain in domains::every(tx)? {
@@ -228,19 +231,21 @@ async fn places(shared: &Arc<Shared>) -> Result<Vec<Place>, DirectorError> {
                 // The host names of what is in the trash are free for others, like its name.
                 let gone = app.trashed_at.is_some();
                 let mut first = true;
+                let network = |cloud: &str| {
+                    clouds
+                        .get(cloud)
+                        .map_or(NetworkAccess::Host, |cloud| cloud.network_access(&app.id))
+                };
+                let mut networks = BTreeSet::new();
                 for row in services::of_app(tx, &app.id)? {
+                    let nodes = records::nodes_of(tx, &row.id)?;
+                    networks.extend(nodes.iter().map(|node| node.cloud.clone()));
                     let exposes = registry.get(&row.service_type).is_some_and(|entry| {
                         entry.service_type.roles().iter().any(|role| role.exposed)
                     });
                     if !exposes {
                         continue;
                     }
-                    let nodes = records::nodes_of(tx, &row.id)?;
-                    let network = |cloud: &str| {
-                        clouds
-                            .get(cloud)
-                            .map_or(NetworkAccess::Host, |cloud| cloud.network_access(&app.id))
-                    };
                     places.push(Place {
                         service: row.id.clone(),
                         app: app.name.clone(),
@@ -269,8 +274,18 @@ async fn places(shared: &Arc<Shared>) -> Result<Vec<Place>, DirectorError> {
                     });
                     first = false;
                 }
+                if !gone && app.egress.within(most) == Egress::Director {
+                    // Elsewhere machines get out by themselves.
+                    let own = networks.iter().map(|cloud| network(cloud));
+                    let own = own.filter(|network| *network != NetworkAccess::Host);
+                    outlets.extend(own.map(|network| Outlet {
+                        owner: app.owner_name.to_string(),
+                        app: app.name.to_string(),
+                        network,
+                    }));
+                }
             }
-            Ok(places)
+            Ok((places, outlets))
         })
         .await
 }

@@ -36,6 +36,7 @@ use conpaas_cloud::{Capacity, Cloud, Features, LimitsSupport, Support};
 use conpaas_core::broker::BrokerSettings;
 use conpaas_manager::ServiceManagers;
 use conpaas_model::api::{CloudInfo, RootInfo};
+use conpaas_model::egress::Egress;
 use conpaas_model::ids::{InstallationId, MachineId, ServiceId};
 use conpaas_pki::{
     Authority, ClientCertificates, Credentials, Identity, KeyPair, PartyKind, PkiError,
@@ -70,6 +71,8 @@ pub struct MachinesConfig {
     pub edge_folder: PathBuf,
     /// The domain below which applications have their names.
     pub base_domain: String,
+    /// As much of a way out as applications may have.
+    pub egress: Egress,
     /// How long a machine may take until its agent has enrolled; absent: what its cloud says.
     pub boot_deadline: Option<Duration>,
     /// Lifetime of agents' and managers' certificates.
@@ -101,6 +104,7 @@ impl MachinesConfig {
                 .clone()
                 .unwrap_or_else(|| config.state.join("edge")),
             base_domain: config.base_domain.clone(),
+            egress: config.egress,
             boot_deadline: config.boot_deadline,
             certificate_lifetime: config.certificate_lifetime,
             list_every: Duration::from_secs(1),

@@ -2,7 +2,7 @@
 //! over what the store says.
 
 use crate::hosts;
-use conpaas_model::edge::{Applied, NetworkAccess, Route, RouteState, Routes, Upstream};
+use conpaas_model::edge::{Applied, NetworkAccess, Outlet, Route, RouteState, Routes, Upstream};
 use conpaas_model::ids::{Generation, Name, NodeNumber, ServiceId};
 use conpaas_model::protocol::Exposure;
 use conpaas_model::spec::RunWish;
@@ -179,13 +179,15 @@ impl Written {
 
     /// The file to write, if these routes are not the ones that stand. Its generation is above
     /// any that was written or `taken` by the edge: the edge refuses others.
-    pub fn offer(&self, routes: &[Route], taken: Generation) -> Option<Routes> {
+    pub fn offer(&self, routes: &[Route], outlets: &[Outlet], taken: Generation) -> Option<Routes> {
         let stands = self.routes.generation > Generation(0)
             && self.routes.generation >= taken
-            && self.routes.routes == routes;
+            && self.routes.routes == routes
+            && self.routes.outlets == outlets;
         (!stands).then(|| Routes {
             generation: self.routes.generation.max(taken).next(),
             routes: routes.to_vec(),
+            outlets: outlets.to_vec(),
         })
     }
 
@@ -310,7 +312,7 @@ mod tests {
 
     fn write(written: &mut Written, places: &[Place], taken: u64) -> bool {
         let (routes, versions) = routes(places, "localhost", &[]);
-        let file = written.offer(&routes, Generation(taken));
+        let file = written.offer(&routes, &[], Generation(taken));
         let news = file.is_some();
         file.into_iter().for_each(|file| written.accept(file));
         written.expose(versions);
@@ -474,6 +476,7 @@ mod tests {
         let file = Routes {
             generation: written.generation(),
             routes: routes(std::slice::from_ref(&one), "localhost", &[]).0,
+            outlets: Vec::new(),
         };
         let mut resumed = Written::resume(Some(file));
         assert!(

@@ -3,6 +3,7 @@
 use super::{Millis, all, as_word, first, json, parsed, signed, to_json, unsigned, word};
 use crate::error::DirectorError;
 use conpaas_model::api::Labels;
+use conpaas_model::egress::Egress;
 use conpaas_model::ids::{ApplicationId, Generation, Name, PrincipalId};
 use conpaas_model::spec::RunWish;
 use rusqlite::{Connection, params};
@@ -16,6 +17,8 @@ pub struct AppRow {
     pub name: Name,
     pub description: String,
     pub labels: Labels,
+    /// What its owner wishes; the installation may allow less.
+    pub egress: Egress,
     pub run: RunWish,
     pub ever_started: bool,
     pub generation: Generation,
@@ -43,6 +46,7 @@ fn app(row: &super::Row<'_>) -> rusqlite::Result<AppRow> {
         name: parsed(row, "name")?,
         description: row.get("description")?,
         labels: json(row, "labels_json")?,
+        egress: word(row, "egress")?,
         run: word(row, "run")?,
         ever_started: row.get("ever_started")?,
         generation: Generation(unsigned(row, "generation")?),
@@ -53,8 +57,8 @@ fn app(row: &super::Row<'_>) -> rusqlite::Result<AppRow> {
 
 pub fn insert(tx: &Connection, app: &AppRow) -> Result<(), DirectorError> {
     tx.execute(
-        "INSERT INTO apps(id, owner_id, name, description, labels_json, run, ever_started, generation, created_at)
-         VALUES(?1,?2,?3,?4,?5,?6,?7,?8,?9)",
+        "INSERT INTO apps(id, owner_id, name, description, labels_json, run, ever_started, generation, created_at, egress)
+         VALUES(?1,?2,?3,?4,?5,?6,?7,?8,?9,?10)",
         params![
             app.id.as_str(),
             app.owner.as_str(),
@@ -64,7 +68,8 @@ pub fn insert(tx: &Connection, app: &AppRow) -> Result<(), DirectorError> {
             as_word(app.run),
             app.ever_started,
             signed(app.generation.0),
-            app.created_at
+            app.created_at,
+            as_word(app.egress)
         ],
     )?;
     Ok(())
@@ -73,7 +78,7 @@ pub fn insert(tx: &Connection, app: &AppRow) -> Result<(), DirectorError> {
 /// Writes everything that may change of an application.
 pub fn update(tx: &Connection, app: &AppRow) -> Result<(), DirectorError> {
     tx.execute(
-        "UPDATE apps SET name=?2, description=?3, labels_json=?4, run=?5, ever_started=?6, generation=?7, trashed_at=?8 WHERE id=?1",
+        "UPDATE apps SET name=?2, description=?3, labels_json=?4, run=?5, ever_started=?6, generation=?7, trashed_at=?8, egress=?9 WHERE id=?1",
         params![
             app.id.as_str(),
             app.name.as_str(),
@@ -82,7 +87,8 @@ pub fn update(tx: &Connection, app: &AppRow) -> Result<(), DirectorError> {
             as_word(app.run),
             app.ever_started,
             signed(app.generation.0),
-            app.trashed_at
+            app.trashed_at,
+            as_word(app.egress)
         ],
     )?;
     Ok(())

@@ -141,6 +141,8 @@ CREATE INDEX domains_service ON domains(service_id);
 "#,
     // Releases that were held, and never promoted: nobody goes back to those unasked.
     "ALTER TABLE releases ADD COLUMN held INTEGER NOT NULL DEFAULT 0;",
+    // Applications' ways out.
+    "ALTER TABLE apps ADD COLUMN egress TEXT NOT NULL DEFAULT 'director';",
 ];
 
 /// The schema this program writes.

@@ -248,3 +248,45 @@ async fn what_has_rested_long_enough_is_destroyed() {
         .await;
     world.director.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_owner_chooses_a_way_out_within_what_the_installation_allows() {
+    use conpaas_model::egress::Egress;
+    let world = World::new().await;
+    let ann = world.user("ann").await;
+    let made = world.post("/v1/apps", &ann, json!({"name": "shop"})).await;
+    assert_eq!(
+        (made.status.as_u16(), &made.body["egress"]),
+        (201, &json!("director"))
+    );
+    let change = async |wish: &str| {
+        let body = json!({ "egress": wish });
+        world
+            .send(Method::PATCH, "/v1/apps/shop", &ann, Some(body), &[])
+            .await
+    };
+    let none = change("none").await;
+    assert_eq!(
+        (none.status.as_u16(), &none.body["egress"]),
+        (200, &json!("none"))
+    );
+    assert_eq!(change("all").await.status, 422);
+    let events = world.get("/v1/apps/shop/events", &ann).await;
+    let told = events.body["items"].as_array().unwrap().iter();
+    assert!(told.clone().any(|event| event["kind"] == "egress_changed"));
+
+    // Where nobody gets out, it is said so, and asked for in vain.
+    let world = World::with(|config| config.egress = Egress::None).await;
+    let admin = &world.admin;
+    let made = world.post("/v1/apps", admin, json!({"name": "shop"})).await;
+    assert_eq!(
+        (made.status.as_u16(), &made.body["egress"]),
+        (201, &json!("none"))
+    );
+    let wish = json!({"name": "other", "egress": "director"});
+    let refused = world.post("/v1/apps", admin, wish).await;
+    assert_eq!(refused.status, 409, "{refused:?}");
+    assert_eq!(refused.body["code"], "egress_not_allowed", "{refused:?}");
+    let wish = json!({"name": "third", "egress": "none"});
+    assert_eq!(world.post("/v1/apps", admin, wish).await.status, 201);
+}

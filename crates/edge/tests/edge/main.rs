@@ -329,6 +329,7 @@ async fn a_socket_is_handed_to_another_edge_without_losing_a_connection() {
         tokio::spawn(edge.serve_until(async move { end.await.unwrap() }))
     };
     let routes = conpaas_model::edge::Routes {
+        outlets: Vec::new(),
         generation: conpaas_model::ids::Generation(1),
         routes: vec![shop(RouteState::Serving, &[&web])],
     };

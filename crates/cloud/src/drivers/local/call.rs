@@ -9,7 +9,7 @@ use conpaas_model::ids::ApplicationId;
 use std::ffi::OsStr;
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, TcpListener};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
@@ -112,33 +112,64 @@ pub fn listen(
     gateway: Ipv4Addr,
     port: u16,
 ) -> Result<TcpListener, CloudError> {
+    let (_, sockets) = inside(
+        program,
+        "listen",
+        state_dir,
+        network,
+        &[listen_address(gateway, port)],
+    )?;
+    match sockets.into_iter().next() {
+        Some(socket) => Ok(TcpListener::from(socket)),
+        None => Err(CloudError::NoNetwork {
+            network: network.to_string(),
+        }),
+    }
+}
+
+/// The name of an application's network and the sockets of its outlet: names by UDP and by TCP,
+/// then one for each of `ports`.
+pub fn outlet(
+    program: &Path,
+    state_dir: &Path,
+    network: &ApplicationId,
+    ports: &[u16],
+) -> Result<(String, Vec<OwnedFd>), CloudError> {
+    let ports: Vec<String> = ports.iter().map(u16::to_string).collect();
+    let (name, sockets) = inside(program, "outlet", state_dir, network, &ports)?;
+    if name.is_empty() {
+        return Err(CloudError::NoNetwork {
+            network: network.to_string(),
+        });
+    }
+    Ok((String::from_utf8_lossy(&name).into_owned(), sockets))
+}
+
+/// Runs a helper command inside a network that answers with one message.
+fn inside(
+    program: &Path,
+    command: &str,
+    state_dir: &Path,
+    network: &ApplicationId,
+    arguments: &[String],
+) -> Result<(Vec<u8>, Vec<OwnedFd>), CloudError> {
     let (ours, theirs) =
         channel::pair().map_err(CloudError::io("make a socket pair for", program))?;
-    let child = helper(program, "listen")
+    let output = helper(program, command)
         .arg(state_dir)
         .arg(network.as_str())
-        .arg(listen_address(gateway, port))
+        .args(arguments)
         .stdin(theirs)
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()
-        .map_err(CloudError::io("run", program))?;
-    let output = child
-        .wait_with_output()
+        .and_then(Child::wait_with_output)
         .map_err(CloudError::io("run", program))?;
     if !output.status.success() {
         return Err(failure(&output));
     }
-    match channel::receive(ours.as_fd()) {
-        Ok((_, fds)) => match fds.into_iter().next() {
-            Some(fd) => Ok(TcpListener::from(fd)),
-            None => Err(CloudError::NoNetwork {
-                network: network.to_string(),
-            }),
-        },
-        Err(e) => Err(CloudError::Step {
-            step: "receive a listener".into(),
-            detail: e.to_string(),
-        }),
-    }
+    channel::receive(ours.as_fd()).map_err(|e| CloudError::Step {
+        step: "receive sockets of a network".into(),
+        detail: e.to_string(),
+    })
 }

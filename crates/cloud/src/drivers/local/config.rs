@@ -1,5 +1,6 @@
 //! Settings of the `local` driver.
 
+use crate::types::Support;
 use conpaas_model::instance::{InstanceType, default_instance_types};
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
@@ -36,6 +37,8 @@ pub struct LocalConfig {
     pub disk_reserve_mib: u64,
     /// Processes and threads a machine may have.
     pub pids_per_machine: u64,
+    /// Whether somebody holds the outlets of networks (see [`crate::open_outlet`]).
+    pub egress: Support,
     /// How long a machine may take until its first process runs.
     pub start_limit: Duration,
 }
@@ -57,6 +60,7 @@ impl LocalConfig {
             memory_mib: None,
             disk_reserve_mib: 1024,
             pids_per_machine: 2048,
+            egress: Support::no("nobody on this computer lets applications out"),
             start_limit: Duration::from_secs(30),
         }
     }

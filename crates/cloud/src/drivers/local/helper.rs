@@ -13,19 +13,26 @@ use conpaas_model::ids::ApplicationId;
 use nix::mount::{MsFlags, mount};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::CloneFlags;
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, bind, listen as listen_on, setsockopt,
+    socket, sockopt,
+};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, chdir, fork};
 use std::ffi::OsString;
 use std::fs;
 use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener};
-use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 
 /// Exit code when the helper itself fails, apart from the codes of what it runs.
 const FAILED: i32 = 125;
+
+/// Where names are asked for.
+const NAMES_PORT: u16 = 53;
 
 /// The program `machine-helper`.
 pub fn main(args: Vec<OsString>) -> i32 {
@@ -61,12 +68,15 @@ fn dispatch(args: &[OsString]) -> Result<i32, StepError> {
         (["sockets", _, network], [_, state, ..]) => {
             sockets(&Layout(state.into()), &application(network)?)
         }
+        (["outlet", _, network, ports @ ..], [_, state, ..]) => {
+            outlet(&Layout(state.into()), &application(network)?, ports)
+        }
         (["remove", map, ..], [_, _, trees @ ..]) => remove(&id_map(map)?, trees),
         (["unpack", map, _], [_, _, folder]) => unpack(&id_map(map)?, Path::new(folder)),
         (["probe", map, _], [_, _, folder]) => probe(&id_map(map)?, Path::new(folder)),
         _ => Err(StepError::new(
             "understand the arguments",
-            "expected exec, listen, sockets, remove, unpack or probe and what they need",
+            "expected exec, listen, sockets, outlet, remove, unpack or probe and what they need",
         )),
     }
 }
@@ -188,6 +198,49 @@ fn listen(
     channel::send(channel.as_fd(), b"listener", &[listener.into()])
         .step("hand over the listener")?;
     Ok(0)
+}
+
+/// Hands over, in one message that names the network, the sockets at which its machines knock
+/// that want to get out: names by UDP and TCP, then each port at all addresses. Others may listen
+/// beside them, so that one who takes over misses no knock.
+fn outlet(layout: &Layout, network: &ApplicationId, ports: &[&str]) -> Result<i32, StepError> {
+    let channel = super::supervisor::take_stdin();
+    let Some((_, instance)) = enter_network(layout, network)? else {
+        channel::send(channel.as_fd(), b"", &[]).step("answer")?;
+        return Ok(0);
+    };
+    let names = SocketAddrV4::new(super::config::GATEWAY, NAMES_PORT);
+    let mut made = vec![
+        shared_socket(SockType::Datagram, names)?,
+        shared_socket(SockType::Stream, names)?,
+    ];
+    for port in ports {
+        let port = port.parse().step(format!("understand the port {port}"))?;
+        let everywhere = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port);
+        made.push(shared_socket(SockType::Stream, everywhere)?);
+    }
+    channel::send(channel.as_fd(), instance.as_bytes(), &made).step("hand over the sockets")?;
+    Ok(0)
+}
+
+/// A socket at an address that others may be bound to as well; one of streams listens.
+fn shared_socket(kind: SockType, address: SocketAddrV4) -> Result<OwnedFd, StepError> {
+    let make = || -> nix::Result<OwnedFd> {
+        let socket = socket(
+            AddressFamily::Inet,
+            kind,
+            SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
+            None,
+        )?;
+        setsockopt(&socket, sockopt::ReuseAddr, &true)?;
+        setsockopt(&socket, sockopt::ReusePort, &true)?;
+        bind(socket.as_raw_fd(), &SockaddrIn::from(address))?;
+        if kind == SockType::Stream {
+            listen_on(&socket, Backlog::new(1024)?)?;
+        }
+        Ok(socket)
+    };
+    make().step(format!("listen at {address} for what wants to get out"))
 }
 
 /// Hands out unconnected sockets of the network, as many as each request's byte says, until

@@ -27,8 +27,8 @@ pub use config::{GATEWAY, LocalConfig, PREFIX};
 pub use doctor::{Check, doctor};
 pub use image::{prepare_image, remove_state};
 pub(crate) use {
-    call::helper as helper_command, channel::MOST_FDS, channel::pair, channel::receive,
-    channel::send,
+    call::helper as helper_command, call::outlet, channel::MOST_FDS, channel::pair,
+    channel::receive, channel::send,
 };
 
 use crate::error::CloudError;
@@ -129,7 +129,7 @@ impl crate::Cloud for LocalCloud {
             },
             fuse: Support::no("machines on this computer are given no /dev/fuse"),
             tun: Support::no("machines on this computer are given no /dev/net/tun"),
-            egress: Support::no("networks on this computer have no way out"),
+            egress: self.inner.config.egress.clone(),
             sized_volumes: Support::no("this driver has no volumes"),
         }
     }

@@ -1,5 +1,5 @@
 //! The few requests to the kernel's routing socket that a machine's network needs: links,
-//! addresses, neighbours. Synchronous and small, because the supervisor has no runtime.
+//! addresses, routes, neighbours. Synchronous and small, because the supervisor has no runtime.
 
 use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, sendto,
@@ -11,6 +11,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 
 const RTM_NEWLINK: u16 = 16;
 const RTM_NEWADDR: u16 = 20;
+const RTM_NEWROUTE: u16 = 24;
 const RTM_NEWNEIGH: u16 = 28;
 const NLM_F_REQUEST: u16 = 0x1;
 const NLM_F_ACK: u16 = 0x4;
@@ -28,6 +29,14 @@ const IFLA_INFO_DATA: u16 = 2;
 const VETH_INFO_PEER: u16 = 1;
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
+const RTA_OIF: u16 = 4;
+const RTA_GATEWAY: u16 = 5;
+const RT_TABLE_MAIN: u8 = 254;
+const RTPROT_BOOT: u8 = 3;
+const RT_SCOPE_UNIVERSE: u8 = 0;
+const RT_SCOPE_HOST: u8 = 254;
+const RTN_UNICAST: u8 = 1;
+const RTN_LOCAL: u8 = 2;
 const NDA_DST: u16 = 1;
 const NDA_LLADDR: u16 = 2;
 const NUD_PERMANENT: u16 = 0x80;
@@ -177,6 +186,22 @@ impl Netlink {
         self.request(RTM_NEWADDR, NLM_F_CREATE | NLM_F_REPLACE, body)
     }
 
+    /// Sends what leads nowhere else to a gateway.
+    pub fn add_default_route(&mut self, gateway: Ipv4Addr) -> io::Result<()> {
+        let body = default_route(RTN_UNICAST, RT_SCOPE_UNIVERSE);
+        let body = body.attribute(RTA_GATEWAY, &gateway.octets());
+        self.request(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, body)
+    }
+
+    /// Takes what leads nowhere else as meant for this network's own sockets: whoever listens at
+    /// all addresses gets it and sees where it was bound for, and where nobody does it is refused
+    /// at once. In the main table, where what the links lead to goes first.
+    pub fn take_all(&mut self, loopback: u32) -> io::Result<()> {
+        let body = default_route(RTN_LOCAL, RT_SCOPE_HOST);
+        let body = body.attribute(RTA_OIF, &loopback.to_ne_bytes());
+        self.request(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, body)
+    }
+
     /// Writes down a neighbour's Ethernet address for good.
     pub fn add_neighbour(&mut self, index: u32, address: Ipv4Addr, mac: Mac) -> io::Result<()> {
         let mut head = vec![libc::AF_INET as u8, 0, 0, 0];
@@ -188,6 +213,14 @@ impl Netlink {
             .attribute(NDA_LLADDR, &mac);
         self.request(RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, body)
     }
+}
+
+/// A route for all addresses (`rtmsg` of rtnetlink(7)), to be completed by where it leads.
+fn default_route(kind: u8, scope: u8) -> Body {
+    let mut head = vec![libc::AF_INET as u8, 0, 0, 0];
+    head.extend([RT_TABLE_MAIN, RTPROT_BOOT, scope, kind]);
+    head.extend(0u32.to_ne_bytes());
+    Body(head)
 }
 
 /// A link's index in the current network namespace.

@@ -140,7 +140,11 @@ fn network(spec: &Spec) -> Result<(), StepError> {
     // Known beforehand: the first packets after a cable comes up are easily lost.
     netlink
         .add_neighbour(eth0, spec.gateway, mac_of(spec.gateway))
-        .step("write down the gateway")
+        .step("write down the gateway")?;
+    // Always there, so that what may not get out is refused at once by the gateway.
+    netlink
+        .add_default_route(spec.gateway)
+        .step("give the machine its way out")
 }
 
 /// No forwarding and no IPv6, said explicitly: a new namespace inherits the host's settings.
@@ -159,6 +163,12 @@ pub fn quiet_network(whose: &str) -> Result<(), StepError> {
         }
     }
     Ok(())
+}
+
+/// A network that takes what is bound for everywhere must not answer pings in their name.
+pub fn answer_no_pings(whose: &str) -> Result<(), StepError> {
+    let file = "icmp_echo_ignore_all";
+    fs::write(format!("/proc/sys/net/ipv4/{file}"), "1").step(format!("set {file} of {whose}"))
 }
 
 /// Mounts everything the machine sees below `root`; relative paths, because the folders above
@@ -402,8 +412,16 @@ fn files(spec: &Spec, context: &[u8]) -> Result<(), StepError> {
         &format!("127.0.0.1 localhost\n{} {name}\n", spec.address),
         0o644,
     )?;
-    // The agent answers for names; while it is not there, the kernel refuses at once.
-    put("/etc/resolv.conf", "nameserver 127.0.0.53\n", 0o644)?;
+    // The agent answers for the application's own names, the gateway for the world's where it may
+    // be reached; where nobody is, the kernel refuses at once.
+    put(
+        "/etc/resolv.conf",
+        &format!(
+            "nameserver 127.0.0.53\nnameserver {}\noptions timeout:3 attempts:2\n",
+            spec.gateway
+        ),
+        0o644,
+    )?;
     let folder = Path::new("/etc/conpaas");
     if !folder.is_dir() {
         fs::DirBuilder::new()

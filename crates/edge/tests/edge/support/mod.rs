@@ -78,6 +78,7 @@ impl TestEdge {
 
     pub fn write(&self, generation: u64, routes: Vec<Route>) {
         let routes = Routes {
+            outlets: Vec::new(),
             generation: Generation(generation),
             routes,
         };
