@@ -396,6 +396,16 @@ impl World {
         )
     }
 
+    /// The program under test as if it were another one.
+    pub fn newer_program(&self) -> PathBuf {
+        let newer = self.path().join("conpaas-newer");
+        std::fs::copy(program(), &newer).unwrap();
+        // What follows an executable's own parts changes nothing but who it is.
+        let mut file = std::fs::File::options().append(true).open(&newer).unwrap();
+        std::io::Write::write_all(&mut file, b"newer").unwrap();
+        newer
+    }
+
     pub fn up(&self) -> Finished {
         self.up_with(&program())
     }

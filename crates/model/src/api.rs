@@ -154,6 +154,7 @@ pub struct App {
     pub description: String,
     pub labels: Labels,
     /// Its way out.
+    #[serde(default)]
     pub egress: Egress,
     pub state: ServiceState,
     pub reason: Option<String>,

@@ -5,7 +5,10 @@ use conpaas_tests::{World, wait_for};
 use std::io::{Read, Write};
 use std::net::{TcpListener, UdpSocket};
 use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Sender, channel};
 use std::time::Duration;
 
 /// This computer's end of the cable to the world outside, and the one host there; addresses for
@@ -26,9 +29,10 @@ if (stream_get_meta_data($call)['timed_out']) die('no: timed out');
 echo strstr((string) $answer, 'outside') ?: 'no: broken off';
 "#;
 
-/// A network namespace with a host in it that answers for names and serves two ports.
+/// The world outside: a network namespace that this thread's one has a cable to, with a host in it
+/// that answers for names and serves ports. Both go when nobody is in them any more.
 struct Outside {
-    namespace: String,
+    work: Sender<Box<dyn FnOnce() + Send>>,
 }
 
 fn ip(arguments: &[&str]) {
@@ -36,48 +40,49 @@ fn ip(arguments: &[&str]) {
     assert!(output.status.success(), "ip {arguments:?}: {output:?}");
 }
 
+/// This thread, and whatever it starts, is in a network of its own from now on.
+fn own_network() {
+    // SAFETY: no pointers; only this thread changes its network.
+    let alone = unsafe { libc::unshare(libc::CLONE_NEWNET) };
+    assert_eq!(alone, 0, "{}", std::io::Error::last_os_error());
+    ip(&["link", "set", "lo", "up"]);
+}
+
 impl Outside {
     fn make() -> Self {
-        let own = Self {
-            namespace: format!("cps-out-{}", std::process::id()),
-        };
-        let here = format!("cps{}", std::process::id());
-        let inside = |arguments: &[&str]| ip(&[&["-n", &own.namespace], arguments].concat());
-        ip(&["netns", "add", &own.namespace]);
-        ip(&[
-            "link",
-            "add",
-            &here,
-            "type",
-            "veth",
-            "peer",
-            "name",
-            "out0",
-            "netns",
-            &own.namespace,
-        ]);
-        ip(&["addr", "add", &format!("{HERE}/30"), "dev", &here]);
-        ip(&["link", "set", &here, "up"]);
+        let (work, works) = channel::<Box<dyn FnOnce() + Send>>();
+        let (told, thread) = channel();
+        std::thread::spawn(move || {
+            own_network();
+            // SAFETY: no arguments, never fails.
+            told.send(unsafe { libc::gettid() }).unwrap();
+            works.iter().for_each(|work| work());
+        });
+        let thread = thread.recv().unwrap().to_string();
+        let link = [
+            "link", "add", "here0", "type", "veth", "peer", "name", "out0",
+        ];
+        ip(&[&link[..], &["netns", &thread]].concat());
+        ip(&["addr", "add", &format!("{HERE}/30"), "dev", "here0"]);
+        ip(&["link", "set", "here0", "up"]);
         ip(&["route", "add", &format!("{PRIVATE}/32"), "via", OUTSIDE]);
-        inside(&["link", "set", "lo", "up"]);
-        inside(&["addr", "add", &format!("{OUTSIDE}/30"), "dev", "out0"]);
-        inside(&["addr", "add", &format!("{PRIVATE}/32"), "dev", "lo"]);
-        inside(&["link", "set", "out0", "up"]);
+        let own = Self { work };
+        own.run(|| {
+            ip(&["addr", "add", &format!("{OUTSIDE}/30"), "dev", "out0"]);
+            ip(&["addr", "add", &format!("{PRIVATE}/32"), "dev", "lo"]);
+            ip(&["link", "set", "out0", "up"]);
+        });
         own
     }
 
-    /// Runs in the namespace, in a thread of its own, for as long as the test runs.
+    /// Runs outside, to its end; threads that it starts are outside, too.
     fn run(&self, work: impl FnOnce() + Send + 'static) {
-        let namespace = std::fs::File::open(format!("/run/netns/{}", self.namespace)).unwrap();
-        let (ready, wait) = std::sync::mpsc::channel();
-        std::thread::spawn(move || {
-            use std::os::fd::AsRawFd;
-            // SAFETY: no pointers; only this thread changes its network.
-            let joined = unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET) };
-            assert_eq!(joined, 0, "{}", std::io::Error::last_os_error());
-            ready.send(()).unwrap();
+        let (done, wait) = channel();
+        let work = move || {
             work();
-        });
+            done.send(()).unwrap();
+        };
+        self.work.send(Box::new(work)).unwrap();
         wait.recv().unwrap();
     }
 
@@ -85,8 +90,8 @@ impl Outside {
     fn serve(&self, port: u16) {
         self.run(move || {
             let listener = TcpListener::bind(("0.0.0.0", port)).unwrap();
-            for stream in listener.incoming() {
-                std::thread::spawn(move || {
+            std::thread::spawn(move || {
+                for stream in listener.incoming() {
                     let mut stream = stream.unwrap();
                     let (mut head, mut byte) = (Vec::new(), [0]);
                     while !head.ends_with(b"\r\n\r\n") && stream.read(&mut byte).unwrap_or(0) == 1 {
@@ -98,8 +103,8 @@ impl Outside {
                         "HTTP/1.0 200 OK\r\nContent-Length: {}\r\n\r\n{body}",
                         body.len()
                     );
-                });
-            }
+                }
+            });
         });
     }
 
@@ -107,42 +112,43 @@ impl Outside {
     fn answer_names(&self) {
         self.run(|| {
             let socket = UdpSocket::bind(("0.0.0.0", 53)).unwrap();
-            let mut buffer = [0; 1500];
-            while let Ok((length, from)) = socket.recv_from(&mut buffer) {
-                let question = &buffer[..length];
-                let name = b"\x07outside\x07example\x00";
-                let (known, is_a) = match question.get(12..12 + name.len()) {
-                    Some(asked) => (
-                        asked == name,
-                        question[12 + name.len()..].starts_with(&[0, 1]),
-                    ),
-                    None => (false, false),
-                };
-                let end = question[12..].iter().position(|byte| *byte == 0).unwrap() + 17;
-                let mut answer = question[..end].to_vec();
-                answer[2] = 0x81;
-                answer[3] = if known { 0x80 } else { 0x83 };
-                answer[6..12].copy_from_slice(&[0, u8::from(known && is_a), 0, 0, 0, 0]);
-                if known && is_a {
-                    answer.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 198, 51, 100, 2]);
-                }
-                let _ = socket.send_to(&answer, from);
-            }
+            std::thread::spawn(move || answer_names(&socket));
         });
     }
 }
 
-impl Drop for Outside {
-    fn drop(&mut self) {
-        // The cable goes with its other end.
-        let _ = Command::new("ip")
-            .args(["netns", "del", &self.namespace])
-            .status();
+fn answer_names(socket: &UdpSocket) {
+    let mut buffer = [0; 1500];
+    while let Ok((length, from)) = socket.recv_from(&mut buffer) {
+        let question = &buffer[..length];
+        let name = b"\x07outside\x07example\x00";
+        let (known, is_a) = match question.get(12..12 + name.len()) {
+            Some(asked) => (
+                asked == name,
+                question[12 + name.len()..].starts_with(&[0, 1]),
+            ),
+            None => (false, false),
+        };
+        let end = question[12..].iter().position(|byte| *byte == 0).unwrap() + 17;
+        let mut answer = question[..end].to_vec();
+        answer[2] = 0x81;
+        answer[3] = if known { 0x80 } else { 0x83 };
+        answer[6..12].copy_from_slice(&[0, u8::from(known && is_a), 0, 0, 0, 0]);
+        if known && is_a {
+            answer.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 198, 51, 100, 2]);
+        }
+        let _ = socket.send_to(&answer, from);
     }
 }
 
 #[test]
 fn an_application_gets_out_as_its_policy_says_and_never_into_the_house() {
+    // In a network of its own, so that this computer's stays as it is.
+    std::thread::spawn(gets_out_and_not_in).join().unwrap();
+}
+
+fn gets_out_and_not_in() {
+    own_network();
     let outside = Outside::make();
     outside.serve(80);
     outside.serve(8081);
@@ -228,6 +234,36 @@ fn an_application_gets_out_as_its_policy_says_and_never_into_the_house() {
     world.stop_director();
     gets_out("outside.example");
     world.start_director();
+
+    // Nothing that goes out is lost while another edge takes over.
+    let (edge, newer) = (world.daemon("edge"), world.newer_program());
+    let over = AtomicBool::new(false);
+    let (sent, lost) = std::thread::scope(|scope| {
+        let calls = scope.spawn(|| {
+            let (mut sent, mut lost) = (0, Vec::new());
+            while !over.load(Ordering::Relaxed) {
+                sent += 1;
+                match world.get(host, &format!("/?to={OUTSIDE}")) {
+                    Ok((200, said)) if said == format!("outside, asked by {HERE}") => {}
+                    other => lost.push(other),
+                }
+            }
+            (sent, lost)
+        });
+        let up = world.up_with(&newer);
+        assert_eq!(up.code, 0, "{up:?}\n{}", world.logs());
+        wait_for("the edge of before to end", Duration::from_secs(60), || {
+            if Path::new(&format!("/proc/{edge}")).exists() {
+                Err(edge)
+            } else {
+                Ok(())
+            }
+        });
+        over.store(true, Ordering::Relaxed);
+        calls.join().unwrap()
+    });
+    println!("{sent} calls out while another edge took over");
+    assert!(lost.is_empty() && sent > 50, "{sent} {lost:?}");
 
     // What it may no longer do ends at once, and the machines stay as they are.
     let before = world.machines();

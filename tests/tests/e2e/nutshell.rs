@@ -249,12 +249,7 @@ fn a_newer_program_takes_over_without_a_failed_request() {
         world.machines(),
         load::start(world.edge_port, HOST, "/", Duration::from_millis(20)),
     );
-    let newer = world.path().join("conpaas-newer");
-    std::fs::copy(program(), &newer).unwrap();
-    // What follows an executable's own parts changes nothing but who it is.
-    let mut file = std::fs::File::options().append(true).open(&newer).unwrap();
-    std::io::Write::write_all(&mut file, b"newer").unwrap();
-    drop(file);
+    let newer = world.newer_program();
     let before: Vec<i32> = DAEMONS.iter().map(|name| world.daemon(name)).collect();
 
     let up = world.up_with(&newer);

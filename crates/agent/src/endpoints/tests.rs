@@ -359,7 +359,11 @@ async fn names_are_answered_by_datagram_and_by_stream() {
     }
     let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let mut reply = [0; 512];
-    for (name, code) in [("db.internal", 0), ("conpaas.org", 3)] {
+    for (name, code) in [
+        ("db.internal", 0),
+        ("conpaas.internal", 3),
+        ("conpaas.org", 5),
+    ] {
         socket.send_to(&question(name, 1), at).await.unwrap();
         let answered = tokio::time::timeout(Duration::from_secs(10), socket.recv(&mut reply));
         answered.await.unwrap().unwrap();

@@ -97,7 +97,7 @@ pub enum AppCommand {
     },
     /// Set how it gets out of its network
     #[command(
-        after_help = "Settings:\n  egress=none        nothing gets out, names are not known\n  egress=director    through the Director's machine, where the installation allows it\n\nExamples:\n  conpaas app set shop egress=none\n  conpaas app set shop egress=director"
+        after_help = "Examples:\n  conpaas app set shop egress=none        # nothing gets out, names are not known\n  conpaas app set shop egress=director    # through the Director's machine, where the installation allows it"
     )]
     Set {
         /// APP or OWNER:APP, by name or id

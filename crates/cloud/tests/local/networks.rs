@@ -2,7 +2,7 @@
 
 use super::inside;
 use super::world::{World, until};
-use conpaas_cloud::{Cloud, CloudError, Dialer};
+use conpaas_cloud::{Cloud, CloudError, Dialer, Machine, is_current, open_outlet, present_network};
 use std::io::Write;
 use std::net::TcpListener;
 use std::process::Command;
@@ -33,6 +33,40 @@ fn host_network() -> String {
         );
     }
     all
+}
+
+/// Whoever holds an outlet gets what one network's machines want outside, at its ports alone, and
+/// sees where it was bound for; another may hold one beside it.
+fn out_by_outlets(world: &World, inside: &Machine, other: &Machine) {
+    let access = world.cloud.network_access(&inside.application);
+    let first = open_outlet(&access, &[80, 81]).unwrap().unwrap();
+    let second = open_outlet(&access, &[80, 81]).unwrap().unwrap();
+    assert_eq!(first.instance, second.instance);
+    assert!(is_current(&access, &first.instance) && present_network(&access));
+    assert!(!is_current(&access, "another"));
+    drop(first);
+    for door in second.doors {
+        door.set_nonblocking(false).unwrap();
+        std::thread::spawn(move || {
+            for stream in door.incoming() {
+                let mut stream = stream.unwrap();
+                let to = stream.local_addr().unwrap();
+                let _ = std::io::Write::write_all(&mut stream, format!("for {to}").as_bytes());
+            }
+        });
+    }
+    for outside in ["198.51.100.7:80", "198.51.100.7:81", "203.0.113.9:80"] {
+        assert_eq!(world.asks(inside, outside), format!("for {outside}"));
+    }
+    for (who, outside) in [(inside, "198.51.100.7:82"), (other, "198.51.100.7:80")] {
+        let said = world.asks(who, outside);
+        assert!(
+            said.starts_with("nobody") && said.contains("refused"),
+            "{said}"
+        );
+    }
+    // Machines of the same network are reached as ever.
+    assert!(!world.asks(inside, "100.64.7.77:80").starts_with("for"));
 }
 
 pub async fn networks_do_not_leak(_root: bool) {
@@ -102,16 +136,24 @@ pub async fn networks_do_not_leak(_root: bool) {
         2,
         "{links}"
     );
+    // The one way out leads to the gateway, where nobody takes anything for the outside.
     let routes = world.says(&a1, &["routes"]);
-    assert_eq!(
-        routes
-            .lines()
-            .skip(1)
-            .filter(|l| l.split('\t').nth(1) == Some("00000000"))
-            .count(),
-        0,
-        "{routes}"
-    );
+    let ways_out: Vec<&str> = routes
+        .lines()
+        .skip(1)
+        .filter(|l| l.split('\t').nth(1) == Some("00000000"))
+        .filter_map(|l| l.split('\t').nth(2))
+        .collect();
+    assert_eq!(ways_out, ["01004064"], "{routes}");
+    for outside in ["198.51.100.7:80", "192.0.2.1:53", "203.0.113.9:7100"] {
+        let said = world.asks(&a1, outside);
+        println!("  {} asks {outside}: {said}", a1.hostname);
+        assert!(
+            said.starts_with("nobody") && said.contains("refused"),
+            "{said}"
+        );
+    }
+    out_by_outlets(&world, &a1, &b1);
     // The two applications have machines of the same address: whoever dials gets its own.
     for (machine, name) in [(&a1, "I am first-2"), (&b1, "I am second-2")] {
         let access = world.cloud.network_access(&machine.application);
@@ -146,6 +188,10 @@ pub async fn networks_do_not_leak(_root: bool) {
     assert_eq!(error.kind(), std::io::ErrorKind::NotConnected);
     assert!(matches!(
         world.cloud.director_listener(&a1.application, port).await,
+        Err(CloudError::NoNetwork { .. })
+    ));
+    assert!(matches!(
+        open_outlet(&world.cloud.network_access(&a1.application), &[80]),
         Err(CloudError::NoNetwork { .. })
     ));
     let back = world.create("first", 2).await;

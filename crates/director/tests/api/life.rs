@@ -270,7 +270,7 @@ async fn an_owner_chooses_a_way_out_within_what_the_installation_allows() {
         (none.status.as_u16(), &none.body["egress"]),
         (200, &json!("none"))
     );
-    assert_eq!(change("all").await.status, 422);
+    assert_eq!(change("all").await.status, 400);
     let events = world.get("/v1/apps/shop/events", &ann).await;
     let told = events.body["items"].as_array().unwrap().iter();
     assert!(told.clone().any(|event| event["kind"] == "egress_changed"));
