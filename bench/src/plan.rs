@@ -90,6 +90,7 @@ impl World {
                     RoleWish {
                         pools: vec![pool],
                         owner: CountOwner::User,
+                        bounds: None,
                     },
                 )
             })

@@ -68,14 +68,18 @@ pub fn settings(schema: &Value, pairs: &[(String, String)]) -> Map<String, Value
         .collect()
 }
 
-/// Counts by role, as `ROLE=N` or `ROLE=+N`.
+/// Counts by role, as `ROLE=N`, `ROLE=+N` or `ROLE=N..M`.
 pub fn counts(pairs: &[(String, String)]) -> Result<BTreeMap<String, String>, String> {
     let mut roles = BTreeMap::new();
     for (role, count) in pairs {
         let digits = count.strip_prefix('+').unwrap_or(count);
-        if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        let is_number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+        let between = count.split_once("..");
+        if !is_number(digits) && !between.is_some_and(|(min, max)| is_number(min) && is_number(max))
+        {
             return Err(format!(
-                "'{count}' is no count for {role}: write {role}=4, or {role}=+1 for one more"
+                "'{count}' is no count for {role}: write {role}=4, {role}=+1 for one more, or \
+                 {role}=2..6 for what an automatic scaler may choose"
             ));
         }
         if roles.insert(role.clone(), count.clone()).is_some() {

@@ -777,6 +777,29 @@ fn a_download_lands_whole_and_never_over_another_file() {
     assert!(again.err.contains("--force"), "{}", again.err);
 }
 
+#[test]
+fn a_damaged_download_is_no_file() {
+    let person = Person::new();
+    let file = person.home.path().join("out.tar");
+    // The digest of "bytes", and what came is something else.
+    let tag = "277089d91c0bdf4f2e6862ba7e4a07605119431f5d13f726dd352b06f1b206a9";
+    let kind = format!("application/octet-stream\r\netag: \"{tag}\"");
+    let fake = Fake::answering(&[(200, &kind, "bites"), (200, &kind, "bytes")]);
+    let person = person
+        .set("CONPAAS_URL", &fake.url)
+        .set("CONPAAS_TOKEN", "x");
+    let line = format!("code download shop/web code-1 --output {}", file.display());
+    let damaged = person.run(&line);
+    assert!(
+        damaged.code == 1 && damaged.err.contains("damaged"),
+        "{}",
+        damaged.err
+    );
+    assert!(!file.exists());
+    person.run(&line).is(0, "[HOME]/out.tar\n", "");
+    fake.seen();
+}
+
 /// As root, code is unpacked by nobody; else by whoever runs this, which is then what is shown.
 #[test]
 fn code_is_never_unpacked_as_root() {

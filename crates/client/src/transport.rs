@@ -61,6 +61,8 @@ impl Upload {
 pub struct Download {
     /// Their number, when the Director knows it.
     pub length: Option<u64>,
+    /// Their entity tag, without quotes: of an archive its SHA-256, in hex.
+    pub tag: Option<String>,
     bytes: BoxStream<'static, Result<Bytes, reqwest::Error>>,
 }
 
@@ -322,6 +324,11 @@ impl Call {
         let answer = self.send().await?;
         Ok(Download {
             length: answer.content_length(),
+            tag: answer
+                .headers()
+                .get("etag")
+                .and_then(|tag| tag.to_str().ok())
+                .map(|tag| tag.trim_matches('"').to_owned()),
             bytes: answer.bytes_stream().boxed(),
         })
     }

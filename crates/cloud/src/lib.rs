@@ -17,7 +17,7 @@ pub use drivers::local::{
 };
 pub use drivers::memory::{MemoryCloud, MemoryEvent};
 pub use error::CloudError;
-pub use outlet::{MOST_PORTS, Outlet, is_current, open_outlet, present_network};
+pub use outlet::{MOST_PORTS, Outlet, network_instance, open_outlet};
 pub use types::{
     Capacity, CgroupVersion, CloudMachineId, CreateMachine, Exit, Features, Limits, LimitsSupport,
     Machine, MachineState, NetworkAccess, Resources, Support,

@@ -54,24 +54,14 @@ pub fn open_outlet(access: &NetworkAccess, ports: &[u16]) -> Result<Option<Outle
     }))
 }
 
-/// Whether machines of a network run, as far as is written down.
-pub fn present_network(access: &NetworkAccess) -> bool {
-    match access {
-        NetworkAccess::Local {
-            state_dir, network, ..
-        } => local::instance_file(state_dir, network).exists(),
-        NetworkAccess::Host => true,
-    }
-}
-
-/// Whether a network still is the incarnation of that name.
-pub fn is_current(access: &NetworkAccess, instance: &str) -> bool {
+/// The name of a network's present incarnation; none while it has no machines, as far as is written
+/// down.
+pub fn network_instance(access: &NetworkAccess) -> Option<String> {
     let NetworkAccess::Local {
         state_dir, network, ..
     } = access
     else {
-        return true;
+        return None;
     };
-    std::fs::read_to_string(local::instance_file(state_dir, network))
-        .is_ok_and(|present| present == instance)
+    std::fs::read_to_string(local::instance_file(state_dir, network)).ok()
 }

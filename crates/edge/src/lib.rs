@@ -24,6 +24,7 @@ pub use dial::{CloudDial, Dial};
 pub use egress::{EgressConfig, NoRange, Range};
 pub use server::{Edge, Ending, Listeners};
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::sync::Arc;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -44,6 +45,7 @@ pub async fn run(
     let mut handed_over = signal(SignalKind::user_defined1()).map_err(EdgeError::Signals)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(EdgeError::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(EdgeError::Signals)?;
+    raise_open_files();
     let dial = Arc::new(CloudDial::default());
     let edge = Edge::with_listeners(config, dial, listeners)?;
     ready();
@@ -56,4 +58,13 @@ pub async fn run(
     })
     .await;
     Ok(())
+}
+
+/// As many connections as this process may have at all; what it was started with is often few.
+fn raise_open_files() {
+    let limits = getrlimit(Resource::RLIMIT_NOFILE);
+    if let Err(error) = limits.and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard))
+    {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
 }

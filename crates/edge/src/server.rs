@@ -106,7 +106,14 @@ impl Edge {
             config.log_files,
         )
         .map_err(folder_error)?;
-        let front_doors = https_port.into_iter().chain([address.port()]).collect();
+        let https_address = secure
+            .as_ref()
+            .map(|(listener, _)| local(listener, config.bind));
+        let front_doors = https_address
+            .transpose()?
+            .into_iter()
+            .chain([address])
+            .collect();
         let carrier = Arc::new(Carrier::new(
             config.egress.clone(),
             front_doors,

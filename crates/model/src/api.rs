@@ -241,7 +241,8 @@ pub struct Service {
     pub allowed: Vec<String>,
 }
 
-/// New counts by role: `"4"` sets, `"+1"` adds to the default pool.
+/// New counts by role: `"4"` sets, `"+1"` adds to the default pool, `"2..6"` gives bounds for an
+/// automatic scaler (an `owner` of `autoscaler`), which a count ends.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Scale {
     pub roles: BTreeMap<RoleName, String>,

@@ -43,12 +43,28 @@ pub struct Pool {
     pub count: u32,
 }
 
+/// Between which counts of a role an automatic scaler may choose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Bounds {
+    pub min: u32,
+    pub max: u32,
+}
+
+impl std::fmt::Display for Bounds {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}..{}", self.min, self.max)
+    }
+}
+
 /// How many nodes of one role are wanted, from where.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct RoleWish {
     /// The first pool is the default one, which `ROLE=N` edits.
     pub pools: Vec<Pool>,
     pub owner: CountOwner,
+    /// Absent: nobody scales it by itself, unless its count is still the type's default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bounds: Option<Bounds>,
 }
 
 impl RoleWish {

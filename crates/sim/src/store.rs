@@ -122,6 +122,7 @@ fn default_roles(service_type: &dyn ServiceType) -> BTreeMap<RoleName, RoleWish>
                 RoleWish {
                     pools: vec![pool],
                     owner: CountOwner::Default,
+                    bounds: None,
                 },
             )
         })

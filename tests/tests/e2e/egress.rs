@@ -7,6 +7,7 @@ use std::net::{TcpListener, UdpSocket};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::process::Command;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::time::Duration;
@@ -17,6 +18,9 @@ const HERE: &str = "198.51.100.1";
 const OUTSIDE: &str = "198.51.100.2";
 /// A private address that the same host has.
 const PRIVATE: &str = "192.168.213.2";
+
+/// What a long connection hears.
+const TICKS: usize = 100;
 
 /// Asks whom it is told to, and shows the answer's body or why there is none.
 const CALLER: &str = r#"<?php
@@ -106,6 +110,26 @@ impl Outside {
                 }
             });
         });
+    }
+
+    /// Says something to whoever comes, [`TICKS`] times; tells when somebody came.
+    fn tick(&self, port: u16) -> Arc<AtomicBool> {
+        let begun = Arc::new(AtomicBool::new(false));
+        let ticking = begun.clone();
+        self.run(move || {
+            let listener = TcpListener::bind(("0.0.0.0", port)).unwrap();
+            std::thread::spawn(move || {
+                let mut stream = listener.accept().unwrap().0;
+                for _ in 0..TICKS {
+                    ticking.store(true, Ordering::Relaxed);
+                    if stream.write_all(b"tick\n").is_err() {
+                        return;
+                    }
+                    std::thread::sleep(Duration::from_millis(100));
+                }
+            });
+        });
+        begun
     }
 
     /// Answers for `outside.example` with the host's address, and knows no other name.
@@ -235,10 +259,26 @@ fn gets_out_and_not_in() {
     gets_out("outside.example");
     world.start_director();
 
-    // Nothing that goes out is lost while another edge takes over.
+    // Nothing that goes out is lost while another edge takes over; a connection that is open goes on
+    // over that, and over another name of its application.
+    let machine = world.first_process("shop/web/1");
     let (edge, newer) = (world.daemon("edge"), world.newer_program());
-    let over = AtomicBool::new(false);
+    let (over, ticking) = (AtomicBool::new(false), outside.tick(443));
     let (sent, lost) = std::thread::scope(|scope| {
+        let long = scope.spawn(|| {
+            let command = ["timeout", "60", "/bin/busybox", "nc", OUTSIDE, "443"];
+            world.inside(machine, &command).1
+        });
+        wait_for("the long connection", Duration::from_secs(20), || {
+            if ticking.load(Ordering::Relaxed) {
+                Ok(())
+            } else {
+                Err("not open")
+            }
+        });
+        world.ok(["app", "rename", "shop", "store"]);
+        world.ok(["app", "rename", "store", "shop"]);
+        world.wait_status(host, "/?to=127.0.0.1:1", 200);
         let calls = scope.spawn(|| {
             let (mut sent, mut lost) = (0, Vec::new());
             while !over.load(Ordering::Relaxed) {
@@ -260,6 +300,8 @@ fn gets_out_and_not_in() {
             }
         });
         over.store(true, Ordering::Relaxed);
+        let ticks = long.join().unwrap();
+        assert_eq!(ticks.lines().count(), TICKS, "{ticks}");
         calls.join().unwrap()
     });
     println!("{sent} calls out while another edge took over");

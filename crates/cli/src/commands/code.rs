@@ -13,6 +13,7 @@ use clap::Subcommand;
 use conpaas_client::{ActivateCodeQuery, Client, ListCodeQuery, ListReleasesQuery};
 use conpaas_model::api::{Code, ReleaseInfo};
 use conpaas_model::ids::CodeId;
+use sha2::{Digest, Sha256};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -254,10 +255,12 @@ async fn download(
         let mut from = client
             .download_code(&target.app, &target.service, code)
             .await?;
+        let mut digest = Sha256::new();
         while let Some(piece) = from.next().await? {
+            digest.update(&piece);
             printer.raw(&piece);
         }
-        return Ok(());
+        return whole(&from, digest);
     }
     let path = match output {
         Some(path) => path,
@@ -303,8 +306,9 @@ async fn fetch(
     bar: &indicatif::ProgressBar,
     failed: &impl Fn(std::io::Error) -> CliError,
 ) -> Result<u64, CliError> {
-    let mut bytes = 0;
+    let (mut bytes, mut digest) = (0, Sha256::new());
     while let Some(piece) = from.next().await? {
+        digest.update(&piece);
         file.write_all(&piece).map_err(failed)?;
         bytes += piece.len() as u64;
         bar.set_position(bytes);
@@ -315,7 +319,20 @@ async fn fetch(
         );
     }
     file.flush().map_err(failed)?;
+    whole(from, digest)?;
     Ok(bytes)
+}
+
+/// Whether what came is what the Director has.
+fn whole(from: &conpaas_client::Download, digest: Sha256) -> Outcome {
+    let came = hex::encode(digest.finalize());
+    match &from.tag {
+        Some(tag) if *tag != came => Err(CliError::failed(format!(
+            "what came is damaged: its SHA-256 is {came}, not {tag}"
+        ))
+        .hint("try again")),
+        _ => Ok(()),
+    }
 }
 
 fn shown(printer: &Printer, path: &Path, bytes: u64) -> Outcome {

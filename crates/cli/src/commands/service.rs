@@ -129,7 +129,7 @@ pub enum ServiceCommand {
     Scale {
         /// APP/SERVICE, by name or id
         target: ServiceTarget,
-        /// ROLE=N, or ROLE=+N for so many more
+        /// ROLE=N, ROLE=+N for so many more, or ROLE=N..M for what an automatic scaler may choose
         #[arg(required = true, value_name = "ROLE=N", value_parser = values::pair)]
         counts: Vec<(String, String)>,
         /// The instance type of nodes to come
@@ -651,9 +651,10 @@ async fn show(session: &Session, client: &Client, target: &ServiceTarget) -> Out
         let mut roles = Table::new(["ROLE", "WANTED", "INSTANCE TYPE", "CLOUD"]);
         for (role, wish) in &service.roles {
             for pool in &wish.pools {
+                let bounds = wish.bounds.map(|bounds| format!(" of {bounds}"));
                 roles.row([
                     role.clone(),
-                    pool.count.to_string(),
+                    format!("{}{}", pool.count, bounds.unwrap_or_default()),
                     pool.instance_type.clone(),
                     pool.cloud.clone(),
                 ]);

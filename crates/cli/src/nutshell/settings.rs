@@ -328,6 +328,7 @@ impl Settings {
 
     fn outward(&self) -> EgressConfig {
         EgressConfig {
+            most: self.egress,
             ports: self.egress_ports.clone(),
             allow: self.egress_allow.clone(),
             name_servers: self.name_servers.clone(),

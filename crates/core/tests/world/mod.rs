@@ -75,6 +75,7 @@ impl World {
                     RoleWish {
                         pools: vec![pool],
                         owner: CountOwner::Default,
+                        bounds: None,
                     },
                 )
             })

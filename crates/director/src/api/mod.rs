@@ -4,6 +4,7 @@
 mod answer;
 mod apps;
 mod code;
+mod conditional;
 mod domains;
 mod environment;
 mod gate;
@@ -268,6 +269,7 @@ pub fn router(shared: Arc<Shared>) -> Router {
         .fallback(answer::no_such_path)
         .method_not_allowed_fallback(answer::no_such_method)
         .layer(axum::middleware::from_fn_with_state(gate, gate::pass))
+        .layer(axum::middleware::from_fn(conditional::tag))
         .layer(axum::extract::DefaultBodyLimit::max(MAX_JSON))
         .with_state(shared)
 }

@@ -327,3 +327,53 @@ async fn a_token_is_made_once_under_one_key_and_its_secret_is_kept_nowhere() {
     let other = world.login("ann", "long enough").await;
     assert_eq!(make(other).await.body["code"], "key_reused");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_read_is_not_sent_again_until_it_changes() {
+    let world = World::new().await;
+    let ann = world.user("ann").await;
+    world.shop(&ann).await;
+    let tag = |answer: &Answer| answer.etag.clone().expect("an entity tag");
+    for path in [
+        "/v1/apps",
+        "/v1/apps/shop",
+        "/v1/apps/shop/services",
+        "/v1/apps/shop/nodes",
+        "/v1/apps/shop/events",
+        "/v1/operations",
+        "/v1/service-types",
+    ] {
+        let first = world.get(path, &ann).await;
+        assert_eq!(first.status, 200, "{path}: {first:?}");
+        let known = tag(&first);
+        let again = async |known: &str| {
+            let header = [("if-none-match", known)];
+            world.send(Method::GET, path, &ann, None, &header).await
+        };
+        let same = again(&format!("\"other\", W/{known}")).await;
+        assert_eq!(
+            (same.status.as_u16(), tag(&same)),
+            (304, known.clone()),
+            "{path}"
+        );
+        assert_eq!(again("\"other\"").await.status, 200, "{path}");
+        // Tags are for those who may read it.
+        let header = [("if-none-match", known.as_str())];
+        let stranger = world.send(Method::GET, path, "no token", None, &header);
+        assert_eq!(stranger.await.status, 401, "{path}");
+    }
+    // A tag as it was read is one to change by, until something was changed.
+    let read = tag(&world.get("/v1/apps/shop", &ann).await);
+    let describe = async |text: &str| {
+        let body = Some(json!({ "description": text }));
+        let header = [("if-match", read.as_str())];
+        world
+            .send(Method::PATCH, "/v1/apps/shop", &ann, body, &header)
+            .await
+    };
+    assert_eq!(describe("one").await.status, 200);
+    assert_eq!(describe("two").await.status, 412);
+    let header = [("if-none-match", read.as_str())];
+    let changed = world.send(Method::GET, "/v1/apps/shop", &ann, None, &header);
+    assert_eq!(changed.await.body["description"], "one");
+}

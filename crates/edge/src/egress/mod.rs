@@ -5,26 +5,36 @@
 mod carry;
 mod names;
 mod policy;
+mod recent;
+mod share;
 
 pub use carry::Carrier;
 pub use policy::{NoRange, Range};
 
-use conpaas_cloud::{CloudError, MOST_PORTS, is_current, open_outlet, present_network};
-use conpaas_model::edge::Outlet;
+use conpaas_cloud::{CloudError, MOST_PORTS, network_instance, open_outlet};
+use conpaas_model::edge::{NetworkAccess, Outlet};
+use conpaas_model::egress::Egress as Policy;
+use conpaas_model::ids::ApplicationId;
 use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 /// How often it is looked whether a network is there, and is the one that it was.
 const LOOK: Duration = Duration::from_millis(250);
+/// The longest pause before an outlet that cannot be opened is tried again.
+const PAUSE_MOST: Duration = Duration::from_secs(8);
 
 /// How applications get out.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct EgressConfig {
+    /// As much of a way out as applications may have, whatever routes say.
+    pub most: Policy,
     /// The TCP ports that are let through.
     pub ports: Vec<u16>,
     /// Ranges that are let through although they are private or this computer's own.
@@ -36,6 +46,7 @@ pub struct EgressConfig {
 impl Default for EgressConfig {
     fn default() -> Self {
         Self {
+            most: Policy::default(),
             // The web, git, mail as its users hand it in, and the usual databases.
             ports: vec![
                 22, 80, 443, 465, 587, 993, 3306, 5432, 6379, 8080, 8443, 9200, 27017,
@@ -65,10 +76,20 @@ impl EgressConfig {
     }
 }
 
+/// What makes an outlet the same one, whoever's program tends it and whatever its application is
+/// called.
+type Key = (PathBuf, ApplicationId);
+
 /// The outlets that are open. Dropping it closes them and breaks off what they carry.
 pub struct Egress {
     carrier: Arc<Carrier>,
-    open: HashMap<Outlet, JoinSet<()>>,
+    open: HashMap<Key, Kept>,
+}
+
+/// An outlet that is kept open.
+struct Kept {
+    wanted: watch::Sender<Outlet>,
+    _task: JoinSet<()>,
 }
 
 impl Egress {
@@ -81,65 +102,92 @@ impl Egress {
 
     /// Opens what lacks, closes the rest; who may no longer get out is cut off at once.
     pub fn set(&mut self, wanted: &[Outlet]) {
-        let wanted: HashSet<&Outlet> = wanted.iter().collect();
-        self.open.retain(|outlet, _| wanted.contains(outlet));
+        let mut keys = HashSet::new();
         for outlet in wanted {
-            if !self.open.contains_key(outlet) {
-                let mut task = JoinSet::new();
-                task.spawn(keep(self.carrier.clone(), outlet.clone()));
-                self.open.insert(outlet.clone(), task);
+            // Elsewhere machines get out by themselves.
+            let NetworkAccess::Local {
+                state_dir, network, ..
+            } = &outlet.network
+            else {
+                continue;
+            };
+            if self.carrier.config.most == Policy::None {
+                continue;
             }
+            let key = (state_dir.clone(), network.clone());
+            keys.insert(key.clone());
+            let kept = self.open.entry(key).or_insert_with(|| {
+                let (wanted, now) = watch::channel(outlet.clone());
+                let mut task = JoinSet::new();
+                task.spawn(keep(self.carrier.clone(), now));
+                Kept {
+                    wanted,
+                    _task: task,
+                }
+            });
+            kept.wanted.send_if_modified(|present| {
+                let news = present != outlet;
+                if news {
+                    present.clone_from(outlet);
+                }
+                news
+            });
         }
+        self.open.retain(|key, _| keys.contains(key));
     }
 }
 
-/// Keeps an outlet open while its network is there, for ever.
-async fn keep(carrier: Arc<Carrier>, outlet: Outlet) {
-    let mut told = String::new();
+/// Keeps an outlet open while its network is there, until all are closed.
+async fn keep(carrier: Arc<Carrier>, wanted: watch::Receiver<Outlet>) {
+    let mut pause = LOOK;
+    let (mut in_vain, mut told) = (String::new(), String::new());
     while !carrier.is_closing() {
-        let (network, ports) = (outlet.network.clone(), carrier.config.ports.clone());
-        let opened = tokio::task::spawn_blocking(move || {
-            // No helper is started for a network without machines.
-            present_network(&network).then(|| open_outlet(&network, &ports))
-        });
-        match opened.await {
-            Ok(Some(Ok(Some(open)))) => {
-                told.clear();
-                tracing::info!(
-                    app = outlet.app,
-                    owner = outlet.owner,
-                    "an application is let out"
-                );
+        let outlet = wanted.borrow().clone();
+        let (app, owner, network) = (outlet.app, outlet.owner, outlet.network);
+        // No helper is started for a network without machines.
+        let Some(instance) = network_instance(&network) else {
+            tokio::time::sleep(LOOK).await;
+            continue;
+        };
+        let ports = carrier.config.ports.clone();
+        let opened = tokio::task::spawn_blocking(move || open_outlet(&network, &ports)).await;
+        match opened {
+            Ok(Ok(Some(open))) => {
+                (in_vain, told) = Default::default();
+                tracing::info!(app, owner, "an application is let out");
                 let instance = open.instance.clone();
                 tokio::select! {
-                    () = carrier.serve(open, &outlet) => {}
-                    () = other_network(&outlet, &instance) => {}
+                    () = carrier.serve(open, &wanted) => {}
+                    () = other_network(&wanted, &instance) => {}
                 }
             }
-            // Its machines get out by themselves.
-            Ok(Some(Ok(None))) => return,
-            Ok(None | Some(Err(CloudError::NoNetwork { .. }))) => {}
-            Ok(Some(Err(error))) => {
+            Ok(Ok(None)) | Err(_) => return,
+            Ok(Err(error)) => {
+                // What a computer that was switched off left names a network that is not there.
+                pause = if in_vain == instance {
+                    (pause * 2).min(PAUSE_MOST)
+                } else {
+                    LOOK
+                };
+                in_vain = instance;
                 let text = error.to_string();
-                if text != told {
-                    tracing::warn!(
-                        app = outlet.app,
-                        owner = outlet.owner,
-                        error = text,
-                        "an application is not let out"
-                    );
+                if text != told && !matches!(error, CloudError::NoNetwork { .. }) {
+                    tracing::warn!(app, owner, error = text, "an application is not let out");
                     told = text;
                 }
+                tokio::time::sleep(pause).await;
             }
-            Err(_) => return,
         }
-        tokio::time::sleep(LOOK).await;
     }
 }
 
 /// Returns when a network is no longer the one of that name.
-async fn other_network(outlet: &Outlet, instance: &str) {
-    while is_current(&outlet.network, instance) {
+async fn other_network(wanted: &watch::Receiver<Outlet>, instance: &str) {
+    loop {
+        let present = network_instance(&wanted.borrow().network);
+        if present.as_deref() != Some(instance) {
+            return;
+        }
         tokio::time::sleep(LOOK).await;
     }
 }

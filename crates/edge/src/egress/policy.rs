@@ -1,9 +1,9 @@
 //! Which destinations applications may reach through this computer: pure functions over addresses.
-//! What lies beyond is the world's; this computer, its neighbours and other applications are not.
+//! Public addresses are the world's; this computer, private networks and other applications are not.
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::str::FromStr;
 
 /// A range of addresses, written `ADDRESS/LENGTH` or as one address.
@@ -32,6 +32,11 @@ impl Range {
         u32::MAX
             .checked_shl(32 - u32::from(self.length))
             .unwrap_or(0)
+    }
+
+    /// Whether it is one address.
+    fn is_single(self) -> bool {
+        self.length == 32
     }
 
     /// Whether an address is in the range.
@@ -75,12 +80,14 @@ impl fmt::Display for Range {
     }
 }
 
-/// Never let through, whatever is allowed: loopback; links, where clouds answer with credentials;
-/// applications' own networks; what is no destination (IANA's registry of special addresses).
-const NEVER: [Range; 6] = [
+/// Never let through, whatever is allowed: loopback; links, and the one public address, where clouds
+/// answer their machines with credentials; applications' own networks; what is no destination (IANA's
+/// registry of special addresses).
+const NEVER: [Range; 7] = [
     Range::new([0, 0, 0, 0], 8),
     Range::new([127, 0, 0, 0], 8),
     Range::new([169, 254, 0, 0], 16),
+    Range::new([168, 63, 129, 16], 32),
     Range::new([100, 64, 0, 0], 10),
     Range::new([224, 0, 0, 0], 4),
     Range::new([240, 0, 0, 0], 4),
@@ -113,36 +120,36 @@ impl fmt::Display for Refusal {
     }
 }
 
-/// What is known of this computer, and what its operator allows.
+/// What the operator allows.
 #[derive(Clone, Debug, Default)]
 pub struct Rules {
-    /// Ranges that applications may reach although they are private or this computer's.
+    /// Ranges that applications may reach although they are private; single addresses also if they
+    /// are this computer's.
     pub allow: Vec<Range>,
-    /// Ports at which this computer serves the world: an application may call itself by its public
-    /// address.
-    pub front_doors: Vec<u16>,
+    /// Where this computer serves the world: an application may call itself by its public address.
+    pub front_doors: Vec<SocketAddr>,
 }
 
 impl Rules {
-    /// Whether a connection may be made, from a computer with some addresses of its `own`.
+    /// Whether a connection may be made; `own` are this computer's addresses.
     pub fn check(&self, to: SocketAddrV4, own: &[Ipv4Addr]) -> Result<(), Refusal> {
         let address = *to.ip();
-        let within = |ranges: &[Range]| ranges.iter().any(|range| range.holds(address));
-        if within(&NEVER) {
+        if NEVER.iter().any(|range| range.holds(address)) {
             return Err(Refusal::Never);
         }
-        if within(&self.allow) {
-            return Ok(());
-        }
+        let mut allowed = self.allow.iter().filter(|range| range.holds(address));
         if own.contains(&address) {
-            let front = self.front_doors.contains(&to.port());
-            return if front {
+            let front = self.front_doors.iter().any(|door| {
+                door.port() == to.port() && (door.ip().is_unspecified() || door.ip() == address)
+            });
+            return if front || allowed.any(|range| range.is_single()) {
                 Ok(())
             } else {
                 Err(Refusal::ThisComputer)
             };
         }
-        if within(&PRIVATE) {
+        let private = PRIVATE.iter().any(|range| range.holds(address));
+        if private && allowed.next().is_none() {
             return Err(Refusal::Private);
         }
         Ok(())
@@ -155,7 +162,7 @@ mod tests {
 
     #[test]
     fn the_world_is_open_and_the_house_is_not() {
-        let own: Vec<Ipv4Addr> = ["192.0.2.7", "10.1.2.3"]
+        let own: Vec<Ipv4Addr> = ["192.0.2.7", "10.1.2.3", "10.9.8.7", "10.9.8.8"]
             .iter()
             .map(|address| address.parse().unwrap())
             .collect();
@@ -164,8 +171,12 @@ mod tests {
                 "10.9.0.0/16".parse().unwrap(),
                 "127.0.0.1".parse().unwrap(),
                 "192.168.7.7".parse().unwrap(),
+                "10.9.8.8".parse().unwrap(),
             ],
-            front_doors: vec![80],
+            front_doors: vec![
+                "0.0.0.0:80".parse().unwrap(),
+                "10.1.2.3:8080".parse().unwrap(),
+            ],
         };
         let check = |to: &str| rules.check(to.parse().unwrap(), &own);
         for open in [
@@ -177,6 +188,8 @@ mod tests {
             "10.9.255.1:5432",
             "192.168.7.7:80",
             "192.0.2.7:80",
+            "10.1.2.3:8080",
+            "10.9.8.8:5432",
         ] {
             assert_eq!(check(open), Ok(()), "{open}");
         }
@@ -192,7 +205,11 @@ mod tests {
             ("10.1.2.4:80", Refusal::Private),
             ("172.31.255.255:80", Refusal::Private),
             ("192.168.7.8:80", Refusal::Private),
+            ("168.63.129.16:80", Refusal::Never),
             ("192.0.2.7:22", Refusal::ThisComputer),
+            ("192.0.2.7:8080", Refusal::ThisComputer),
+            // A range says nothing of this computer.
+            ("10.9.8.7:5432", Refusal::ThisComputer),
             ("10.1.2.3:5432", Refusal::ThisComputer),
         ] {
             assert_eq!(check(closed), Err(why), "{closed}");

@@ -394,6 +394,7 @@ impl World {
                 RoleWish {
                     pools: vec![pool],
                     owner: CountOwner::User,
+                    bounds: None,
                 },
             )]
             .into(),

@@ -165,10 +165,16 @@ pub fn quiet_network(whose: &str) -> Result<(), StepError> {
     Ok(())
 }
 
-/// A network that takes what is bound for everywhere must not answer pings in their name.
-pub fn answer_no_pings(whose: &str) -> Result<(), StepError> {
+/// In an application's network: what is bound for elsewhere is for whoever listens here, or refused
+/// at once. Nobody is pinged in others' names.
+pub fn take_what_leads_out() -> Result<(), StepError> {
     let file = "icmp_echo_ignore_all";
-    fs::write(format!("/proc/sys/net/ipv4/{file}"), "1").step(format!("set {file} of {whose}"))
+    fs::write(format!("/proc/sys/net/ipv4/{file}"), "1")
+        .step(format!("set {file} of the application's network"))?;
+    let mut netlink = Netlink::open().step("open the network's routing socket")?;
+    netlink
+        .take_all(index_of("lo").step("find lo")?)
+        .step("take what leads out of the network")
 }
 
 /// Mounts everything the machine sees below `root`; relative paths, because the folders above

@@ -210,8 +210,9 @@ impl Supervisor {
                 .extend(bound_namespace("/proc", &APPLICATION_LIMITS));
             root::quiet_network("the application's network")?;
             let mut netlink = Netlink::open().step("open the network's routing socket")?;
-            let loopback = index_of("lo").step("find lo")?;
-            netlink.up(loopback).step("bring lo up")?;
+            netlink
+                .up(index_of("lo").step("find lo")?)
+                .step("bring lo up")?;
             netlink
                 .add_bridge(BRIDGE, mac_of(self.spec.gateway))
                 .step("make the network's bridge")?;
@@ -219,10 +220,6 @@ impl Supervisor {
             netlink
                 .add_address(bridge, self.spec.gateway, self.spec.prefix)
                 .step("give the bridge its address")?;
-            root::answer_no_pings("the application's network")?;
-            netlink
-                .take_all(loopback)
-                .step("take what leads out of the network")?;
             let me = &self.state.supervisor;
             let boot = me.boot_id.get(..8).unwrap_or_default();
             let name = format!("{boot}-{}-{}", me.pid, me.start_time);
@@ -230,6 +227,8 @@ impl Supervisor {
                 .step("write down the network's name")?;
             instance = Some(name);
         }
+        // Also where an earlier version made the network.
+        root::take_what_leads_out()?;
         self.state.network_instance = instance;
         self.record()?;
         drop(lock);
