@@ -8,10 +8,15 @@ use conpaas_model::ids::ApplicationId;
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::net::{IpAddr, Ipv6Addr};
+use std::pin::pin;
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+use tokio::sync::Notify;
 
 /// How long attempts are remembered.
 const FORGET_AFTER_MS: Millis = 15 * 60_000;
+/// How long an attempt waits for what comes of others.
+const PATIENCE: Duration = Duration::from_secs(20);
 /// Attempts remembered at once, so that many addresses cannot fill the memory; then the oldest go.
 const MOST: usize = 20_000;
 
@@ -51,8 +56,28 @@ impl Pace {
 
 #[derive(Clone, Copy)]
 struct Attempts {
+    /// Those that went wrong, and those under way.
     count: u32,
+    under_way: u32,
     last: Millis,
+}
+
+/// How long one has to wait.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+struct Wait {
+    /// For what went wrong.
+    wrong: Millis,
+    /// The same, if all that is under way goes wrong.
+    at_worst: Millis,
+}
+
+impl Wait {
+    fn max(self, other: Self) -> Self {
+        Self {
+            wrong: self.wrong.max(other.wrong),
+            at_worst: self.at_worst.max(other.at_worst),
+        }
+    }
 }
 
 /// Attempts by whatever they are counted by.
@@ -69,16 +94,37 @@ impl<K: Eq + Hash + Clone> Counts<K> {
         }
     }
 
-    fn left(&self, key: &K, pace: Pace, now: Millis) -> Millis {
+    fn left(&self, key: &K, pace: Pace, now: Millis) -> Wait {
         let Some(found) = self.found.get(key) else {
-            return 0;
+            return Wait::default();
         };
         if found.last.saturating_add(FORGET_AFTER_MS) <= now {
-            return 0;
+            return Wait::default();
         }
-        let pause = pace.pause(found.count);
-        // Never longer than the pause, even when the clock was set back.
-        (found.last + pause - now).min(pause)
+        let left = |count: u32| {
+            let pause = pace.pause(count);
+            // Never longer than the pause, even when the clock was set back.
+            (found.last + pause - now).min(pause)
+        };
+        Wait {
+            wrong: left(found.count.saturating_sub(found.under_way)),
+            at_worst: left(found.count),
+        }
+    }
+
+    /// One more is under way.
+    fn begin(&mut self, key: K, now: Millis) {
+        self.count(key.clone(), now);
+        if let Some(found) = self.found.get_mut(&key) {
+            found.under_way = found.under_way.saturating_add(1);
+        }
+    }
+
+    /// One that was under way went wrong.
+    fn settle(&mut self, key: &K) {
+        if let Some(found) = self.found.get_mut(key) {
+            found.under_way = found.under_way.saturating_sub(1);
+        }
     }
 
     fn count(&mut self, key: K, now: Millis) {
@@ -87,10 +133,11 @@ impl<K: Eq + Hash + Clone> Counts<K> {
         }
         let found = self.found.entry(key).or_insert(Attempts {
             count: 0,
+            under_way: 0,
             last: now,
         });
         if found.last.saturating_add(FORGET_AFTER_MS) <= now {
-            found.count = 0;
+            found.count = found.under_way;
         }
         found.count = found.count.saturating_add(1);
         found.last = now;
@@ -128,6 +175,8 @@ fn seconds(wait: Millis) -> u32 {
 /// turn out right.
 pub struct LoginBrake {
     attempts: Mutex<Counts<(String, IpAddr)>>,
+    /// Told whenever an attempt has ended.
+    ended: Notify,
 }
 
 /// By one name from one network, and from one network at all.
@@ -144,18 +193,48 @@ impl Default for LoginBrake {
     fn default() -> Self {
         Self {
             attempts: Mutex::new(Counts::new(MOST)),
+            ended: Notify::new(),
         }
     }
 }
 
 impl LoginBrake {
-    /// Refuses an attempt that comes too soon after wrong ones. One that may go on counts as wrong
-    /// from here on, so that guessing at the same time gains nothing, until `succeeded` or
-    /// `not_made` takes it back.
+    /// Refuses an attempt that comes too soon after wrong ones. While so many are under way that this
+    /// one might, it waits for what comes of them: guessing at the same time gains nothing, and a
+    /// class that logs in at one moment, from one address, is let in.
     ///
     /// # Errors
     /// `too_many_attempts`, with the time to wait.
-    pub fn check(&self, name: &str, address: IpAddr, now: Millis) -> Result<(), DirectorError> {
+    pub async fn admit(
+        &self,
+        name: &str,
+        address: IpAddr,
+        now: impl Fn() -> Millis,
+    ) -> Result<Attempt<'_>, DirectorError> {
+        let patient_until = tokio::time::Instant::now() + PATIENCE;
+        loop {
+            // Before looking, so that no end is missed.
+            let mut ended = pin!(self.ended.notified());
+            ended.as_mut().enable();
+            let wait = match self.begin(name, address, now()) {
+                Ok(attempt) => return Ok(attempt),
+                Err(wait) => wait,
+            };
+            let waited =
+                wait.wrong == 0 && tokio::time::timeout_at(patient_until, ended).await.is_ok();
+            if !waited {
+                let seconds = seconds(wait.at_worst);
+                return Err(DirectorError::unavailable(
+                    "too_many_attempts",
+                    format!("too many failed logins; try again in {seconds} s"),
+                )
+                .retry_after(seconds));
+            }
+        }
+    }
+
+    /// Begins an attempt that counts as wrong unless it turns out otherwise.
+    fn begin(&self, name: &str, address: IpAddr, now: Millis) -> Result<Attempt<'_>, Wait> {
         let mut attempts = self.attempts.lock().unwrap_or_else(PoisonError::into_inner);
         let network = network_of(address);
         let (by_name, by_network) = ((name.to_owned(), network), (String::new(), network));
@@ -163,34 +242,62 @@ impl LoginBrake {
             attempts
                 .left(&by_name, BY_NAME, now)
                 .max(attempts.left(&by_network, BY_NETWORK, now));
-        if wait > 0 {
-            let seconds = seconds(wait);
-            return Err(DirectorError::unavailable(
-                "too_many_attempts",
-                format!("too many failed logins; try again in {seconds} s"),
-            )
-            .retry_after(seconds));
+        if wait.at_worst > 0 {
+            return Err(wait);
         }
-        attempts.count(by_name, now);
-        attempts.count(by_network, now);
-        Ok(())
+        attempts.begin(by_name.clone(), now);
+        attempts.begin(by_network.clone(), now);
+        Ok(Attempt {
+            brake: self,
+            by_name,
+            by_network,
+        })
     }
+}
 
+/// An attempt that is under way; it was wrong if nothing else is said of it.
+pub struct Attempt<'a> {
+    brake: &'a LoginBrake,
+    by_name: (String, IpAddr),
+    by_network: (String, IpAddr),
+}
+
+impl Attempt<'_> {
     /// The password was right: nothing is held against this name here any more, and this attempt
     /// not against the network.
-    pub fn succeeded(&self, name: &str, address: IpAddr) {
-        let mut attempts = self.attempts.lock().unwrap_or_else(PoisonError::into_inner);
-        let network = network_of(address);
-        attempts.found.remove(&(name.to_owned(), network));
-        attempts.take_back(&(String::new(), network));
+    pub fn succeeded(self) {
+        let attempts = &self.brake.attempts;
+        let mut attempts = attempts.lock().unwrap_or_else(PoisonError::into_inner);
+        // Others of that name may be under way.
+        let under_way = attempts
+            .found
+            .get(&self.by_name)
+            .map_or(0, |found| found.under_way);
+        if let Some(found) = attempts.found.get_mut(&self.by_name) {
+            found.count = under_way;
+        }
+        attempts.take_back(&self.by_name);
+        attempts.take_back(&self.by_network);
     }
 
-    /// The attempt that `check` let through was not made: no password was looked at.
-    pub fn not_made(&self, name: &str, address: IpAddr) {
-        let mut attempts = self.attempts.lock().unwrap_or_else(PoisonError::into_inner);
-        let network = network_of(address);
-        attempts.take_back(&(name.to_owned(), network));
-        attempts.take_back(&(String::new(), network));
+    /// It was not made: no password was looked at.
+    pub fn not_made(self) {
+        let attempts = &self.brake.attempts;
+        let mut attempts = attempts.lock().unwrap_or_else(PoisonError::into_inner);
+        attempts.take_back(&self.by_name);
+        attempts.take_back(&self.by_network);
+    }
+}
+
+impl Drop for Attempt<'_> {
+    fn drop(&mut self) {
+        {
+            let attempts = &self.brake.attempts;
+            let mut attempts = attempts.lock().unwrap_or_else(PoisonError::into_inner);
+            attempts.settle(&self.by_name);
+            attempts.settle(&self.by_network);
+        }
+        self.brake.ended.notify_waiters();
     }
 }
 
@@ -230,7 +337,7 @@ impl EnrolmentBrake {
     ) -> Result<(), u32> {
         let mut attempts = self.attempts.lock().unwrap_or_else(PoisonError::into_inner);
         let origin = (network.cloned(), network_of(address));
-        let wait = attempts.left(&origin, ENROLMENTS, now);
+        let wait = attempts.left(&origin, ENROLMENTS, now).wrong;
         if wait > 0 {
             return Err(seconds(wait));
         }
@@ -251,6 +358,11 @@ mod tests {
 
     const HERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
 
+    /// An attempt that goes wrong, if it is let through.
+    fn wrong(brake: &LoginBrake, name: &str, address: IpAddr, now: Millis) -> bool {
+        brake.begin(name, address, now).is_ok()
+    }
+
     fn remembered<K>(counts: &Mutex<Counts<K>>) -> usize {
         counts.lock().unwrap().found.len()
     }
@@ -259,25 +371,59 @@ mod tests {
     fn guessing_gets_slower_and_a_right_password_forgives() {
         let brake = LoginBrake::default();
         for now in 0..5 {
-            assert!(brake.check("ann", HERE, now).is_ok(), "{now}");
+            assert!(wrong(&brake, "ann", HERE, now), "{now}");
         }
-        let error = brake.check("ann", HERE, 5).unwrap_err().to_string();
-        assert!(error.contains("try again in"), "{error}");
-        assert!(brake.check("bob", HERE, 5).is_ok());
-        assert!(brake.check("ann", HERE, 5_000).is_ok());
-        brake.succeeded("ann", HERE);
-        assert!(brake.check("ann", HERE, 5).is_ok());
+        let wait = brake.begin("ann", HERE, 5).err().unwrap();
+        assert!(wait.wrong > 0);
+        assert!(wrong(&brake, "bob", HERE, 5));
+        brake.begin("ann", HERE, 5_000).ok().unwrap().succeeded();
+        assert!(wrong(&brake, "ann", HERE, 5));
     }
 
     #[test]
     fn attempts_at_the_same_time_are_braked_like_others() {
         let brake = LoginBrake::default();
         let through = |name: &dyn Fn(u32) -> String| {
-            let let_through = |n: &u32| brake.check(&name(*n), HERE, 0).is_ok();
-            (0..150).filter(let_through).count()
+            let begun = (0..150).filter_map(|n| brake.begin(&name(n), HERE, 0).ok());
+            begun.collect::<Vec<_>>()
         };
-        assert_eq!(through(&|_| "ann".to_owned()), 5);
-        assert_eq!(through(&|n| format!("name{n}")), 25, "30 by the network");
+        let ann = through(&|_| "ann".to_owned());
+        assert_eq!(ann.len(), 5);
+        let others = through(&|n| format!("name{n}"));
+        assert_eq!(others.len(), 25, "30 by the network");
+        // Nothing went wrong yet: who comes now has to wait for what comes of them.
+        let wait = brake.begin("carl", HERE, 0).err().unwrap();
+        assert!(wait.wrong == 0 && wait.at_worst > 0);
+        drop((ann, others));
+        assert!(brake.begin("carl", HERE, 0).err().unwrap().wrong > 0);
+    }
+
+    #[tokio::test]
+    async fn a_class_that_logs_in_at_once_is_let_in_and_a_guesser_is_not() {
+        let admitted = async |right: bool| {
+            let brake = LoginBrake::default();
+            let attempts = (0..200).map(async |n| {
+                let Ok(attempt) = brake.admit(&format!("name{n}"), HERE, || 0).await else {
+                    return 0;
+                };
+                tokio::time::sleep(Duration::from_millis(5)).await;
+                if right {
+                    attempt.succeeded();
+                }
+                1
+            });
+            let counts = futures::future::join_all(attempts).await;
+            (counts.iter().sum::<i32>(), remembered(&brake.attempts))
+        };
+        assert_eq!(admitted(true).await, (200, 0));
+        assert_eq!(admitted(false).await, (30, 31));
+        // Who hangs up has guessed.
+        let brake = LoginBrake::default();
+        for _ in 0..5 {
+            drop(brake.admit("ann", HERE, || 0).await.ok().unwrap());
+        }
+        let error = brake.admit("ann", HERE, || 0).await.err().unwrap();
+        assert!(error.to_string().contains("try again in"), "{error}");
     }
 
     #[test]
@@ -290,7 +436,7 @@ mod tests {
         let through = |network| {
             let tried = |host: &u64| {
                 let name = format!("name{host}");
-                brake.check(&name, from(network, host << 20), 0).is_ok()
+                wrong(&brake, &name, from(network, host << 20), 0)
             };
             (0..200).filter(tried).count()
         };
@@ -306,19 +452,17 @@ mod tests {
     fn right_attempts_and_those_not_made_cost_nothing() {
         let brake = LoginBrake::default();
         for _ in 0..200 {
-            brake.check("ann", HERE, 0).unwrap();
-            brake.succeeded("ann", HERE);
-            brake.check("bob", HERE, 0).unwrap();
-            brake.not_made("bob", HERE);
+            brake.begin("ann", HERE, 0).ok().unwrap().succeeded();
+            brake.begin("bob", HERE, 0).ok().unwrap().not_made();
         }
         assert_eq!(remembered(&brake.attempts), 0);
         // What is not made takes back itself alone.
-        for _ in 0..5 {
-            brake.check("ann", HERE, 0).unwrap();
+        for _ in 0..4 {
+            assert!(wrong(&brake, "ann", HERE, 0));
         }
-        brake.not_made("ann", HERE);
-        assert!(brake.check("ann", HERE, 0).is_ok());
-        assert!(brake.check("ann", HERE, 0).is_err());
+        brake.begin("ann", HERE, 0).ok().unwrap().not_made();
+        assert!(wrong(&brake, "ann", HERE, 0));
+        assert!(!wrong(&brake, "ann", HERE, 0));
     }
 
     #[test]
@@ -331,13 +475,13 @@ mod tests {
         let mut now = 0;
         for _ in 0..40 {
             now += 60_000;
-            assert!(brake.check("ann", HERE, now).is_ok());
+            assert!(wrong(&brake, "ann", HERE, now));
         }
-        assert!(brake.check("ann", HERE, now + 1).is_err());
+        assert!(!wrong(&brake, "ann", HERE, now + 1));
         // Who was away for long begins anew.
         now += FORGET_AFTER_MS;
         for more in 0..5 {
-            assert!(brake.check("ann", HERE, now + more).is_ok(), "{more}");
+            assert!(wrong(&brake, "ann", HERE, now + more), "{more}");
         }
     }
 

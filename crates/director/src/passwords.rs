@@ -10,10 +10,11 @@ use tokio::sync::Semaphore;
 
 /// Passwords worked on at once, each in 19 MiB of its own.
 const AT_ONCE: usize = 2;
-/// How many more may wait for their turn; whoever comes then is sent away.
-const WAITING: usize = 16;
-/// Seconds after which those who were sent away may try again: the queue takes less.
-const TRY_AGAIN_AFTER: u32 = 2;
+/// How many more may wait for their turn, a few seconds at most: a large class that logs in at one
+/// moment. Whoever comes then is sent away.
+const WAITING: usize = 256;
+/// Seconds after which those who were sent away may try again: the queue takes about as long.
+const TRY_AGAIN_AFTER: u32 = 5;
 
 /// Hashes and checks passwords beside the async runtime. Clones share everything.
 #[derive(Clone)]
@@ -178,7 +179,7 @@ mod tests {
     #[tokio::test]
     async fn a_crowd_is_sent_away_and_memory_is_used_again() {
         let passwords = Passwords::default();
-        let crowd = (0..100).map(|_| passwords.verify("guess".to_owned(), None));
+        let crowd = (0..AT_ONCE + WAITING + 40).map(|_| passwords.verify("guess".to_owned(), None));
         let answers = futures::future::join_all(crowd).await;
         let served = answers.iter().filter(|answer| answer.is_ok()).count();
         assert_eq!(served, AT_ONCE + WAITING);

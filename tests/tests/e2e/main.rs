@@ -7,6 +7,7 @@ mod backup;
 mod bad_input;
 mod changes_of_mind;
 mod clouds;
+mod crowd;
 mod deaths;
 mod demo;
 mod dokuwiki;

@@ -4,6 +4,7 @@ use super::repeat::TokenSecret;
 use super::take::{IfMatch, PageQuery, Params, Payload, page};
 use super::views;
 use crate::auth::{Principal, check_password, make_token, random_secret};
+use crate::brake::Attempt;
 use crate::error::DirectorError;
 use crate::shared::Shared;
 use crate::store::users::{self, TokenRow, UserRow};
@@ -15,7 +16,7 @@ use conpaas_model::api::{
 };
 use conpaas_model::ids::PrincipalId;
 use http::{HeaderName, StatusCode, header};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 type Here = State<Arc<Shared>>;
@@ -68,21 +69,20 @@ async fn new_token(
         .await
 }
 
-/// Whether a password is right, after the brake let the attempt through, with what comes of it
-/// for the brake.
+/// Whether a password is right, after the brake admitted the attempt, with what comes of it for
+/// the brake.
 async fn right(
     shared: &Shared,
-    name: &str,
-    address: IpAddr,
+    attempt: Attempt<'_>,
     password: String,
     hash: Option<String>,
 ) -> Result<bool, DirectorError> {
     let right = shared.passwords.verify(password, hash).await;
     match right {
-        Ok(true) => shared.brake.succeeded(name, address),
-        // It was counted already.
-        Ok(false) => {}
-        Err(_) => shared.brake.not_made(name, address),
+        Ok(true) => attempt.succeeded(),
+        // It counts already.
+        Ok(false) => drop(attempt),
+        Err(_) => attempt.not_made(),
     }
     right
 }
@@ -97,7 +97,7 @@ pub(super) async fn login(
 ) -> Result<Json<NewToken>, DirectorError> {
     let (name, address) = (wish.name.to_string(), address.ip());
     let lifetime_ms = lifetime(&shared, wish.lifetime_seconds)?;
-    shared.brake.check(&name, address, now())?;
+    let attempt = shared.brake.admit(&name, address, now).await?;
     let asked = name.clone();
     let (user, audit) = shared
         .store
@@ -111,7 +111,7 @@ pub(super) async fn login(
         })
         .await?;
     let hash = user.as_ref().map(|user| user.password_hash.clone());
-    let right = right(&shared, &name, address, wish.password, hash).await;
+    let right = right(&shared, attempt, wish.password, hash).await;
     let answer = match right.map(|right| user.filter(|_| right)) {
         Ok(Some(user)) => {
             let label = wish.label.unwrap_or_else(|| "login".to_owned());
@@ -312,10 +312,10 @@ pub(super) async fn change_password(
     let own = row.id == principal.user.id;
     if own {
         let (name, address) = (row.name.as_str(), address.ip());
-        shared.brake.check(name, address, now())?;
+        let attempt = shared.brake.admit(name, address, now).await?;
         let current = wish.current.unwrap_or_default();
         let hash = Some(row.password_hash.clone());
-        if !right(&shared, name, address, current, hash).await? {
+        if !right(&shared, attempt, current, hash).await? {
             return Err(DirectorError::forbidden("the present password is another"));
         }
     }
