@@ -4,6 +4,7 @@
 use crate::api::ApiTls;
 use crate::error::DirectorError;
 use crate::shared::Shared;
+use crate::store::changes::Touched;
 use crate::store::{apps, codes, events, housekeeping, millis, now, operations, users};
 use crate::{blobs, life, metrics, uploads};
 use std::collections::BTreeSet;
@@ -15,49 +16,76 @@ const LEASE: &str = "conclusions";
 const LEASE_MS: i64 = 10_000;
 /// Conclusions are drawn at least so often (deadlines pass without any record changing).
 const TICK: Duration = Duration::from_secs(1);
+/// And for all applications at least so often, whatever is thought to be touched.
+const WHOLE: Duration = Duration::from_secs(10);
 const CLEAN_EVERY: Duration = Duration::from_secs(600);
 const DAY_MS: i64 = 24 * 3600 * 1000;
 
-/// Draws all conclusions for all applications, if this Director holds the lease.
-pub async fn conclude(shared: &Arc<Shared>) -> Result<(), DirectorError> {
+/// Draws conclusions for the applications that changes touched, and for those that time touches, if
+/// this Director holds the lease.
+pub async fn conclude(shared: &Arc<Shared>, touched: Touched) -> Result<(), DirectorError> {
     let here = shared.clone();
     let changed = shared
         .store
         .quiet(move |tx| {
+            let mut changed = Touched::default();
             let at = now();
             if housekeeping::hold_lease(tx, LEASE, &here.run_id, at, at + LEASE_MS)?.is_none() {
-                return Ok(false);
+                return Ok(changed);
             }
-            let mut changed = false;
-            for app in apps::every(tx)? {
+            let running = operations::running(tx, None)?;
+            let due = match touched {
+                Touched::Everything => apps::every(tx)?.into_iter().map(|app| app.id).collect(),
+                Touched::Applications(mut these) => {
+                    // Deadlines pass without any record changing.
+                    these.extend(running.iter().map(|operation| operation.app.clone()));
+                    these.extend(apps::leaving(tx)?);
+                    these
+                }
+            };
+            for app in due {
+                if apps::get(tx, &app)?.is_none() {
+                    continue;
+                }
                 // What follows may follow from what was just concluded, a few steps deep.
                 for _ in 0..4 {
-                    if !life::settle(tx, &here, &app.id)? {
+                    if !life::settle(tx, &here, &app)? {
                         break;
                     }
-                    changed = true;
+                    changed.add(&app.clone().into());
                 }
             }
             // Operations of applications that are gone end too.
-            for operation in operations::running(tx, None)? {
-                if apps::get(tx, &operation.app)?.is_none() {
-                    changed |= crate::operations::judge_running(tx, &operation.app)?;
+            for operation in running {
+                if apps::get(tx, &operation.app)?.is_none()
+                    && crate::operations::judge_running(tx, &operation.app)?
+                {
+                    changed.add(&operation.app.into());
                 }
             }
             Ok(changed)
         })
         .await?;
-    if changed {
-        shared.store.tell_changed();
+    if changed != Touched::default() {
+        shared.store.tell(&changed);
     }
     Ok(())
 }
 
 /// Concludes whenever records change and at least each second, until shutdown.
 pub async fn conclusions(shared: Arc<Shared>) {
-    let mut changed = shared.store.changed();
+    let mut changes = shared.store.follow();
+    let mut whole = tokio::time::Instant::now();
     loop {
-        if let Err(error) = conclude(&shared).await {
+        let mut touched = changes.take();
+        if whole.elapsed() >= WHOLE {
+            touched = Touched::Everything;
+        }
+        if touched == Touched::Everything {
+            whole = tokio::time::Instant::now();
+        }
+        if let Err(error) = conclude(&shared, touched.clone()).await {
+            changes.put_back(&touched);
             tracing::error!(
                 error = &error as &dyn std::error::Error,
                 "conclusions broke off"
@@ -66,7 +94,7 @@ pub async fn conclusions(shared: Arc<Shared>) {
         tokio::select! {
             () = shared.shutdown.cancelled() => break,
             () = tokio::time::sleep(TICK) => {}
-            result = changed.changed() => if result.is_err() { break },
+            there = changes.changed() => if !there { break },
         }
     }
     let run_id = shared.run_id.clone();

@@ -7,6 +7,7 @@ use crate::error::DirectorError;
 use crate::life::Change;
 use crate::shared::Shared;
 use crate::store::apps::{self, AppRow, Which};
+use crate::store::changes::Touched;
 use crate::store::operations::OperationRow;
 use crate::store::{events, users};
 use axum::extract::State;
@@ -54,9 +55,10 @@ where
 {
     let (here, actor) = (shared.clone(), caller.principal.user.name.to_string());
     let precondition = caller.precondition.clone();
+    let touched = Touched::one(caller.application.clone());
     let value = shared
         .store
-        .transaction(move |tx| {
+        .transaction_of(touched, move |tx| {
             let change = Change {
                 tx,
                 shared: &here,

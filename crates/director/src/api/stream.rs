@@ -100,7 +100,7 @@ pub(super) async fn stream_events(
         .get("last-event-id")
         .and_then(|value| value.to_str().ok());
     let after = last.and_then(|text| text.trim().parse().ok()).unwrap_or(0);
-    let changed = shared.store.changed();
+    let changed = shared.store.changed_of(&app.id);
     let state = EventsState {
         shared,
         changed,
@@ -171,7 +171,7 @@ pub(super) async fn stream_operation(
     Extension(principal): Extension<Principal>,
     Extension(row): Extension<OperationRow>,
 ) -> Frames<impl Stream<Item = Result<Frame, DirectorError>> + Send + 'static> {
-    let changed = shared.store.changed();
+    let changed = shared.store.changed_of(&row.app);
     let id = row.id.to_string();
     let state = OperationState {
         shared,

@@ -4,11 +4,13 @@
 use crate::auth::Principal;
 use crate::error::{DirectorError, Explain};
 use crate::store::Millis;
+use crate::store::apps::AppRow;
 use axum::Json;
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use conpaas_model::api::{Labels, Page};
+use conpaas_model::ids::ApplicationId;
 use http::request::Parts;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -224,6 +226,8 @@ impl IfMatch {
 pub struct Caller {
     pub principal: Principal,
     pub precondition: IfMatch,
+    /// The application in whose part of the API they ask, if it is one's.
+    pub application: Option<ApplicationId>,
 }
 
 impl<S: Send + Sync> FromRequestParts<S> for Caller {
@@ -235,6 +239,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Caller {
             principal: principal
                 .ok_or_else(|| DirectorError::unauthenticated("this needs a login"))?,
             precondition,
+            application: parts.extensions.get::<AppRow>().map(|row| row.id.clone()),
         })
     }
 }

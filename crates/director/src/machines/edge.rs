@@ -6,12 +6,16 @@ use super::routes::{self, Place, Written};
 use super::shared::{Shared, full};
 use crate::error::DirectorError;
 use crate::incarnation;
-use crate::store::{apps, domains, services};
+use crate::store::apps::AppRow;
+use crate::store::changes::Touched;
+use crate::store::{Millis, apps, domains, services};
 use conpaas_kill_points::{KillPoint, reached};
 use conpaas_model::edge::{APPLIED_FILE, Applied, NetworkAccess, Outlet, ROUTES_FILE, Routes};
 use conpaas_model::egress::Egress;
-use conpaas_model::ids::{Generation, ServiceId};
+use conpaas_model::ids::{ApplicationId, Generation, ServiceId};
+use conpaas_model::spec::RunWish;
 use conpaas_model::status::{EdgeStatus, NodeState};
+use rusqlite::Connection;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -31,6 +35,7 @@ const KNOCK: Duration = Duration::from_secs(1);
 pub struct Feed {
     shared: Arc<Shared>,
     written: Written,
+    known: BTreeMap<ApplicationId, Known>,
     places: Vec<Place>,
     applied: Option<Applied>,
     /// What tells one state of the edge's file from another.
@@ -52,6 +57,7 @@ impl Feed {
         Self {
             written: Written::resume(before),
             shared,
+            known: BTreeMap::new(),
             places: Vec::new(),
             applied,
             seen: None,
@@ -63,34 +69,43 @@ impl Feed {
     /// Works until the Director ends.
     pub async fn run(mut self) {
         let shared = self.shared.clone();
-        let mut changed = shared.store.changed();
+        let mut changes = shared.store.follow();
         let mut look = interval(LOOK);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut due = true;
         loop {
-            if due {
-                match self.write().await {
-                    Ok(()) => due = false,
-                    Err(error) => tracing::error!(
-                        error = full(&error),
-                        "the edge's routes could not be brought up to date"
-                    ),
-                }
+            let touched = changes.take();
+            if touched != Touched::default()
+                && let Err(error) = self.write(&touched).await
+            {
+                changes.put_back(&touched);
+                tracing::error!(
+                    error = full(&error),
+                    "the edge's routes could not be brought up to date"
+                );
             }
             self.listen().await;
             self.tell();
             tokio::select! {
                 () = shared.shutdown.cancelled() => return,
-                _ = changed.changed() => due = true,
+                _ = changes.changed() => {}
                 _ = look.tick() => {}
             }
         }
     }
 
     /// Writes the routes if they changed.
-    async fn write(&mut self) -> Result<(), DirectorError> {
-        let (places, outlets) = places(&self.shared).await?;
-        self.places = places;
+    async fn write(&mut self, touched: &Touched) -> Result<(), DirectorError> {
+        for (application, known) in known(&self.shared, touched.clone()).await? {
+            match known {
+                Some(known) => self.known.insert(application, known),
+                None => self.known.remove(&application),
+            };
+        }
+        // Older applications first, as their names were there first.
+        let mut all: Vec<&Known> = self.known.values().collect();
+        all.sort_by_key(|known| known.created_at);
+        self.places = all.iter().flat_map(|known| known.places.clone()).collect();
+        let outlets: Vec<Outlet> = all.iter().flat_map(|known| known.outlets.clone()).collect();
         let (routes, versions) = routes::routes(
             &self.places,
             &self.shared.config.base_domain,
@@ -213,79 +228,106 @@ fn replace(folder: &Path, name: &str, content: &[u8]) -> io::Result<()> {
     std::fs::File::open(folder)?.sync_all()
 }
 
-/// Everything routes are made of, in one look at the store, and who is let out.
-async fn places(shared: &Arc<Shared>) -> Result<(Vec<Place>, Vec<Outlet>), DirectorError> {
-    let most = shared.config.egress;
-    let registry = shared.registry.clone();
-    let clouds: BTreeMap<String, Arc<dyn conpaas_cloud::Cloud>> = shared.clouds.clone();
+/// What routes are made of, of one application.
+struct Known {
+    created_at: Millis,
+    places: Vec<Place>,
+    outlets: Vec<Outlet>,
+}
+
+/// What the store says of the applications that were touched, in one look; nothing of those that are
+/// gone.
+async fn known(
+    shared: &Arc<Shared>,
+    touched: Touched,
+) -> Result<Vec<(ApplicationId, Option<Known>)>, DirectorError> {
+    let here = shared.clone();
     shared
         .store
         .read(move |tx| {
-            let (mut places, mut outlets) = (Vec::new(), Vec::new());
             let restored_at = incarnation::restored_at(tx)?;
-            let mut claimed: BTreeMap<ServiceId, Vec<String>> = BTreeMap::new();
-            for domain in domains::every(tx)? {
-                claimed.entry(domain.service).or_default().push(domain.name);
-            }
-            for app in apps::every(tx)? {
-                // The host names of what is in the trash are free for others, like its name.
-                let gone = app.trashed_at.is_some();
-                let mut first = true;
-                let network = |cloud: &str| {
-                    clouds
-                        .get(cloud)
-                        .map_or(NetworkAccess::Host, |cloud| cloud.network_access(&app.id))
-                };
-                let mut networks = BTreeSet::new();
-                for row in services::of_app(tx, &app.id)? {
-                    let nodes = records::nodes_of(tx, &row.id)?;
-                    networks.extend(nodes.iter().map(|node| node.cloud.clone()));
-                    let exposes = registry.get(&row.service_type).is_some_and(|entry| {
-                        entry.service_type.roles().iter().any(|role| role.exposed)
-                    });
-                    if !exposes {
-                        continue;
-                    }
-                    places.push(Place {
-                        service: row.id.clone(),
-                        app: app.name.clone(),
-                        owner: app.owner_name.clone(),
-                        name: row.name.clone(),
-                        first,
-                        run: if gone {
-                            conpaas_model::spec::RunWish::Deleted
-                        } else {
-                            row.run
-                        },
-                        served: row.served,
-                        preview: row.preview.is_some(),
-                        domains: claimed.remove(&row.id).unwrap_or_default(),
-                        held: !gone && row.awaits_exposure(restored_at),
-                        exposure: row.exposure.clone().unwrap_or_default(),
-                        nodes: nodes
-                            .into_iter()
-                            .map(|node| routes::NodePlace {
-                                number: node.key.number,
-                                address: node.address,
-                                network: network(&node.cloud),
-                                alive: node.state != NodeState::Dead,
-                            })
-                            .collect(),
-                    });
-                    first = false;
+            let apps: Vec<_> = match touched {
+                Touched::Everything => {
+                    let all = apps::every(tx)?.into_iter();
+                    all.map(|app| (app.id.clone(), Some(app))).collect()
                 }
-                if !gone && app.egress.within(most) == Egress::Director {
-                    // Elsewhere machines get out by themselves.
-                    let own = networks.iter().map(|cloud| network(cloud));
-                    let own = own.filter(|network| *network != NetworkAccess::Host);
-                    outlets.extend(own.map(|network| Outlet {
-                        owner: app.owner_name.to_string(),
-                        app: app.name.to_string(),
-                        network,
-                    }));
-                }
-            }
-            Ok((places, outlets))
+                Touched::Applications(these) => these
+                    .into_iter()
+                    .map(|id| apps::get(tx, &id).map(|app| (id, app)))
+                    .collect::<Result<_, _>>()?,
+            };
+            apps.into_iter()
+                .map(|(id, app)| {
+                    let known = app.map(|app| of_app(tx, &here, &app, restored_at));
+                    Ok((id, known.transpose()?))
+                })
+                .collect()
         })
         .await
+}
+
+fn of_app(
+    tx: &Connection,
+    shared: &Shared,
+    app: &AppRow,
+    restored_at: Option<Millis>,
+) -> Result<Known, DirectorError> {
+    let (mut places, mut networks, mut first) = (Vec::new(), BTreeSet::new(), true);
+    // The host names of what is in the trash are free for others, like its name.
+    let gone = app.trashed_at.is_some();
+    let network = |cloud: &str| {
+        let cloud = shared.clouds.get(cloud);
+        cloud.map_or(NetworkAccess::Host, |cloud| cloud.network_access(&app.id))
+    };
+    for row in services::of_app(tx, &app.id)? {
+        let nodes = records::nodes_of(tx, &row.id)?;
+        networks.extend(nodes.iter().map(|node| node.cloud.clone()));
+        let exposes = shared
+            .registry
+            .get(&row.service_type)
+            .is_some_and(|entry| entry.service_type.roles().iter().any(|role| role.exposed));
+        if !exposes {
+            continue;
+        }
+        let claimed = domains::of_service(tx, &row.id)?;
+        places.push(Place {
+            service: row.id.clone(),
+            app: app.name.clone(),
+            owner: app.owner_name.clone(),
+            name: row.name.clone(),
+            first,
+            run: if gone { RunWish::Deleted } else { row.run },
+            served: row.served,
+            preview: row.preview.is_some(),
+            domains: claimed.into_iter().map(|domain| domain.name).collect(),
+            held: !gone && row.awaits_exposure(restored_at),
+            exposure: row.exposure.clone().unwrap_or_default(),
+            nodes: nodes
+                .into_iter()
+                .map(|node| routes::NodePlace {
+                    number: node.key.number,
+                    address: node.address,
+                    network: network(&node.cloud),
+                    alive: node.state != NodeState::Dead,
+                })
+                .collect(),
+        });
+        first = false;
+    }
+    let mut outlets = Vec::new();
+    if !gone && app.egress.within(shared.config.egress) == Egress::Director {
+        // Elsewhere machines get out by themselves.
+        let own = networks.iter().map(|cloud| network(cloud));
+        let own = own.filter(|network| *network != NetworkAccess::Host);
+        outlets.extend(own.map(|network| Outlet {
+            owner: app.owner_name.to_string(),
+            app: app.name.to_string(),
+            network,
+        }));
+    }
+    Ok(Known {
+        created_at: app.created_at,
+        places,
+        outlets,
+    })
 }

@@ -109,11 +109,11 @@ async fn decide_and_answer(
         Ok(Outcome::Granted(machine)) if machine.key_fingerprint.is_some() => {
             Ok(Outcome::Granted(machine))
         }
-        Ok(Outcome::Granted(_)) => {
+        Ok(Outcome::Granted(machine)) => {
             let id = id.clone();
             shared
                 .store
-                .transaction(move |tx| {
+                .transaction_of(machine.application, move |tx| {
                     let (outcome, first) =
                         decided(tx, &id, network.as_ref(), &body, &fingerprint, now)?;
                     if first && matches!(outcome, Outcome::Granted(_)) {

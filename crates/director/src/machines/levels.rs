@@ -3,6 +3,7 @@
 use super::records;
 use super::shared::Shared;
 use crate::error::DirectorError;
+use crate::store::changes::Touched;
 use crate::store::{apps, services};
 use conpaas_model::ids::{ApplicationId, Epoch, Generation, ServiceId};
 use conpaas_model::protocol::{ManagerLevel, ServiceLevel};
@@ -41,15 +42,33 @@ pub async fn of_manager(
     })
 }
 
-/// The levels of all system services, which the Director manages itself.
-pub async fn of_system(shared: &Arc<Shared>) -> Result<Vec<ServiceLevel>, DirectorError> {
+/// The levels of the system services, which the Director manages itself, of applications that were
+/// touched.
+pub async fn of_system(
+    shared: &Arc<Shared>,
+    touched: Touched,
+) -> Result<BTreeMap<ApplicationId, Vec<ServiceLevel>>, DirectorError> {
     shared
         .store
-        .read(|tx| {
-            let rows = services::every(tx)?;
-            let mine = rows.iter().filter(|row| row.internal);
-            mine.map(|row| service_level(tx, row, &BTreeMap::new()))
-                .collect()
+        .read(move |tx| {
+            let (mut levels, rows) = match touched {
+                Touched::Everything => (BTreeMap::new(), services::every(tx)?),
+                Touched::Applications(these) => {
+                    let rows = these.iter().map(|app| services::of_app(tx, app));
+                    let rows = rows.collect::<Result<Vec<_>, _>>()?.concat();
+                    // Those that have none any more are told of, too.
+                    (
+                        these.into_iter().map(|app| (app, Vec::new())).collect(),
+                        rows,
+                    )
+                }
+            };
+            for row in rows.iter().filter(|row| row.internal) {
+                let level = service_level(tx, row, &BTreeMap::new())?;
+                let of_app: &mut Vec<_> = levels.entry(row.app.clone()).or_default();
+                of_app.push(level);
+            }
+            Ok(levels)
         })
         .await
 }

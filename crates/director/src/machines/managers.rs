@@ -13,7 +13,7 @@ use crate::incarnation::Incarnation;
 use crate::store::{self, services};
 use conpaas_core::broker::NodeKey;
 use conpaas_kill_points::{KillPoint, reached};
-use conpaas_model::ids::{Epoch, Generation, NodeNumber, ServiceId};
+use conpaas_model::ids::{ApplicationId, Epoch, Generation, NodeNumber, ServiceId};
 use conpaas_model::protocol::{
     FromManager, Located, MANAGER_PORT, ManagerAddress, ManagerLevel, ManagerReport, ToManager,
 };
@@ -123,13 +123,14 @@ pub async fn check_epoch(shared: &Arc<Shared>, machine: &Machine) -> Result<(), 
 /// Records that a manager takes the post; false when a newer one has it.
 async fn take_post(
     shared: &Arc<Shared>,
+    application: &ApplicationId,
     system: &ServiceId,
     own: NodeNumber,
 ) -> Result<bool, DirectorError> {
     let system = system.clone();
     shared
         .store
-        .transaction(move |tx| {
+        .transaction_of(application.clone(), move |tx| {
             let current = post(tx, &system)?;
             if own > current {
                 store::set_meta(tx, &epoch_key(&system), &own.0.to_string())?;
@@ -150,7 +151,7 @@ pub async fn serve(
         shared.incarnation.epoch(machine.node),
     );
     let handle = stream.handle();
-    match take_post(shared, &system, machine.node).await {
+    match take_post(shared, &machine.application, &system, machine.node).await {
         Ok(true) => {}
         Ok(false) => return handle.close(),
         Err(error) => {
@@ -168,7 +169,7 @@ pub async fn serve(
         .install(&system, connection, own, sender.clone(), handle.clone());
     tracing::info!(machine = %machine.id, epoch = %own, "a manager is connected");
 
-    let mut changed = shared.store.changed();
+    let mut changed = shared.store.changed_of(&machine.application);
     let mut edge = shared.edge.subscribe();
     let mut sent: Option<ManagerLevel> = None;
     let mut filter = reports::Filter::default();
@@ -221,7 +222,14 @@ pub async fn serve(
                 }
             },
             _ = changed.changed() => due = true,
-            _ = edge.changed() => due = true,
+            // It tells of all services; most news are others'.
+            _ = edge.changed() => {
+                let present = edge.borrow_and_update();
+                let mut mine = sent.iter().flat_map(|level| &level.services);
+                due |= mine.any(|one| {
+                    present.get(&one.spec.service).is_some_and(|edge| *edge != one.edge)
+                });
+            }
         }
     }
     shared.hub.close(connection);

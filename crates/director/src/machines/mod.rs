@@ -12,6 +12,7 @@ mod levels;
 mod listener;
 mod listeners;
 mod managers;
+mod pace;
 mod records;
 mod refusals;
 mod reports;
@@ -43,12 +44,13 @@ use conpaas_pki::{
     server_config,
 };
 use conpaas_services::registry::Registry;
+use pace::Pace;
 use shared::{Shared, full};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
@@ -350,7 +352,9 @@ fn cloud_info(
 /// Closes the streams of machines that were removed, whenever records change.
 async fn close_removed(shared: Arc<Shared>) {
     let mut changed = shared.store.changed();
+    let mut pace = Pace::default();
     loop {
+        let begun = Instant::now();
         match shared.store.read(|tx| records::live_machines(tx)).await {
             Ok(live) => shared
                 .hub
@@ -360,6 +364,8 @@ async fn close_removed(shared: Arc<Shared>) {
                 "removed machines could not be looked up"
             ),
         }
+        pace.took(begun.elapsed());
+        pace.wait().await;
         tokio::select! {
             () = shared.shutdown.cancelled() => return,
             _ = changed.changed() => {}

@@ -8,12 +8,13 @@ use super::shared::Shared;
 use crate::error::DirectorError;
 use crate::incarnation::{self, Incarnation};
 use crate::operations;
+use crate::store::changes::Touched;
 use crate::store::{self, Millis, services};
 use conpaas_core::broker::NodeKey;
 use conpaas_kill_points::{KillPoint, reached};
 use conpaas_model::ends::{AGENT, EndsToTell};
 use conpaas_model::event::{DeathSignal, EventKind, LeaveReason, RequestReason};
-use conpaas_model::ids::{Epoch, NodeNumber, ServiceId};
+use conpaas_model::ids::{ApplicationId, Epoch, NodeNumber, ServiceId};
 use conpaas_model::protocol::{ManagerReport, NodeWish, ServiceReport};
 use conpaas_model::status::NodeHealth;
 use rusqlite::{Connection, params};
@@ -74,7 +75,8 @@ impl Filter {
     }
 }
 
-fn without_figures(mut report: ManagerReport) -> ManagerReport {
+/// The same without what changes all the time.
+pub fn without_figures(mut report: ManagerReport) -> ManagerReport {
     for node in report
         .services
         .iter_mut()
@@ -97,16 +99,19 @@ pub async fn take(
         if let Origin::Manager { system, epoch } = &origin
             && managers::epoch(tx, system)? != *epoch
         {
-            return Ok(false);
+            return Ok((false, Touched::default()));
         }
+        let mut touched = Touched::default();
         for report in &reports {
-            take_one(tx, &origin, report, pass, now)?;
+            if let Some(application) = take_one(tx, &origin, report, pass, now)? {
+                touched.add(&application.into());
+            }
         }
-        Ok(true)
+        Ok((true, touched))
     };
     let taken = match pass {
-        Pass::News => shared.store.transaction(change).await,
-        Pass::Figures => shared.store.quiet(change).await,
+        Pass::News => shared.store.transaction_finding(change).await,
+        Pass::Figures => shared.store.quiet(change).await.map(|(taken, _)| taken),
     };
     if taken.is_ok() {
         reached(KillPoint::ReportTaken);
@@ -114,21 +119,22 @@ pub async fn take(
     taken
 }
 
+/// Takes one in; the application whose it is, if it counts.
 fn take_one(
     tx: &Connection,
     origin: &Origin,
     report: &ServiceReport,
     pass: Pass,
     now: Millis,
-) -> Result<(), DirectorError> {
+) -> Result<Option<ApplicationId>, DirectorError> {
     // A service that was removed meanwhile, or that is another manager's: not the sender's to say.
     let Some(row) = services::get(tx, &report.service)? else {
-        return Ok(());
+        return Ok(None);
     };
     let epoch = match origin {
         Origin::Manager { system, epoch } if row.manager.as_ref() == Some(system) => *epoch,
         Origin::Director if row.internal => Incarnation::of(tx)?.director_epoch(),
-        Origin::Manager { .. } | Origin::Director => return Ok(()),
+        Origin::Manager { .. } | Origin::Director => return Ok(None),
     };
     let mut next = row.next_node;
     for (number, wish) in &report.nodes {
@@ -196,7 +202,7 @@ fn take_one(
     }
     tx.prepare_cached("UPDATE services SET status_epoch = ?2 WHERE id = ?1")?
         .execute(params![row.id.as_str(), records::signed(epoch.0)])?;
-    Ok(())
+    Ok(Some(row.app))
 }
 
 /// Tells that a node is wished gone; one that fell silent is thereby judged dead.

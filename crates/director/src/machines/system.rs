@@ -3,9 +3,10 @@
 
 use super::intake;
 use super::levels;
-use super::reports::{self, Filter, Origin};
+use super::reports::{self, Filter, Origin, Pass};
 use super::shared::{Shared, full};
 use crate::error::DirectorError;
+use crate::store::changes::Touched;
 use conpaas_model::ids::{ApplicationId, Generation};
 use conpaas_model::protocol::{ManagerLevel, ServiceLevel};
 use std::collections::BTreeMap;
@@ -21,33 +22,32 @@ const FULL_REPORT: Duration = Duration::from_secs(2);
 
 /// Works until the Director ends.
 pub async fn run(shared: Arc<Shared>) {
-    let mut changed = shared.store.changed();
+    let mut changes = shared.store.follow();
     let mut said = shared.managers.reports();
     let mut sent: Option<Vec<ServiceLevel>> = None;
     let mut filter = Filter::default();
-    let mut due = true;
+    let mut known = BTreeMap::new();
+    let mut taken = BTreeMap::new();
     let mut measures = interval(MEASURES);
     measures.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut clock = interval(FULL_REPORT);
     clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        if due {
-            due = false;
-            if let Err(error) = feed(&shared, &mut sent).await {
-                tracing::error!(
-                    error = full(&error),
-                    "the levels of system services could not be read"
-                );
-            }
+        let touched = changes.take();
+        if touched != Touched::default()
+            && let Err(error) = feed(&shared, &touched, &mut known, &mut sent).await
+        {
+            changes.put_back(&touched);
+            tracing::error!(
+                error = full(&error),
+                "the levels of system services could not be read"
+            );
         }
         tokio::select! {
             () = shared.shutdown.cancelled() => return,
-            _ = changed.changed() => due = true,
+            _ = changes.changed() => {}
             _ = measures.tick() => measure(&shared, sent.as_deref().unwrap_or_default()).await,
-            _ = clock.tick() => {
-                due = true;
-                said.mark_changed();
-            }
+            _ = clock.tick() => said.mark_changed(),
             more = said.changed() => {
                 if more.is_err() {
                     return;
@@ -55,8 +55,19 @@ pub async fn run(shared: Arc<Shared>) {
                 let report = said.borrow_and_update().clone();
                 let Some(report) = report else { continue };
                 let Some(pass) = filter.pass(&report) else { continue };
-                let taken = reports::take(&shared, Origin::Director, report.services.clone(), pass).await;
-                if let Err(error) = taken {
+                // They are of many applications, and most say what they said.
+                let bare = reports::without_figures((*report).clone());
+                let mut news = report.services.clone();
+                if pass == Pass::News {
+                    news.retain(|one| {
+                        let said = bare.services.iter().find(|bare| bare.service == one.service);
+                        taken.get(&one.service) != said
+                    });
+                }
+                let outcome = reports::take(&shared, Origin::Director, news, pass).await;
+                taken = bare.services.into_iter().map(|one| (one.service.clone(), one)).collect();
+                if let Err(error) = outcome {
+                    taken.clear();
                     filter.reset();
                     tracing::error!(error = full(&error), "the report of system services could not be recorded");
                 }
@@ -81,9 +92,16 @@ async fn measure(shared: &Arc<Shared>, services: &[ServiceLevel]) {
 
 async fn feed(
     shared: &Arc<Shared>,
+    touched: &Touched,
+    known: &mut BTreeMap<ApplicationId, Vec<ServiceLevel>>,
     sent: &mut Option<Vec<ServiceLevel>>,
 ) -> Result<(), DirectorError> {
-    let services = levels::of_system(shared).await?;
+    if *touched == Touched::Everything {
+        known.clear();
+    }
+    known.extend(levels::of_system(shared, touched.clone()).await?);
+    known.retain(|_, services| !services.is_empty());
+    let services: Vec<ServiceLevel> = known.values().flatten().cloned().collect();
     if sent.as_ref() == Some(&services) {
         return Ok(());
     }

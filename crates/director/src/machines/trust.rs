@@ -6,6 +6,7 @@ use super::listener::{Caller, Kind, Refused, internal, problem, refuse};
 use super::shared::{Shared, full};
 use super::{managers, records};
 use crate::error::DirectorError;
+use crate::store::changes::Touched;
 use crate::store::{self, Millis};
 use conpaas_model::api::{RootInfo, RootState};
 use conpaas_model::ids::MachineId;
@@ -241,9 +242,12 @@ pub async fn report(
         .filter(|root| report.trusts.contains(root))
         .collect();
     let (machine, kind) = (caller.machine.id.clone(), caller.kind);
+    // It is nothing to the applications.
     shared
         .store
-        .transaction(move |tx| note(tx, &machine, kind, &root, &trusts, store::now()))
+        .transaction_of(Touched::default(), move |tx| {
+            note(tx, &machine, kind, &root, &trusts, store::now())
+        })
         .await
         .map_err(|error| internal(&error))?;
     let answer = TrustAnswer {
@@ -350,7 +354,7 @@ pub async fn retire(shared: &Arc<Shared>, text: &str) -> Result<(), DirectorErro
 /// What follows from a changed set of roots, here and for everybody who listens.
 fn changed(shared: &Arc<Shared>) -> Result<(), PkiError> {
     shared.renew_tls()?;
-    shared.store.tell_changed();
+    shared.store.tell(&Touched::Everything);
     Ok(())
 }
 

@@ -183,6 +183,17 @@ pub fn every(tx: &Connection) -> Result<Vec<AppRow>, DirectorError> {
     )
 }
 
+/// Those that are on their way out, or in the trash: time alone brings them further.
+pub fn leaving(tx: &Connection) -> Result<Vec<ApplicationId>, DirectorError> {
+    all(
+        tx,
+        "SELECT id FROM apps WHERE run = 'deleted' OR trashed_at IS NOT NULL
+         UNION SELECT app_id AS id FROM services WHERE run = 'deleted'",
+        [],
+        |row| parsed(row, "id"),
+    )
+}
+
 pub fn delete(tx: &Connection, id: &ApplicationId) -> Result<(), DirectorError> {
     tx.execute("DELETE FROM apps WHERE id = ?1", [id.as_str()])?;
     Ok(())

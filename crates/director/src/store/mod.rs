@@ -2,6 +2,7 @@
 //! live in the module of its name; what a change means is decided by the callers.
 
 pub mod apps;
+pub mod changes;
 pub mod codes;
 pub mod domains;
 pub mod events;
@@ -15,6 +16,8 @@ pub mod services;
 pub mod users;
 
 use crate::error::{DirectorError, StartError};
+use changes::{Changes, Follower, Touched};
+use conpaas_model::ids::ApplicationId;
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -53,7 +56,7 @@ struct Inner {
     path: PathBuf,
     writer: Mutex<Connection>,
     readers: Mutex<Vec<Connection>>,
-    changed: watch::Sender<u64>,
+    changes: Changes,
 }
 
 fn tune(connection: &Connection) -> rusqlite::Result<()> {
@@ -84,28 +87,52 @@ impl Store {
                 path: path.to_owned(),
                 writer: Mutex::new(writer),
                 readers: Mutex::new(Vec::new()),
-                changed: watch::Sender::new(0),
+                changes: Changes::default(),
             }),
         })
     }
 
     /// Runs `change` in a transaction that is committed when it gives `Ok`, and then tells
-    /// whoever waits on [`Store::changed`].
+    /// everybody who waits for changes.
     pub async fn transaction<T, F>(&self, change: F) -> Result<T, DirectorError>
     where
         F: FnOnce(&rusqlite::Transaction<'_>) -> Result<T, DirectorError> + Send + 'static,
         T: Send + 'static,
     {
+        self.transaction_of(Touched::Everything, change).await
+    }
+
+    /// The same, for a change that touches only some applications: it tells whom it concerns.
+    pub async fn transaction_of<T, F>(
+        &self,
+        touched: impl Into<Touched>,
+        change: F,
+    ) -> Result<T, DirectorError>
+    where
+        F: FnOnce(&rusqlite::Transaction<'_>) -> Result<T, DirectorError> + Send + 'static,
+        T: Send + 'static,
+    {
         let value = self.quiet(change).await?;
-        self.tell_changed();
+        self.tell(&touched.into());
         Ok(value)
     }
 
-    /// Wakes whoever waits on [`Store::changed`].
-    pub fn tell_changed(&self) {
-        self.inner
-            .changed
-            .send_modify(|count| *count = count.wrapping_add(1));
+    /// The same, for a change that finds out what it touches.
+    pub async fn transaction_finding<T, F>(&self, change: F) -> Result<T, DirectorError>
+    where
+        F: FnOnce(&rusqlite::Transaction<'_>) -> Result<(T, Touched), DirectorError>
+            + Send
+            + 'static,
+        T: Send + 'static,
+    {
+        let (value, touched) = self.quiet(change).await?;
+        self.tell(&touched);
+        Ok(value)
+    }
+
+    /// Wakes whom a change concerns that was made by other ways.
+    pub fn tell(&self, touched: &Touched) {
+        self.inner.changes.tell(touched);
     }
 
     /// Like [`Store::transaction`], for records nobody waits for (audit, tokens' last use).
@@ -160,9 +187,19 @@ impl Store {
         .await
     }
 
-    /// Changes its value after each committed [`Store::transaction`].
+    /// Changes its value after each change, whatever it touches.
     pub fn changed(&self) -> watch::Receiver<u64> {
-        self.inner.changed.subscribe()
+        self.inner.changes.all()
+    }
+
+    /// Changes its value after each change that touches an application.
+    pub fn changed_of(&self, application: &ApplicationId) -> watch::Receiver<u64> {
+        self.inner.changes.of(application)
+    }
+
+    /// Follows all changes with what they touched.
+    pub fn follow(&self) -> Follower {
+        self.inner.changes.follow()
     }
 }
 

@@ -9,14 +9,17 @@ mod record;
 
 pub use record::tell;
 
+use super::pace::Pace;
 use super::records;
 use super::shared::{Shared, full};
+use crate::error::DirectorError;
 use crate::store;
+use crate::store::changes::Touched;
 use calls::{create, destroy, listed};
 use conpaas_cloud::MachineState;
 use conpaas_core::broker::{BrokerSettings, CallResult, CloudView, answered};
 use conpaas_kill_points::{KillPoint, reached};
-use conpaas_model::ids::{ApplicationId, MachineId};
+use conpaas_model::ids::{ApplicationId, MachineId, ServiceId};
 use record::{machine_of, record, recorded, tell_stray};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -133,6 +136,7 @@ impl Broker {
         let mut changed = shared.store.changed();
         let mut tick = interval(shared.config.list_every.min(Duration::from_secs(2)));
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut pace = Pace::default();
         loop {
             tokio::select! {
                 () = shared.shutdown.cancelled() => break,
@@ -146,8 +150,14 @@ impl Broker {
                 () = shared.wake.notified() => {}
                 _ = tick.tick() => {}
             }
+            // A round looks at all records: what comes meanwhile is for one round together.
+            pace.wait().await;
+            while let Ok(more) = self.receiver.try_recv() {
+                self.take(more).await;
+            }
             changed.mark_unchanged();
             self.list_due();
+            let begun = Instant::now();
             // Before each cloud has had its say once, nothing is known to be an orphan or gone.
             if shared
                 .clouds
@@ -156,6 +166,7 @@ impl Broker {
             {
                 self.rounds().await;
             }
+            pace.took(begun.elapsed());
         }
     }
 
@@ -267,17 +278,18 @@ impl Broker {
                 let recorded = self
                     .shared
                     .store
-                    .transaction(move |tx| {
+                    .transaction_finding(move |tx| {
                         let Some(row) = records::broker_machine(tx, &id)? else {
-                            return Ok(());
+                            return Ok(((), Touched::default()));
                         };
+                        let touched = touched_by(tx, [&row.node.service])?;
                         if let Some(action) =
                             answered(&row, result, records::unsigned(now), &settings)
                         {
                             let deadline = deadlines.of(&row);
                             record(tx, &vault, &action, Some(&row), None, now, deadline, &lists)?;
                         }
-                        Ok(())
+                        Ok(((), touched))
                     })
                     .await;
                 if recorded.is_ok() {
@@ -350,7 +362,7 @@ impl Broker {
             let calls = self
                 .shared
                 .store
-                .transaction(move |tx| {
+                .transaction_finding(move |tx| {
                     // Looked at again where nobody else writes, so that an agent that enrols at
                     // the last moment is not overlooked.
                     let (actions, machines, nodes) = look.actions(tx)?;
@@ -365,7 +377,17 @@ impl Broker {
                         )?);
                     }
                     let points: Vec<KillPoint> = actions.iter().filter_map(recorded).collect();
-                    Ok((calls, points))
+                    let rows = actions.iter().filter_map(|action| {
+                        let id = machine_of(action)?;
+                        machines.iter().find(|row| row.id == *id)
+                    });
+                    let touched = if rows.clone().count() == actions.len() {
+                        touched_by(tx, rows.map(|row| &row.node.service))?
+                    } else {
+                        // Some are of nodes, or of what no record knows.
+                        Touched::Everything
+                    };
+                    Ok(((calls, points), touched))
                 })
                 .await;
             match calls {
@@ -456,4 +478,17 @@ impl Broker {
             }
         }
     }
+}
+
+/// What is touched by a change of some services' nodes.
+fn touched_by<'a>(
+    tx: &rusqlite::Connection,
+    services: impl IntoIterator<Item = &'a ServiceId>,
+) -> Result<Touched, DirectorError> {
+    let mut touched = Touched::default();
+    for service in services.into_iter().collect::<BTreeSet<_>>() {
+        let row = crate::store::services::get(tx, service)?;
+        touched.add(&Touched::one(row.map(|row| row.app)));
+    }
+    Ok(touched)
 }
