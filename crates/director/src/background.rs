@@ -22,8 +22,8 @@ const CLEAN_EVERY: Duration = Duration::from_secs(600);
 const DAY_MS: i64 = 24 * 3600 * 1000;
 
 /// Draws conclusions for the applications that changes touched, and for those that time touches, if
-/// this Director holds the lease.
-pub async fn conclude(shared: &Arc<Shared>, touched: Touched) -> Result<(), DirectorError> {
+/// this Director holds the lease; whether it does.
+pub async fn conclude(shared: &Arc<Shared>, touched: Touched) -> Result<bool, DirectorError> {
     let here = shared.clone();
     let changed = shared
         .store
@@ -31,7 +31,7 @@ pub async fn conclude(shared: &Arc<Shared>, touched: Touched) -> Result<(), Dire
             let mut changed = Touched::default();
             let at = now();
             if housekeeping::hold_lease(tx, LEASE, &here.run_id, at, at + LEASE_MS)?.is_none() {
-                return Ok(changed);
+                return Ok(None);
             }
             let running = operations::running(tx, None)?;
             let due = match touched {
@@ -63,13 +63,16 @@ pub async fn conclude(shared: &Arc<Shared>, touched: Touched) -> Result<(), Dire
                     changed.add(&operation.app.into());
                 }
             }
-            Ok(changed)
+            Ok(Some(changed))
         })
         .await?;
-    if changed != Touched::default() {
-        shared.store.tell(&changed);
+    let news = changed
+        .as_ref()
+        .filter(|changed| **changed != Touched::default());
+    if let Some(changed) = news {
+        shared.store.tell(changed);
     }
-    Ok(())
+    Ok(changed.is_some())
 }
 
 /// Concludes whenever records change and at least each second, until shutdown.
@@ -81,11 +84,14 @@ pub async fn conclusions(shared: Arc<Shared>) {
         if whole.elapsed() >= WHOLE {
             touched = Touched::Everything;
         }
-        if touched == Touched::Everything {
-            whole = tokio::time::Instant::now();
+        let concluded = conclude(&shared, touched.clone()).await;
+        match &concluded {
+            Ok(true) if touched == Touched::Everything => whole = tokio::time::Instant::now(),
+            Ok(true) => {}
+            // It is for another time, or for whoever holds the lease.
+            Ok(false) | Err(_) => changes.put_back(&touched),
         }
-        if let Err(error) = conclude(&shared, touched.clone()).await {
-            changes.put_back(&touched);
+        if let Err(error) = concluded {
             tracing::error!(
                 error = &error as &dyn std::error::Error,
                 "conclusions broke off"

@@ -15,6 +15,8 @@ use tokio::sync::Notify;
 
 /// How long attempts are remembered.
 const FORGET_AFTER_MS: Millis = 15 * 60_000;
+/// For how long a name that came in is known.
+const KNOWN_FOR_MS: Millis = 24 * 3_600_000;
 /// How long an attempt waits for what comes of others.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Attempts remembered at once, so that many addresses cannot fill the memory; then the oldest go.
@@ -59,7 +61,10 @@ struct Attempts {
     /// Those that went wrong, and those under way.
     count: u32,
     under_way: u32,
+    /// When the last one began.
     last: Millis,
+    /// When the last one began that went wrong.
+    wrong: Millis,
 }
 
 /// How long one has to wait.
@@ -101,33 +106,40 @@ impl<K: Eq + Hash + Clone> Counts<K> {
         if found.last.saturating_add(FORGET_AFTER_MS) <= now {
             return Wait::default();
         }
-        let left = |count: u32| {
+        let left = |count: u32, since: Millis| {
             let pause = pace.pause(count);
             // Never longer than the pause, even when the clock was set back.
-            (found.last + pause - now).min(pause)
+            (since + pause - now).min(pause)
         };
+        let wrong = left(found.count.saturating_sub(found.under_way), found.wrong);
         Wait {
-            wrong: left(found.count.saturating_sub(found.under_way)),
-            at_worst: left(found.count),
+            wrong,
+            at_worst: match found.under_way {
+                0 => wrong,
+                _ => wrong.max(pace.pause(found.count)),
+            },
         }
     }
 
     /// One more is under way.
     fn begin(&mut self, key: K, now: Millis) {
-        self.count(key.clone(), now);
-        if let Some(found) = self.found.get_mut(&key) {
-            found.under_way = found.under_way.saturating_add(1);
-        }
+        let found = self.one_more(key, now);
+        found.under_way = found.under_way.saturating_add(1);
     }
 
-    /// One that was under way went wrong.
-    fn settle(&mut self, key: &K) {
-        if let Some(found) = self.found.get_mut(key) {
-            found.under_way = found.under_way.saturating_sub(1);
-        }
+    /// One that was under way has ended, and counts for as long as nobody takes it back.
+    fn settle(&mut self, key: &K) -> Option<&mut Attempts> {
+        let found = self.found.get_mut(key)?;
+        found.under_way = found.under_way.saturating_sub(1);
+        Some(found)
     }
 
+    /// One that went wrong.
     fn count(&mut self, key: K, now: Millis) {
+        self.one_more(key, now).wrong = now;
+    }
+
+    fn one_more(&mut self, key: K, now: Millis) -> &mut Attempts {
         if self.found.len() >= self.most && !self.found.contains_key(&key) {
             self.make_room(now);
         }
@@ -135,12 +147,15 @@ impl<K: Eq + Hash + Clone> Counts<K> {
             count: 0,
             under_way: 0,
             last: now,
+            // Long ago.
+            wrong: Millis::MIN / 2,
         });
         if found.last.saturating_add(FORGET_AFTER_MS) <= now {
             found.count = found.under_way;
         }
         found.count = found.count.saturating_add(1);
         found.last = now;
+        found
     }
 
     /// Lets go what is over, and of the rest the older half if that was not enough.
@@ -175,6 +190,8 @@ fn seconds(wait: Millis) -> u32 {
 /// turn out right.
 pub struct LoginBrake {
     attempts: Mutex<Counts<(String, IpAddr)>>,
+    /// Names that came in from a network lately: what others guess there is not held against them.
+    known: Mutex<HashMap<(String, IpAddr), Millis>>,
     /// Told whenever an attempt has ended.
     ended: Notify,
 }
@@ -193,6 +210,7 @@ impl Default for LoginBrake {
     fn default() -> Self {
         Self {
             attempts: Mutex::new(Counts::new(MOST)),
+            known: Mutex::default(),
             ended: Notify::new(),
         }
     }
@@ -238,10 +256,10 @@ impl LoginBrake {
         let mut attempts = self.attempts.lock().unwrap_or_else(PoisonError::into_inner);
         let network = network_of(address);
         let (by_name, by_network) = ((name.to_owned(), network), (String::new(), network));
-        let wait =
-            attempts
-                .left(&by_name, BY_NAME, now)
-                .max(attempts.left(&by_network, BY_NETWORK, now));
+        let mut wait = attempts.left(&by_name, BY_NAME, now);
+        if !self.knows(&by_name, now) {
+            wait = wait.max(attempts.left(&by_network, BY_NETWORK, now));
+        }
         if wait.at_worst > 0 {
             return Err(wait);
         }
@@ -251,7 +269,24 @@ impl LoginBrake {
             brake: self,
             by_name,
             by_network,
+            began: now,
+            wrong: true,
         })
+    }
+
+    fn knows(&self, name: &(String, IpAddr), now: Millis) -> bool {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known
+            .get(name)
+            .is_some_and(|at| at.saturating_add(KNOWN_FOR_MS) > now)
+    }
+
+    fn remember(&self, name: (String, IpAddr), now: Millis) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.len() >= MOST {
+            known.clear();
+        }
+        known.insert(name, now);
     }
 }
 
@@ -260,12 +295,16 @@ pub struct Attempt<'a> {
     brake: &'a LoginBrake,
     by_name: (String, IpAddr),
     by_network: (String, IpAddr),
+    began: Millis,
+    wrong: bool,
 }
 
 impl Attempt<'_> {
     /// The password was right: nothing is held against this name here any more, and this attempt
     /// not against the network.
-    pub fn succeeded(self) {
+    pub fn succeeded(mut self) {
+        self.wrong = false;
+        self.brake.remember(self.by_name.clone(), self.began);
         let attempts = &self.brake.attempts;
         let mut attempts = attempts.lock().unwrap_or_else(PoisonError::into_inner);
         // Others of that name may be under way.
@@ -281,7 +320,8 @@ impl Attempt<'_> {
     }
 
     /// It was not made: no password was looked at.
-    pub fn not_made(self) {
+    pub fn not_made(mut self) {
+        self.wrong = false;
         let attempts = &self.brake.attempts;
         let mut attempts = attempts.lock().unwrap_or_else(PoisonError::into_inner);
         attempts.take_back(&self.by_name);
@@ -294,8 +334,13 @@ impl Drop for Attempt<'_> {
         {
             let attempts = &self.brake.attempts;
             let mut attempts = attempts.lock().unwrap_or_else(PoisonError::into_inner);
-            attempts.settle(&self.by_name);
-            attempts.settle(&self.by_network);
+            for key in [&self.by_name, &self.by_network] {
+                if let Some(found) = attempts.settle(key)
+                    && self.wrong
+                {
+                    found.wrong = found.wrong.max(self.began);
+                }
+            }
         }
         self.brake.ended.notify_waiters();
     }
@@ -424,6 +469,27 @@ mod tests {
         }
         let error = brake.admit("ann", HERE, || 0).await.err().unwrap();
         assert!(error.to_string().contains("try again in"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn one_who_guesses_does_not_hold_up_everybody_behind_the_same_address() {
+        let brake = LoginBrake::default();
+        brake.begin("ann", HERE, 0).ok().unwrap().succeeded();
+        for n in 0..30 {
+            assert!(wrong(&brake, &format!("guess{n}"), HERE, 10));
+        }
+        assert!(!wrong(&brake, "bob", HERE, 20), "all wait");
+        assert!(
+            brake.begin("ann", HERE, 20).is_ok(),
+            "but who was in before"
+        );
+        // When the pause is over, right ones do not make another.
+        for n in 0..100 {
+            let attempt = brake.admit(&format!("name{n}"), HERE, || 4_000).await;
+            attempt.ok().unwrap().succeeded();
+        }
+        assert!(wrong(&brake, "guess", HERE, 4_000));
+        assert!(!wrong(&brake, "carl", HERE, 4_001));
     }
 
     #[test]

@@ -41,7 +41,7 @@ pub fn observe(
     }
     judge_running(tx, &row.app)?;
     tell_release(tx, &row, status)?;
-    tell_state(tx, service)
+    tell_state(tx, service).map(drop)
 }
 
 /// Writes an event when people are led to another release than the one last told, or when the
@@ -111,14 +111,14 @@ pub fn shown(tx: &Connection, row: &ServiceRow) -> Result<Shown, DirectorError> 
     }))
 }
 
-/// Writes an event when a service's state is another than the one last told.
-pub fn tell_state(tx: &Connection, service: &ServiceId) -> Result<(), DirectorError> {
+/// Writes an event when a service's state is another than the one last told; whether it did.
+pub fn tell_state(tx: &Connection, service: &ServiceId) -> Result<bool, DirectorError> {
     let Some(row) = services::get(tx, service)? else {
-        return Ok(());
+        return Ok(false);
     };
     let shown = shown(tx, &row)?;
     if shown.state == row.shown_state {
-        return Ok(());
+        return Ok(false);
     }
     services::set_shown_state(tx, service, shown.state)?;
     events::append(
@@ -133,7 +133,8 @@ pub fn tell_state(tx: &Connection, service: &ServiceId) -> Result<(), DirectorEr
                 to: shown.state,
             },
         },
-    )
+    )?;
+    Ok(true)
 }
 
 /// Ends every operation of an application that has come to its end; tells whether any did.

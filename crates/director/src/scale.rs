@@ -182,8 +182,18 @@ pub fn scaled(
         let (count, bounds) = match asked(name, present, text)? {
             // Bounds are of all its nodes; those of further pools are not the scaler's.
             Asked::Between(bounds) => {
+                if owner == CountOwner::Autoscaler {
+                    return Err(bad(format!(
+                        "a scaler chooses within bounds, and gives none: say a count of {name}"
+                    )));
+                }
                 fits(i64::from(bounds.min))?;
                 fits(i64::from(bounds.max))?;
+                if others > bounds.max {
+                    return Err(bad(format!(
+                        "{name} has {others} nodes of further kinds already: more than {bounds}"
+                    )));
+                }
                 let total = (present + others).clamp(bounds.min, bounds.max);
                 (i64::from(total.saturating_sub(others)), Some(bounds))
             }
@@ -201,7 +211,10 @@ pub fn scaled(
             if let Some(pool) = wish.pools.first_mut() {
                 pool.count = u32::try_from(count).unwrap_or(u32::MAX);
             }
-            wish.owner = owner;
+            // Bounds stay whose they are.
+            if owner != CountOwner::Autoscaler || bounds.is_none() {
+                wish.owner = owner;
+            }
             wish.bounds = bounds;
         }
     }
@@ -273,19 +286,18 @@ mod tests {
 
     #[test]
     fn a_scaler_chooses_within_the_bounds_that_a_person_gave_and_a_count_ends_them() {
-        use CountOwner::{Autoscaler, User};
+        use CountOwner::{Autoscaler, Manifest, User};
         let some = |min, max| Some(Bounds { min, max });
         let given = after(&wish(User, None), User, "4..6").unwrap();
         assert_eq!((given.count(), given.bounds), (4, some(4, 6)));
         for (text, count) in [("5", 5), ("1", 4), ("60", 6), ("+1", 5)] {
             let chosen = after(&given, Autoscaler, text).unwrap();
-            assert_eq!(
-                (chosen.count(), chosen.owner),
-                (count, Autoscaler),
-                "{text}"
-            );
+            assert_eq!((chosen.count(), chosen.owner), (count, User), "{text}");
             assert_eq!(chosen.bounds, given.bounds);
+            let manifest = after(&chosen, Manifest, "3").unwrap();
+            assert_eq!(manifest, chosen, "nobody resets what a person decided");
         }
+        assert!(after(&given, Autoscaler, "1..9").is_err());
         // Within other bounds what is there stays.
         let wider = after(&given, User, "1..10").unwrap();
         assert_eq!((wider.count(), wider.bounds), (4, some(1, 10)));

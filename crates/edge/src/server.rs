@@ -219,7 +219,7 @@ impl Edge {
         let outward = tokio::spawn({
             let carrier = carrier.clone();
             async move {
-                if why == Ending::HandedOver {
+                if why == Ending::HandedOver && carrier.is_busy() {
                     // The other one opens the outlets meanwhile, beside these.
                     tokio::time::sleep(OUTLETS_OPEN).await;
                 }

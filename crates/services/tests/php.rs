@@ -751,3 +751,122 @@ fn children_of(pid: i32) -> Vec<i32> {
         .filter_map(|pid| pid.parse().ok())
         .collect()
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rules_of_the_application_lead_on_and_choose_the_script() {
+    let world = World::new(4);
+    let script = "<?php echo \"{$_SERVER['SCRIPT_NAME']} for {$_SERVER['REQUEST_URI']}\";";
+    let files = [
+        ("index.php", script),
+        ("admin/index.php", script),
+        ("admin/logo.svg", "logo"),
+        ("old/kept.txt", "kept"),
+    ];
+    let code = world.code("rules", &files);
+    let settings = json!({
+        "front_controllers": [
+            {"below": "/admin/", "script": "admin/index.php"},
+            {"below": "/none/", "script": "none.php"}
+        ],
+        "redirects": [
+            {"from": "/start", "to": "/admin/", "status": 301},
+            {"from": "/old/*", "to": "/new/*"},
+            {"from": "/away/*", "to": "https://www.example.org/", "status": 308},
+            {"from": "/top/*", "to": "/*", "status": 307}
+        ]
+    });
+    let schema = Php.settings_schema();
+    let checked = jsonschema::validate(&schema, &settings);
+    assert!(checked.is_ok(), "{checked:?}");
+    let settings = settings.as_object().unwrap().clone();
+    assert_eq!(Php.check_settings(&settings), Ok(()));
+    let site = Site {
+        world: &world,
+        settings,
+        codes: BTreeMap::from([(R1, Some(code.clone())), (R2, Some(code))]),
+        environment: Environment::default(),
+    };
+    let (proxy, web, backend) = (
+        world.drive(&Php, 1, "proxy"),
+        world.drive(&Php, 2, "web"),
+        world.drive(&Php, 3, "backend"),
+    );
+    web.set(site.level("web", 2, &[R1]));
+    backend.set(site.level("backend", 3, &[R1]));
+    let mut level = site.level("proxy", 1, &[R1]);
+    level.providers = vec![site.provider("backend", 3, R1), site.provider("web", 2, R1)];
+    level.serve = Some(R1);
+    proxy.set(level);
+    web.until("web ready", ready(R1)).await;
+    backend.until("backend ready", ready(R1)).await;
+    proxy.until("proxy serves", serves(R1)).await;
+    let at = world.at(1, 8080);
+    for (path, answer) in [
+        ("/users/3", "/index.php for /users/3"),
+        (
+            "/admin/users/3?x=1",
+            "/admin/index.php for /admin/users/3?x=1",
+        ),
+        ("/admin/logo.svg", "logo"),
+        ("/administration", "/index.php for /administration"),
+        ("/none/x", "/index.php for /none/x"),
+    ] {
+        let got = get(at, path).await.unwrap();
+        assert_eq!((got.status, got.body.as_str()), (200, answer), "{path}");
+    }
+    let leads = async |path: &str| {
+        let got = get(at, path).await.unwrap();
+        let mut lines = got.head.lines();
+        let to = lines.find_map(|line| {
+            let (name, value) = line.split_once(": ")?;
+            name.eq_ignore_ascii_case("location")
+                .then(|| value.trim().to_owned())
+        });
+        (got.status, to.unwrap_or_default())
+    };
+    for (path, status, to) in [
+        ("/start", 301, "/admin/"),
+        ("/start?a=b", 301, "/admin/?a=b"),
+        ("/old", 302, "/new/"),
+        ("/old/", 302, "/new/"),
+        ("/old/a/b%20c?x=%2F&y", 302, "/new/a/b%20c?x=%2F&y"),
+        // A rule counts before a file.
+        ("/old/kept.txt", 302, "/new/kept.txt"),
+        ("/away/x", 308, "https://www.example.org/"),
+        // Nobody is led to another site by the path that they ask for.
+        ("/top//evil.example", 307, "/evil.example"),
+        ("/top///evil.example", 307, "/evil.example"),
+        ("/top/%2Fevil.example", 307, "/%2Fevil.example"),
+    ] {
+        assert_eq!(leads(path).await, (status, to.to_owned()), "{path}");
+    }
+    assert_eq!(leads(r"/top/\evil.example").await.0, 400);
+    assert_eq!(leads("/older").await.0, 200);
+
+    // Rules are their release's: the next one has none.
+    let bare = Site {
+        settings: Settings::new(),
+        ..site
+    };
+    backend.change(|level| {
+        level.releases.insert(R2, bare.release("backend", 3, R2));
+    });
+    web.set(bare.level("web", 2, &[R1, R2]));
+    backend.until("the next is ready", ready(R2)).await;
+    web.until("web ready", ready(R2)).await;
+    proxy.change(|level| {
+        level.releases.insert(R2, bare.release("proxy", 1, R2));
+        level.providers.push(bare.provider("backend", 3, R2));
+        level.providers.push(bare.provider("web", 2, R2));
+        level.serve = Some(R2);
+    });
+    proxy.until("the switch", serves(R2)).await;
+    assert_eq!(leads("/start").await.0, 200);
+    assert_eq!(get(at, "/old/kept.txt").await.unwrap().body, "kept");
+    for driven in [&proxy, &web, &backend] {
+        driven.unset();
+    }
+    for driven in [&proxy, &web, &backend] {
+        gone(driven).await;
+    }
+}

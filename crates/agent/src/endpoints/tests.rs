@@ -107,10 +107,11 @@ async fn connections_are_held_until_there_is_somebody_and_led_there() {
     until_held(&endpoints, &[]).await;
     // One that refuses is no help: it goes on holding.
     let (gone, task) = provider(9).await;
+    // Both have their ports at one time, so they are two.
+    let (first, _task) = provider(1).await;
     task.abort();
     let _ = task.await;
     endpoints.lead(&one(level(1, 7001, &[&gone], OnChange::Keep)), None);
-    let (first, _task) = provider(1).await;
     endpoints.lead(&one(level(1, 7001, &[&gone, &first], OnChange::Keep)), None);
     for stream in &mut held {
         assert_eq!(whom(stream).await, 1);

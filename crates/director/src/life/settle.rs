@@ -75,7 +75,7 @@ pub fn settle(
     }
     changed |= judge_running(tx, app)?;
     for row in services::of_app(tx, app)? {
-        tell_state(tx, &row.id)?;
+        changed |= tell_state(tx, &row.id)?;
     }
     Ok(changed)
 }

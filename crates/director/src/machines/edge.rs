@@ -95,12 +95,8 @@ impl Feed {
 
     /// Writes the routes if they changed.
     async fn write(&mut self, touched: &Touched) -> Result<(), DirectorError> {
-        for (application, known) in known(&self.shared, touched.clone()).await? {
-            match known {
-                Some(known) => self.known.insert(application, known),
-                None => self.known.remove(&application),
-            };
-        }
+        let found = known(&self.shared, touched.clone()).await?;
+        absorb(&mut self.known, *touched == Touched::Everything, found);
         // Older applications first, as their names were there first.
         let mut all: Vec<&Known> = self.known.values().collect();
         all.sort_by_key(|known| known.created_at);
@@ -235,6 +231,23 @@ struct Known {
     outlets: Vec<Outlet>,
 }
 
+/// Takes in what was found. `whole`: all there is, so what is not among it is gone, too.
+fn absorb<T>(
+    known: &mut BTreeMap<ApplicationId, T>,
+    whole: bool,
+    found: Vec<(ApplicationId, Option<T>)>,
+) {
+    if whole {
+        known.clear();
+    }
+    for (application, now) in found {
+        match now {
+            Some(now) => known.insert(application, now),
+            None => known.remove(&application),
+        };
+    }
+}
+
 /// What the store says of the applications that were touched, in one look; nothing of those that are
 /// gone.
 async fn known(
@@ -330,4 +343,23 @@ fn of_app(
         places,
         outlets,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_gone_is_forgotten_however_that_is_told() {
+        let app = |name: &str| ApplicationId::from_suffix(name).unwrap();
+        let mut known = BTreeMap::from([(app("1"), 1), (app("2"), 2), (app("3"), 3)]);
+        absorb(
+            &mut known,
+            false,
+            vec![(app("1"), None), (app("2"), Some(7))],
+        );
+        assert_eq!(known, BTreeMap::from([(app("2"), 7), (app("3"), 3)]));
+        absorb(&mut known, true, vec![(app("3"), Some(8))]);
+        assert_eq!(known, BTreeMap::from([(app("3"), 8)]));
+    }
 }

@@ -28,6 +28,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+/// After what time records that could not be read are read again.
+const READ_AGAIN: Duration = Duration::from_secs(1);
 /// How long a command may take.
 const COMMAND_DEADLINE: Duration = Duration::from_secs(30);
 
@@ -173,10 +175,10 @@ pub async fn serve(
     let mut edge = shared.edge.subscribe();
     let mut sent: Option<ManagerLevel> = None;
     let mut filter = reports::Filter::default();
-    let mut due = true;
+    let (mut due, mut failed) = (true, false);
     loop {
         if due {
-            due = false;
+            (due, failed) = (false, false);
             match levels::of_manager(shared, &system, &machine.application, own).await {
                 Ok(mut level) => {
                     let same = sent.as_ref().is_some_and(|sent| {
@@ -195,7 +197,8 @@ pub async fn serve(
                     }
                 }
                 Err(error) => {
-                    tracing::error!(error = full(&error), "a manager's level could not be read")
+                    failed = true;
+                    tracing::error!(error = full(&error), "a manager's level could not be read");
                 }
             }
         }
@@ -222,6 +225,8 @@ pub async fn serve(
                 }
             },
             _ = changed.changed() => due = true,
+            // Nothing else may change for long.
+            () = tokio::time::sleep(READ_AGAIN), if failed => due = true,
             // It tells of all services; most news are others'.
             _ = edge.changed() => {
                 let present = edge.borrow_and_update();

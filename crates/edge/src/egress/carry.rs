@@ -88,6 +88,11 @@ impl Carrier {
         *self.closing.borrow()
     }
 
+    /// Whether an outlet is open.
+    pub fn is_busy(&self) -> bool {
+        *self.under_way.borrow() > 0
+    }
+
     /// Returns when nothing is under way.
     pub async fn at_rest(&self) {
         let mut under_way = self.under_way.subscribe();
@@ -101,6 +106,8 @@ impl Carrier {
         open: conpaas_cloud::Outlet,
         outlet: &watch::Receiver<Outlet>,
     ) {
+        // Those who knocked and were not taken yet are under way, too.
+        let _open = UnderWay::new(self);
         let owner = outlet.borrow().owner.clone();
         let share = self.shares.of(&owner);
         let mut tasks = JoinSet::new();
@@ -253,7 +260,7 @@ impl Door {
     }
 
     async fn hand_on(&self, stream: TcpStream) {
-        if let Some(place) = self.share.place().await {
+        if let Some(place) = self.share.connection().await {
             let taken = Taken {
                 stream,
                 for_names: self.for_names,

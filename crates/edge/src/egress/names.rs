@@ -151,7 +151,7 @@ pub async fn answer_all(
         if question_end(&question).is_none() {
             continue;
         }
-        let Some(place) = share.place_now() else {
+        let Some(place) = share.question() else {
             if let Some(answer) = failure(&question) {
                 let _ = socket.send_to(&answer, from).await;
             }

@@ -1,5 +1,8 @@
 //! How much of the edge those may take who want to get out: their connections and questions cost
 //! open files, and people who come in need those first.
+//!
+//! Each owner has a reserve that nobody else takes; beyond it, what there is goes to whoever comes
+//! first, up to half of all. Questions for names have places of their own.
 
 use nix::sys::resource::{Resource, getrlimit};
 use std::collections::HashMap;
@@ -14,25 +17,97 @@ const FILES_EACH: u64 = 2;
 const MOST: u64 = 16_384;
 /// One owner's applications may take one in so many of them.
 const PART_OF_OWNER: usize = 4;
+/// An owner's reserve is one in so many of them, and a few at least.
+const PART_OF_RESERVE: usize = 128;
+const LEAST_RESERVE: usize = 8;
+/// One in so many places is for names.
+const PART_OF_NAMES: usize = 8;
 
 /// The places there are, and who has which.
 pub struct Shares {
+    connections: Pool,
+    names: Pool,
+    owners: Mutex<HashMap<String, Owned>>,
+}
+
+/// What one owner holds of each pool, while anybody uses it.
+type Owned = (Arc<Own>, Arc<Own>);
+
+/// Places of one kind.
+struct Pool {
     all: Arc<Semaphore>,
+    /// Those that may be taken beyond reserves.
+    large: Arc<Semaphore>,
     each: usize,
-    owners: Mutex<HashMap<String, Arc<Semaphore>>>,
+    reserve: usize,
+}
+
+/// One owner's part of a pool.
+struct Own {
+    all: Arc<Semaphore>,
+    large: Arc<Semaphore>,
+    most: Arc<Semaphore>,
+    reserve: Arc<Semaphore>,
 }
 
 /// One owner's share.
 #[derive(Clone)]
 pub struct Share {
-    own: Arc<Semaphore>,
-    all: Arc<Semaphore>,
+    connections: Arc<Own>,
+    names: Arc<Own>,
 }
 
 /// A place that is given back when dropped.
 pub struct Place {
-    _own: OwnedSemaphorePermit,
-    _all: OwnedSemaphorePermit,
+    _permits: [OwnedSemaphorePermit; 3],
+}
+
+impl Pool {
+    fn new(places: usize) -> Self {
+        let places = places.max(1);
+        Self {
+            all: Arc::new(Semaphore::new(places)),
+            large: Arc::new(Semaphore::new(places / 2)),
+            each: (places / PART_OF_OWNER).max(1),
+            reserve: (places / PART_OF_RESERVE).max(LEAST_RESERVE),
+        }
+    }
+
+    fn own(&self) -> Own {
+        Own {
+            all: self.all.clone(),
+            large: self.large.clone(),
+            most: Arc::new(Semaphore::new(self.each)),
+            reserve: Arc::new(Semaphore::new(self.reserve)),
+        }
+    }
+}
+
+impl Own {
+    /// Waits for a place: among the owner's own first, so that who has too many waits for themselves.
+    async fn place(&self) -> Option<Place> {
+        let most = self.most.clone().acquire_owned().await.ok()?;
+        let part = tokio::select! {
+            biased;
+            reserve = self.reserve.clone().acquire_owned() => reserve.ok()?,
+            large = self.large.clone().acquire_owned() => large.ok()?,
+        };
+        let all = self.all.clone().acquire_owned().await.ok()?;
+        Some(Place {
+            _permits: [most, part, all],
+        })
+    }
+
+    /// A place if there is one now.
+    fn place_now(&self) -> Option<Place> {
+        let most = self.most.clone().try_acquire_owned().ok()?;
+        let reserve = self.reserve.clone().try_acquire_owned();
+        let part = reserve.or_else(|_| self.large.clone().try_acquire_owned());
+        let all = self.all.clone().try_acquire_owned().ok()?;
+        Some(Place {
+            _permits: [most, part.ok()?, all],
+        })
+    }
 }
 
 impl Shares {
@@ -44,9 +119,10 @@ impl Shares {
     }
 
     fn new(places: usize) -> Self {
+        let names = places / PART_OF_NAMES;
         Self {
-            all: Arc::new(Semaphore::new(places.max(1))),
-            each: (places / PART_OF_OWNER).max(1),
+            connections: Pool::new(places - names),
+            names: Pool::new(names),
             owners: Mutex::default(),
         }
     }
@@ -55,32 +131,26 @@ impl Shares {
     pub fn of(&self, owner: &str) -> Share {
         let mut owners = self.owners.lock().unwrap_or_else(PoisonError::into_inner);
         // Nobody uses it: it is whole, and may be made anew.
-        owners.retain(|_, share| Arc::strong_count(share) > 1);
-        let own = owners
+        owners.retain(|_, (own, _)| Arc::strong_count(own) > 1);
+        let (connections, names) = owners
             .entry(owner.to_owned())
-            .or_insert_with(|| Arc::new(Semaphore::new(self.each)));
+            .or_insert_with(|| (Arc::new(self.connections.own()), Arc::new(self.names.own())));
         Share {
-            own: own.clone(),
-            all: self.all.clone(),
+            connections: connections.clone(),
+            names: names.clone(),
         }
     }
 }
 
 impl Share {
-    /// Waits for a place: in the own share first, so that who has too many waits for themselves.
-    pub async fn place(&self) -> Option<Place> {
-        Some(Place {
-            _own: self.own.clone().acquire_owned().await.ok()?,
-            _all: self.all.clone().acquire_owned().await.ok()?,
-        })
+    /// Waits for a place for a connection.
+    pub async fn connection(&self) -> Option<Place> {
+        self.connections.place().await
     }
 
-    /// A place if there is one now.
-    pub fn place_now(&self) -> Option<Place> {
-        Some(Place {
-            _own: self.own.clone().try_acquire_owned().ok()?,
-            _all: self.all.clone().try_acquire_owned().ok()?,
-        })
+    /// A place for a question, if there is one now.
+    pub fn question(&self) -> Option<Place> {
+        self.names.place_now()
     }
 }
 
@@ -88,25 +158,45 @@ impl Share {
 mod tests {
     use super::*;
 
+    fn taken(own: &Arc<Own>) -> Vec<Place> {
+        std::iter::from_fn(|| own.place_now()).collect()
+    }
+
     #[test]
-    fn one_owner_cannot_take_what_others_need() {
-        let shares = Shares::new(8);
-        let (ann, also_ann, bob) = (shares.of("ann"), shares.of("ann"), shares.of("bob"));
-        let held: Vec<Place> = [&ann, &also_ann]
-            .iter()
-            .filter_map(|s| s.place_now())
-            .collect();
-        assert_eq!(held.len(), 2);
-        assert!(ann.place_now().is_none() && also_ann.place_now().is_none());
-        assert!(bob.place_now().is_some());
-        drop(held);
-        assert!(ann.place_now().is_some());
-        let everybody: Vec<Share> = (0..5).map(|n| shares.of(&n.to_string())).collect();
-        let held: Vec<Place> = everybody
-            .iter()
-            .flat_map(|share| [share.place_now(), share.place_now()])
-            .flatten()
-            .collect();
-        assert_eq!(held.len(), 8, "all places, and no more");
+    fn some_owners_cannot_take_what_others_need() {
+        let shares = Shares::new(1024);
+        let share = |name: &str| shares.of(name);
+        let (ann, also_ann) = (share("ann"), share("ann"));
+        let held = taken(&ann.connections);
+        assert_eq!(held.len(), 224, "a quarter of what is not for names");
+        assert!(also_ann.connections.place_now().is_none());
+        assert!(ann.question().is_some(), "names are apart");
+        // Four more that take all they can leave their reserve to all others.
+        let greedy: Vec<Share> = (0..4).map(|n| share(&n.to_string())).collect();
+        let all: Vec<Vec<Place>> = greedy.iter().map(|one| taken(&one.connections)).collect();
+        let together = held.len() + all.iter().map(Vec::len).sum::<usize>();
+        assert_eq!(together, 448 + 5 * 8, "half, and their reserves");
+        let others: Vec<Share> = (0..20).map(|n| share(&format!("other{n}"))).collect();
+        let theirs: Vec<Vec<Place>> = others.iter().map(|one| taken(&one.connections)).collect();
+        assert!(theirs.iter().all(|places| places.len() == 8));
+        drop(all);
+        assert!(others[0].connections.place_now().is_some());
+        drop((held, ann, also_ann));
+        assert_eq!(taken(&share("ann").connections).len(), 224, "given back");
+    }
+
+    #[tokio::test]
+    async fn who_waits_gets_the_next_place_of_either_kind() {
+        let shares = Shares::new(1024);
+        let share = shares.of("ann");
+        let mut held = taken(&share.connections);
+        let waiting = tokio::spawn({
+            let share = share.clone();
+            async move { share.connection().await.is_some() }
+        });
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished());
+        held.pop();
+        assert!(waiting.await.unwrap());
     }
 }

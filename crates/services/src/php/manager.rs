@@ -1,6 +1,7 @@
 //! What the type wants of its nodes: from a release's settings and a machine's size to the
 //! configuration of each role. Pure.
 
+use super::rules::{self, Front, Redirect};
 use super::settings::{PHP_SETTINGS, bytes, list, number, text, value};
 use super::{BACKEND, PROXY, SESSIONS, sizing};
 use conpaas_core::service_type::Decision;
@@ -23,6 +24,9 @@ pub struct SitePlan {
     pub web_root: String,
     /// Script in the public folder that answers unknown paths; empty for none.
     pub front_controller: String,
+    /// Scripts that answer unknown paths below some paths.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub fronts: Vec<Front>,
     /// Paths in the public folder that nobody may fetch.
     pub hidden: Vec<String>,
     /// Paths in the release where code may write.
@@ -39,6 +43,9 @@ pub struct ProxyConfig {
     pub threads: u32,
     /// Connections it may hold at once.
     pub connections: u64,
+    /// Paths that lead elsewhere.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub redirects: Vec<Redirect>,
 }
 
 /// Configuration of one release of `web`.
@@ -87,6 +94,7 @@ pub fn decide(decision: &Decision<'_>) -> Value {
         base: PathBuf::from(BASE),
         web_root: text(settings, "web_root"),
         front_controller: text(settings, "front_controller"),
+        fronts: rules::fronts(settings),
         hidden: list(settings, "hidden"),
         writable: list(settings, "writable"),
         request_timeout: number(settings, "request_timeout"),
@@ -97,6 +105,7 @@ pub fn decide(decision: &Decision<'_>) -> Value {
             site,
             threads,
             connections: sizing::connections(decision.memory_mib),
+            redirects: rules::redirects(settings),
         }),
         BACKEND => {
             let size = pool(decision);

@@ -15,6 +15,7 @@ mod proxy_config;
 mod proxy_maps;
 mod proxy_metrics;
 mod proxy_servers;
+mod rules;
 mod sessions;
 mod settings;
 mod site;

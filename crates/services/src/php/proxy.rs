@@ -5,10 +5,13 @@
 use super::backend::describe;
 use super::haproxy::{Runtime, Server};
 use super::manager::{ProxyConfig, SitePlan};
-use super::proxy_config::{Maps, Place, backend_name, file, parse_server_name, path_entries};
+use super::proxy_config::{
+    Maps, Place, backend_name, file, front_entries, parse_server_name, path_entries,
+};
 use super::proxy_maps::{NOBODY, lead_to, numbers_in, replace, serving};
 use super::proxy_metrics::{Book, Tap, measure};
 use super::proxy_servers::{Watcher, balancer, update_servers};
+use super::rules::{Redirect, below_entries, exact_entries};
 use super::site::{self, Site};
 use super::{BACKEND, PING, PROXY, ROLES, WEB};
 use crate::support::background::{Background, MOMENT, Stops, stop_all};
@@ -56,6 +59,7 @@ pub struct Proxy {
 /// A release as this agent knows it.
 struct Known {
     plan: SitePlan,
+    redirects: Vec<Redirect>,
     site: Option<Site>,
     looking: Option<Background<Site>>,
     failed: Option<(String, Instant)>,
@@ -124,9 +128,10 @@ impl Proxy {
         self.releases
             .retain(|release, _| level.releases.contains_key(release));
         for (release, wish) in &level.releases {
-            let plan: SitePlan = site::read(&wish.config)?;
+            let config: ProxyConfig = site::read(&wish.config)?;
             let known = self.releases.entry(*release).or_insert_with(|| Known {
-                plan,
+                plan: config.site,
+                redirects: config.redirects,
                 site: None,
                 looking: None,
                 failed: None,
@@ -171,7 +176,14 @@ impl Proxy {
         if !maps.active.exists() {
             files::write_if_changed(&maps.active, NOBODY.as_bytes(), 0o644)?;
         }
-        for map in [&maps.roots, &maps.limits, &maps.paths] {
+        for map in [
+            &maps.roots,
+            &maps.limits,
+            &maps.paths,
+            &maps.fronts,
+            &maps.redirects,
+            &maps.redirects_below,
+        ] {
             if !map.exists() {
                 files::write_if_changed(map, b"", 0o644)?;
             }
@@ -273,6 +285,18 @@ impl Proxy {
                 .as_ref()
                 .is_none_or(|applied| applied.releases != now.releases)
             {
+                let all = || {
+                    known
+                        .iter()
+                        .map(|(release, (known, site))| (*release, *known, *site))
+                };
+                let fronts = all().flat_map(|(release, _, site)| front_entries(release, site));
+                let exact = all().flat_map(|(n, known, _)| exact_entries(n, &known.redirects));
+                let below = all().flat_map(|(n, known, _)| below_entries(n, &known.redirects));
+                let (fronts, exact, below) = (fronts.collect(), exact.collect(), below.collect());
+                replace(runtime, &maps.fronts, fronts).await?;
+                replace(runtime, &maps.redirects, exact).await?;
+                replace(runtime, &maps.redirects_below, below).await?;
                 replace(runtime, &maps.paths, paths.collect()).await?;
                 replace(runtime, &maps.limits, limits.collect()).await?;
             }

@@ -3,6 +3,7 @@
 //! release) is in maps and in servers that are added at run time.
 
 use super::manager::ProxyConfig;
+use super::rules::MOST_PARTS;
 use super::site::{Site, Target};
 use super::sizing::MOST_CONNECTIONS;
 use super::{PING, STATUS};
@@ -42,6 +43,12 @@ pub struct Maps {
     pub limits: PathBuf,
     /// `RELEASE|PATH` to what answers it.
     pub paths: PathBuf,
+    /// `RELEASE|BEGINNING` to the script that answers what is no path of its own below it.
+    pub fronts: PathBuf,
+    /// `RELEASE|PATH` to where it leads.
+    pub redirects: PathBuf,
+    /// `RELEASE|BEGINNING` to where what is below it leads.
+    pub redirects_below: PathBuf,
 }
 
 impl Maps {
@@ -52,6 +59,9 @@ impl Maps {
             roots: file("roots"),
             limits: file("limits"),
             paths: file("paths"),
+            fronts: file("fronts"),
+            redirects: file("redirects"),
+            redirects_below: file("redirects_below"),
         }
     }
 }
@@ -75,6 +85,9 @@ pub fn file(place: &Place<'_>, config: &ProxyConfig) -> String {
         roots,
         limits,
         paths,
+        fronts,
+        redirects,
+        redirects_below,
     } = Maps::in_folder(place.folder);
     let (active, roots, limits, paths) = (
         active.display(),
@@ -82,6 +95,26 @@ pub fn file(place: &Place<'_>, config: &ProxyConfig) -> String {
         limits.display(),
         paths.display(),
     );
+    let (fronts, redirects, redirects_below) = (
+        fronts.display(),
+        redirects.display(),
+        redirects_below.display(),
+    );
+    let mut leading = String::new();
+    for parts in 0..=MOST_PARTS {
+        // Slashes at its beginning would make another address of a target that ends in one.
+        let _ = writeln!(
+            leading,
+            r#"  http-request set-var(txn.rest) 'path,field({},/,0),regsub("^/+","")' if ruled {{ var(txn.rule),field(2,|) -m str {parts} }}"#,
+            parts + 2
+        );
+    }
+    for status in [301, 302, 307, 308] {
+        let _ = writeln!(
+            leading,
+            r#"  http-request redirect code {status} location %[var(txn.rule),field(3,|)]%[var(txn.rest)]%[var(txn.query)] if ruled {{ var(txn.rule),field(1,|) -m str {status} }}"#
+        );
+    }
     let account = if place.is_root {
         "  user haproxy\n  group haproxy\n"
     } else {
@@ -169,10 +202,20 @@ frontend people
   http-request set-var(txn.plain) 'var(txn.path),regsub("^/\.well-known(/|$)","/")'
   http-request deny deny_status 404 if {{ var(txn.plain) -m sub /. }}
 
-  # What answers: an entry of the release's paths, else a script with more path behind it, else
-  # the release's front controller, else a web server with its 404.
+  # Where the release's own rules lead.
   http-request set-var(txn.key) var(txn.path),url_enc
   http-request set-var(txn.key) 'var(txn.release),concat("|",txn.key)'
+  http-request set-var(txn.rule) var(txn.key),map_str({redirects})
+  acl ruled var(txn.rule) -m found
+  http-request set-var(txn.rule) var(txn.key),map_beg({redirects_below}) if !ruled
+  http-request deny deny_status 400 if ruled {{ path -m reg '[\x5c]' }}
+  http-request set-var(txn.rest) str("") if ruled
+  http-request set-var(txn.query) str("") if ruled
+  http-request set-var(txn.asked) query if ruled
+  http-request set-var(txn.query) 'str("?"),concat("",txn.asked)' if ruled {{ query -m len gt 0 }} !{{ var(txn.rule) -m sub ? }}
+{leading}
+  # What answers: an entry of the release's paths, else a script with more path behind it, else
+  # one of the release's front controllers, else a web server with its 404.
   http-request set-var(txn.route) var(txn.key),map_str({paths})
   acl routed var(txn.route) -m found
   acl has_info var(txn.path) -m reg \.php/
@@ -182,6 +225,9 @@ frontend people
   http-request set-var(txn.route) var(txn.key),map_str({paths}) if !routed has_info
   acl static var(txn.route) -m str static
   http-request unset-var(txn.info) if !routed or static
+  http-request set-var(txn.key) var(txn.path),url_enc if !routed
+  http-request set-var(txn.key) 'var(txn.release),concat("|",txn.key)' if !routed
+  http-request set-var(txn.route) var(txn.key),map_beg({fronts}) if !routed
   http-request set-var(txn.key) 'var(txn.release),concat("|*")' if !routed
   http-request set-var(txn.route) var(txn.key),map_str({paths}) if !routed
   http-request set-var(txn.script) var(txn.route),url_dec if routed !static
@@ -261,6 +307,16 @@ pub fn path_entries(
         (format!("{number}|{}", encode(path)), value)
     });
     front.chain(paths)
+}
+
+/// Entries of the map of front controllers below paths, for one release.
+pub fn front_entries(
+    release: ReleaseNumber,
+    site: &Site,
+) -> impl Iterator<Item = (String, String)> + '_ {
+    site.fronts
+        .iter()
+        .map(move |(below, script)| (format!("{}|{}", release.0, encode(below)), encode(script)))
 }
 
 /// Percent-encoding as the load balancer's `url_enc` does it: all but letters, digits and

@@ -98,6 +98,14 @@ pub fn schema() -> Value {
                 "maxLength": 200, "pattern": format!("^$|{RELATIVE}"), "default": ""},
             "front_controller": {"type": "string", "title": "Front controller", "description": "Script in the public folder that answers paths which are no file, if it exists; empty for none.",
                 "maxLength": 200, "pattern": format!("^$|{RELATIVE}"), "default": "index.php"},
+            "front_controllers": {"type": "array", "title": "Front controllers below paths", "description": "Scripts that answer paths which are no file below a path; the longest path counts.",
+                "default": [], "maxItems": 20, "items": {"type": "object", "additionalProperties": false, "required": ["below", "script"],
+                    "properties": {"below": {"type": "string", "maxLength": 200, "pattern": "^(/[A-Za-z0-9._~@+-]+)+/$"}, "script": {"type": "string", "maxLength": 200, "pattern": RELATIVE}}}},
+            "redirects": {"type": "array", "title": "Redirects", "description": "Paths that lead elsewhere, before anything answers them; from may end in /* for all below it, and to in * for what that stood for.",
+                "default": [], "maxItems": 200, "items": {"type": "object", "additionalProperties": false, "required": ["from", "to"],
+                    "properties": {"from": {"type": "string", "maxLength": 200, "pattern": r"^/([A-Za-z0-9._~@+/-]*|([A-Za-z0-9._~@+/-]*/)?\*)$"},
+                        "to": {"type": "string", "maxLength": 500, "pattern": r"^(/(?!/)|https?://[A-Za-z0-9])[A-Za-z0-9._~:/?#@!$&'()+,;=%-]*\*?$"},
+                        "status": {"type": "integer", "enum": [301, 302, 307, 308], "default": 302}}}},
             "hidden": paths("Hidden paths", "Paths in the public folder that nobody may fetch.", 50),
             "writable": paths("Writable paths", "Paths of the archive where code may write. They start as in the archive, each backend has its own, and they die with its machine; nobody may fetch them.", 50),
             "warm_up": {"type": "array", "title": "Pages for warming up", "description": "Fetched from every new PHP pool before people are led to it; an answer of 500 or above keeps the release from being switched to.",
@@ -207,6 +215,7 @@ pub fn check(settings: &Settings) -> Result<(), String> {
             "date.timezone '{zone}' is no time zone: write for instance {hint}"
         ));
     }
+    super::rules::check(settings)?;
     let writable = list(settings, "writable");
     if let Some((outer, inner)) = writable
         .iter()

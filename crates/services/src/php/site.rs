@@ -24,6 +24,8 @@ pub enum Target {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Site {
     pub paths: BTreeMap<String, Target>,
+    /// What answers others below a path: scripts.
+    pub fronts: BTreeMap<String, String>,
     /// What answers all others: a script, or nothing (a web server says 404).
     pub front: Option<String>,
 }
@@ -34,7 +36,15 @@ impl Site {
         match self.paths.get(path) {
             Some(Target::Script(script)) => Some(script),
             Some(Target::Static) => None,
-            None => self.front.as_deref(),
+            None => {
+                let mut below = self
+                    .fronts
+                    .iter()
+                    .filter(|(below, _)| path.starts_with(*below));
+                // Of beginnings of one path the last in order is the longest.
+                let longest = below.next_back().map(|(_, script)| script);
+                longest.or(self.front.as_ref()).map(String::as_str)
+            }
         }
     }
 }
@@ -183,10 +193,15 @@ pub fn survey(folder: &Path, plan: &SitePlan) -> io::Result<Site> {
             site.paths.insert(url, index);
         }
     }
-    let front = format!("/{}", plan.front_controller);
-    if site.paths.get(&front) == Some(&Target::Script(front.clone())) {
-        site.front = Some(front);
-    }
+    let script = |path: &str| {
+        let script = format!("/{path}");
+        let is_one = site.paths.get(&script) == Some(&Target::Script(script.clone()));
+        is_one.then_some(script)
+    };
+    let front = script(&plan.front_controller);
+    let fronts = plan.fronts.iter();
+    let fronts = fronts.filter_map(|front| Some((front.below.clone(), script(&front.script)?)));
+    (site.front, site.fronts) = (front, fronts.collect());
     Ok(site)
 }
 

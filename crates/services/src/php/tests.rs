@@ -68,6 +68,19 @@ fn defaults_satisfy_the_schema_and_the_checks() {
 fn wrong_settings_are_refused() {
     let validator = jsonschema::validator_for(&Php.settings_schema()).unwrap();
     for bad in [
+        json!({"redirects": [{"from": "old", "to": "/new"}]}),
+        json!({"redirects": [{"from": "/old", "to": "//evil.org"}]}),
+        json!({"redirects": [{"from": "/old", "to": "javascript:alert(1)"}]}),
+        json!({"redirects": [{"from": "/old", "to": "/a b"}]}),
+        json!({"redirects": [{"from": "/old", "to": "/a|b"}]}),
+        json!({"redirects": [{"from": "/old", "to": "/%[env(HOME)]"}]}),
+        json!({"redirects": [{"from": "/old\n", "to": "/a"}]}),
+        json!({"redirects": [{"from": "/o*d", "to": "/a"}]}),
+        json!({"redirects": [{"from": "/old*", "to": "/a"}]}),
+        json!({"redirects": [{"from": "/old", "to": "/a", "status": 200}]}),
+        json!({"redirects": [{"from": "/old", "to": "/a", "more": 1}]}),
+        json!({"front_controllers": [{"below": "/a", "script": "a.php"}]}),
+        json!({"front_controllers": [{"below": "/a/", "script": "../a.php"}]}),
         json!({"max_execution_time": 0}),
         json!({"max_execution_time": "30"}),
         json!({"memory_limit": "-1"}),

@@ -20,7 +20,7 @@ use conpaas_cloud::MachineState;
 use conpaas_core::broker::{BrokerSettings, CallResult, CloudView, answered};
 use conpaas_kill_points::{KillPoint, reached};
 use conpaas_model::ids::{ApplicationId, MachineId, ServiceId};
-use record::{machine_of, record, recorded, tell_stray};
+use record::{machine_of, node_of, record, recorded, tell_stray};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -377,15 +377,16 @@ impl Broker {
                         )?);
                     }
                     let points: Vec<KillPoint> = actions.iter().filter_map(recorded).collect();
-                    let rows = actions.iter().filter_map(|action| {
-                        let id = machine_of(action)?;
-                        machines.iter().find(|row| row.id == *id)
-                    });
-                    let touched = if rows.clone().count() == actions.len() {
-                        touched_by(tx, rows.map(|row| &row.node.service))?
-                    } else {
-                        // Some are of nodes, or of what no record knows.
-                        Touched::Everything
+                    let service = |action| {
+                        let of_machine = machine_of(action)
+                            .and_then(|id| machines.iter().find(|row| row.id == *id));
+                        let node = of_machine.map(|row| &row.node).or(node_of(action));
+                        node.map(|node| &node.service)
+                    };
+                    let touched = match actions.iter().map(service).collect::<Option<Vec<_>>>() {
+                        Some(services) => touched_by(tx, services)?,
+                        // Some are of what no record knows.
+                        None => Touched::Everything,
                     };
                     Ok(((calls, points), touched))
                 })

@@ -31,6 +31,16 @@ pub(super) fn machine_of(action: &Action) -> Option<&MachineId> {
     }
 }
 
+/// The node that an action is about, where it is about one and no machine of it.
+pub(super) fn node_of(action: &Action) -> Option<&NodeKey> {
+    match action {
+        Action::RecordIntent { node, .. }
+        | Action::EndNode { node, .. }
+        | Action::Trouble { node, .. } => Some(node),
+        _ => None,
+    }
+}
+
 /// Where one dies once an action is committed.
 pub(super) fn recorded(action: &Action) -> Option<KillPoint> {
     Some(match action {
