@@ -10,7 +10,7 @@ use conpaas_model::ends::EndsToTell;
 use conpaas_model::event::LeaveReason;
 use conpaas_model::ids::{Epoch, Generation, NodeNumber, ReleaseNumber};
 use conpaas_model::instance::InstanceType;
-use conpaas_model::level::{Instance, Level, LevelVersion};
+use conpaas_model::level::{Duty, Instance, Level, LevelBody, LevelVersion};
 use conpaas_model::protocol::{Exposure, NodeWish, ServiceLevel, ServiceReport};
 use conpaas_model::spec::RoleName;
 use conpaas_model::status::{
@@ -88,6 +88,9 @@ struct NodeMemory {
     /// By instance that was told to stop: the level that did. A report under an earlier one
     /// tells of a life that is over, whatever a later level asks for.
     stopped: BTreeMap<Instance, LevelVersion>,
+    /// By instance that was let go and is to serve again: the level that says so. Until its role
+    /// was brought to that one, a report may tell of the time before it was let go.
+    resumed: BTreeMap<Instance, LevelVersion>,
     teller: EndsTeller,
 }
 
@@ -110,8 +113,29 @@ impl NodeMemory {
                 }
             }
         }
+        for instance in self.resumed.keys() {
+            let Some(status) = roles.get_mut(&instance.role) else {
+                continue;
+            };
+            let phase = match instance.release {
+                None => status.own.as_mut(),
+                Some(release) => status.releases.get_mut(&release),
+            };
+            if let Some(phase) = phase.filter(|phase| phase.is_ready()) {
+                *phase = Phase::Draining;
+            }
+        }
         roles
     }
+}
+
+/// What a level asks of an instance.
+fn duty(body: &LevelBody, instance: &Instance) -> Option<Duty> {
+    let role = body.roles.get(&instance.role)?;
+    Some(match instance.release {
+        None => role.duty,
+        Some(release) => role.releases.get(&release)?.duty,
+    })
 }
 
 /// The manager half of one service.
@@ -240,6 +264,10 @@ impl ManagerCore {
                     memory.seen = memory.seen.max(level.version);
                     memory.stopped.retain(|_, since| *since > level.version);
                 }
+                memory.resumed.retain(|instance, since| {
+                    let applied = report.applied_roles.get(&instance.role);
+                    applied.is_none_or(|applied| applied < since)
+                });
                 memory.report = Some(*report);
             }
             Event::AgentRefused { node, seen } => {
@@ -543,6 +571,18 @@ impl ManagerCore {
                 .filter(|instance| !asked.contains(instance))
                 .map(|instance| (instance, version))
                 .collect();
+            let serves = |instance: &Instance| duty(&body, instance) == Some(Duty::Serve);
+            let resumed: Vec<(Instance, LevelVersion)> = known
+                .into_iter()
+                .flat_map(|level| {
+                    let before = plan::instances(service_type, number, &level.body);
+                    before.filter(|one| duty(&level.body, one) == Some(Duty::Drain))
+                })
+                .filter(serves)
+                .map(|instance| (instance, version))
+                .collect();
+            let still: BTreeSet<Instance> =
+                asked.iter().filter(|one| serves(one)).cloned().collect();
             let sent = Level {
                 version,
                 service: level.spec.service.clone(),
@@ -553,6 +593,10 @@ impl ManagerCore {
             };
             let memory = self.memory(number);
             memory.stopped.extend(stopped);
+            memory
+                .resumed
+                .retain(|instance, _| still.contains(instance));
+            memory.resumed.extend(resumed);
             memory.sent = Some(sent.clone());
             effects.push(Effect::SendLevel {
                 node: number,

@@ -69,7 +69,10 @@ impl World {
                 more.unwrap_or_default()
             ));
         }
-        if !self.director.busy.is_empty() || !self.director.orphans.is_empty() {
+        // Also one that a Director made who has died since: what comes of it is swept up after it.
+        let underway =
+            self.director.busy.len() + self.director.orphans.len() + self.calls_on_their_way();
+        if underway > 0 {
             return Some("calls to clouds are under way".to_owned());
         }
         self.records_unrest().or_else(|| self.wish_unrest())

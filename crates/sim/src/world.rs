@@ -284,6 +284,14 @@ impl World {
         Ok(world)
     }
 
+    /// Calls that some Director made and that have not reached their cloud yet.
+    pub fn calls_on_their_way(&self) -> usize {
+        let queue = self.queue.iter();
+        queue
+            .filter(|Reverse(timed)| matches!(timed.event, Event::CallArrives { .. }))
+            .count()
+    }
+
     /// Puts an event into the queue.
     pub fn at(&mut self, at: Ms, event: Event) {
         self.order += 1;

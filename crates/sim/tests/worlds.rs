@@ -102,14 +102,21 @@ fn these_seeds_break_nothing() {
 }
 
 /// Planted bugs that are known to be found within seconds.
-const FOUND_SOON: [Bug; 7] = [
+const FOUND_SOON: [Bug; 14] = [
     Bug::NoDrain,
     Bug::IntentAfterEffect,
+    Bug::StaleEpochObeyed,
+    Bug::HealthFromThePast,
     Bug::TokenReusable,
-    Bug::DoneTooEarly,
+    Bug::QuotaUnchecked,
     Bug::OldListsBelieved,
-    Bug::LevelNotKept,
     Bug::OrphansKept,
+    Bug::LevelNotKept,
+    Bug::DoneTooEarly,
+    Bug::NumbersReused,
+    Bug::SilenceMeansGone,
+    Bug::PlansBeforeHearing,
+    Bug::StartingIsReady,
 ];
 
 #[test]
