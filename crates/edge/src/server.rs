@@ -238,7 +238,11 @@ impl Edge {
             while connections.join_next().await.is_some() {}
             proxy.tunnels_ended().await;
             let _ = outward.await;
-            carrier.at_rest().await;
+            // When nobody takes over, whoever still talks outwards has as long as those who came in;
+            // idle connections alone would hold up the end.
+            if why == Ending::HandedOver {
+                carrier.at_rest().await;
+            }
         };
         if tokio::time::timeout(limit, all).await.is_err() {
             tracing::warn!("some requests did not finish in time and were broken off");
