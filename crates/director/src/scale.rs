@@ -273,15 +273,28 @@ mod tests {
 
     /// After `text`, asked for by somebody: count, owner and bounds of a role that had 3 nodes.
     fn after(present: &RoleWish, by: CountOwner, text: &str) -> Result<RoleWish, DirectorError> {
-        let php = conpaas_services::registry::Registry::standard();
-        let entry = php.get("php").expect("a service type");
-        let roles = BTreeMap::from([("backend".to_owned(), present.clone())]);
+        // Whichever type has a role that may have that many.
+        let registry = conpaas_services::registry::Registry::standard();
+        let (service_type, role) = registry
+            .all()
+            .filter(|entry| !entry.service_type.internal())
+            .find_map(|entry| {
+                let mut fits = entry.service_type.roles().iter().filter(|role| {
+                    (
+                        role.min,
+                        entry.service_type.auxiliary_role(role.name).is_none(),
+                    ) == (1, true)
+                });
+                Some((entry.service_type, fits.find(|role| role.max >= 10)?.name))
+            })
+            .expect("a role of many");
+        let before = BTreeMap::from([(role.to_owned(), present.clone())]);
         let scale = Scale {
-            roles: BTreeMap::from([("backend".to_owned(), text.to_owned())]),
+            roles: BTreeMap::from([(role.to_owned(), text.to_owned())]),
             instance_type: None,
             owner: Some(by),
         };
-        scaled(entry.service_type, &roles, &[], 20, &scale).map(|roles| roles["backend"].clone())
+        scaled(service_type, &before, &[], 20, &scale).map(|after| after[role].clone())
     }
 
     #[test]

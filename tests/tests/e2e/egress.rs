@@ -90,7 +90,7 @@ impl Outside {
         wait.recv().unwrap();
     }
 
-    /// Serves a port: every request is answered with who asked and what was posted.
+    /// Serves a port: every request is answered with who asked.
     fn serve(&self, port: u16) {
         self.run(move || {
             let listener = TcpListener::bind(("0.0.0.0", port)).unwrap();

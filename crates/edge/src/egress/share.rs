@@ -1,8 +1,9 @@
 //! How much of the edge those may take who want to get out: their connections and questions cost
 //! open files, and people who come in need those first.
 //!
-//! Each owner has a reserve that nobody else takes; beyond it, what there is goes to whoever comes
-//! first, up to half of all. Questions for names have places of their own.
+//! Each owner has a reserve; beyond reserves, what there is goes to whoever comes first, up to half of
+//! all, so the other half is there for the reserves of some 64 owners at once. Questions for names have
+//! places of their own.
 
 use nix::sys::resource::{Resource, getrlimit};
 use std::collections::HashMap;
