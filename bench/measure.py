@@ -295,7 +295,10 @@ class Proxy:
         runtime = str(folder / "runtime.sock")
         self.pid = self.process_of(lambda words: any(w.startswith("/run/conpaas/roles/proxy/") for w in words))
         self.peer_port = self.port + 1000
-        release = (folder / "active.map").read_text().split()[1]
+        active = dict(line.split() for line in (folder / "active.map").read_text().splitlines())
+        release = active["active"]
+        # For a minute after a switch files carry a cookie, too: what is measured is every day.
+        time.sleep(max(0, int(active["since"]) + 61 - time.time()))
         rows = order(runtime, "show stat -1 4 -1").lstrip("# ").splitlines()
         names = rows[0].split(",")
         lines = {"php": "", "static": ""}

@@ -761,6 +761,7 @@ async fn rules_of_the_application_lead_on_and_choose_the_script() {
         ("admin/index.php", script),
         ("admin/logo.svg", "logo"),
         ("old/kept.txt", "kept"),
+        ("shop.php", script),
     ];
     let code = world.code("rules", &files);
     let settings = json!({
@@ -770,6 +771,7 @@ async fn rules_of_the_application_lead_on_and_choose_the_script() {
         ],
         "redirects": [
             {"from": "/start", "to": "/admin/", "status": 301},
+            {"from": "/shop.php", "to": "/start"},
             {"from": "/old/*", "to": "/new/*"},
             {"from": "/away/*", "to": "https://www.example.org/", "status": 308},
             {"from": "/top/*", "to": "/*", "status": 307}
@@ -810,6 +812,8 @@ async fn rules_of_the_application_lead_on_and_choose_the_script() {
         ("/admin/logo.svg", "logo"),
         ("/administration", "/index.php for /administration"),
         ("/none/x", "/index.php for /none/x"),
+        // A rule for a script leads nobody away from what is behind it.
+        ("/shop.php/cart", "/shop.php for /shop.php/cart"),
     ] {
         let got = get(at, path).await.unwrap();
         assert_eq!((got.status, got.body.as_str()), (200, answer), "{path}");
@@ -831,6 +835,8 @@ async fn rules_of_the_application_lead_on_and_choose_the_script() {
         ("/old/", 302, "/new/"),
         ("/old/a/b%20c?x=%2F&y", 302, "/new/a/b%20c?x=%2F&y"),
         // A rule counts before a file.
+        ("/shop.php", 302, "/start"),
+        ("/%73hop.php", 302, "/start"),
         ("/old/kept.txt", 302, "/new/kept.txt"),
         ("/away/x", 308, "https://www.example.org/"),
         // Nobody is led to another site by the path that they ask for.

@@ -51,10 +51,15 @@ pub struct Histogram {
 impl Histogram {
     /// Takes a duration in microseconds in.
     pub fn observe(&mut self, micros: u64) {
+        self.observe_many(micros, 1);
+    }
+
+    /// Adds so many of one duration, in microseconds.
+    pub fn observe_many(&mut self, micros: u64, times: u64) {
         let bucket = UPPER.partition_point(|upper| *upper < micros);
         let count = self.counts.entry(bucket).or_default();
-        *count = count.saturating_add(1);
-        self.sum = self.sum.saturating_add(micros);
+        *count = count.saturating_add(times);
+        self.sum = self.sum.saturating_add(micros.saturating_mul(times));
     }
 
     pub fn is_empty(&self) -> bool {

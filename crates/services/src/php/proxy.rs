@@ -267,9 +267,9 @@ impl Proxy {
         if before.as_ref() != Some(&now) {
             let limit =
                 |known: &Known| ((known.plan.request_timeout + LEEWAY_SECONDS) * 1000).to_string();
-            let paths = known
-                .iter()
-                .flat_map(|(release, (_, site))| path_entries(*release, site));
+            let paths = known.iter().flat_map(|(release, (known, site))| {
+                path_entries(*release, site, &known.redirects)
+            });
             let limits = known
                 .iter()
                 .map(|(release, (known, _))| (release.0.to_string(), limit(known)));

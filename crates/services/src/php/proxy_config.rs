@@ -3,7 +3,7 @@
 //! release) is in maps and in servers that are added at run time.
 
 use super::manager::ProxyConfig;
-use super::rules::MOST_PARTS;
+use super::rules::{MOST_PARTS, Redirect};
 use super::site::{Site, Target};
 use super::sizing::MOST_CONNECTIONS;
 use super::{PING, STATUS};
@@ -27,6 +27,13 @@ pub const QUEUE_SECONDS: u64 = 10;
 
 /// The backend that answers proofs of life: what it counts is no request of people's.
 pub const SELF: &str = "self";
+/// The backend that leads elsewhere, by the rules of people's own.
+const LEADS: &str = "leads";
+/// Between a release and its path that a rule leads away from.
+const LED_AWAY: char = '!';
+/// About so many lines a second tell how long requests took that went well, and never less than
+/// half of them: waking who listens costs a tenth of a request. What failed is told line by line.
+const LINES: u32 = 64;
 /// The ring buffer that holds a line for each request, for whoever listens to it.
 pub const TAP: &str = "tap";
 /// Bytes of that buffer, and of a line in it.
@@ -41,7 +48,7 @@ pub struct Maps {
     pub roots: PathBuf,
     /// Releases to the milliseconds a request may take.
     pub limits: PathBuf,
-    /// `RELEASE|PATH` to what answers it.
+    /// `RELEASE|PATH` to what answers it, `RELEASE!PATH` where a rule goes before.
     pub paths: PathBuf,
     /// `RELEASE|BEGINNING` to the script that answers what is no path of its own below it.
     pub fronts: PathBuf,
@@ -105,14 +112,14 @@ pub fn file(place: &Place<'_>, config: &ProxyConfig) -> String {
         // Slashes at its beginning would make another address of a target that ends in one.
         let _ = writeln!(
             leading,
-            r#"  http-request set-var(txn.rest) 'path,field({},/,0),regsub("^/+","")' if ruled {{ var(txn.rule),field(2,|) -m str {parts} }}"#,
+            r#"  http-request set-var(txn.rest) 'path,field({},/,0),regsub("^/+","")' if {{ var(txn.rule),field(2,|) -m str {parts} }}"#,
             parts + 2
         );
     }
     for status in [301, 302, 307, 308] {
         let _ = writeln!(
             leading,
-            r#"  http-request redirect code {status} location %[var(txn.rule),field(3,|)]%[var(txn.rest)]%[var(txn.query)] if ruled {{ var(txn.rule),field(1,|) -m str {status} }}"#
+            r#"  http-request redirect code {status} location %[var(txn.rule),field(3,|)]%[var(txn.rest)]%[var(txn.query)] if {{ var(txn.rule),field(1,|) -m str {status} }}"#
         );
     }
     let account = if place.is_root {
@@ -141,7 +148,7 @@ ring {TAP}
 defaults
   mode http
   log global
-  log-format "%ci [%tr] \"%HM %HP\" %ST %B %Ta %b %s %tsc release=%[var(txn.release)]"
+  log-format "%ci [%tr] \"%HM %HP\" %ST %B %Ta %b %s %tsc release=%[var(txn.release)] of=%[var(txn.of)]"
   option dontlognull
   option log-separate-errors
   option idle-close-on-response
@@ -167,75 +174,80 @@ fcgi-app php
   set-param SCRIPT_NAME %[var(txn.script)]
   set-param PATH_INFO %[var(txn.info)]
   set-param SERVER_NAME %[req.hdr(host),field(1,:)]
-  set-param SERVER_PORT 443 if {{ var(txn.https) -m bool }}
-  set-param HTTPS on if {{ var(txn.https) -m bool }}
+  set-param SERVER_PORT 443 if {{ req.hdr(x-forwarded-proto) -i https }}
+  set-param HTTPS on if {{ req.hdr(x-forwarded-proto) -i https }}
 
 frontend people
   bind {listen}
-  acl own path {PING}
-  http-request set-log-level silent if own
-  http-request allow if own
-  http-request disable-l7-retry unless {{ method GET HEAD OPTIONS }}
-  http-request del-header proxy
   http-request set-src req.hdr_ip(x-forwarded-for,-1) if {{ req.hdr_ip(x-forwarded-for,-1) -m found }}
   http-request set-header X-Forwarded-For %[src] unless {{ req.hdr(x-forwarded-for) -m found }}
   http-request set-header X-Forwarded-Proto http unless {{ req.hdr(x-forwarded-proto) -m found }}
-  http-request set-var(txn.https) bool(true) if {{ req.hdr(x-forwarded-proto) -i https }}
 
   # Which release: the active one, or a newer one that this browser has seen already.
   http-request set-var(txn.release) str(active),map_str_int({active},0)
-  http-request set-var(txn.since) str(since),map_str_int({active},0)
   http-request set-var(txn.seen) req.cook_val({COOKIE})
   http-request set-var(txn.release) var(txn.seen) if {{ var(txn.seen),sub(txn.release) gt 0 }} {{ var(txn.seen),map_str({roots}) -m found }}
   # At the preview address, the one that is held. A browser that saw it elsewhere, when it had been
   # promoted at another load balancer, is led to it by the rule above.
-  http-request set-var(txn.held) str(preview),map_str_int({active},0)
-  http-request set-var(txn.release) var(txn.held) if {{ req.hdr({PREVIEW_HEADER}) -m found }} {{ var(txn.held),add(0) gt 0 }}
-  http-request del-header {PREVIEW_HEADER}
+  acl preview req.hdr({PREVIEW_HEADER}) -m found
+  http-request set-var(txn.held) str(preview),map_str_int({active},0) if preview
+  http-request set-var(txn.release) var(txn.held) if preview {{ var(txn.held),add(0) gt 0 }}
+  http-request del-header {PREVIEW_HEADER} if preview
   http-request set-var(txn.root) var(txn.release),map_str({roots})
-  http-request set-var(txn.limit) var(txn.release),map_str_int({limits},60000)
-  http-request return status 503 content-type "text/plain; charset=utf-8" string "{BUSY}" hdr Retry-After 3 unless {{ var(txn.root) -m found }}
+  acl own path {PING}
+  http-request return status 503 content-type "text/plain; charset=utf-8" string "{BUSY}" hdr Retry-After 3 unless {{ var(txn.root) -m found }} or own
 
-  # Which path. Nothing climbs, and what starts with a dot is nobody's business.
+  # An entry of the release's paths says what answers, and most requests end here. None of them
+  # climbs, is hidden, or has a rule that leads elsewhere.
+  acl routed var(txn.route) -m found
+  acl static var(txn.route) -m str static
+  acl ruled var(txn.rule) -m found
+  acl script var(txn.script) -m found
+  http-request set-var(txn.key) path,url_dec,url_enc
+  http-request set-var(txn.route) 'var(txn.release),concat("|",txn.key),map_str({paths})'
+  http-request set-var(txn.script) var(txn.route),url_dec if routed !static
+  http-request allow if routed
+  http-request set-log-level silent if own
+  http-request allow if own
+
+  # Nothing climbs, and what starts with a dot is nobody's business.
   http-request set-var(txn.path) path,url_dec
   http-request deny deny_status 400 if {{ var(txn.path) -m sub /../ }} or {{ var(txn.path) -m end /.. }} or {{ path -i -m sub %00 }}
   http-request set-var(txn.plain) 'var(txn.path),regsub("^/\.well-known(/|$)","/")'
   http-request deny deny_status 404 if {{ var(txn.plain) -m sub /. }}
 
   # Where the release's own rules lead.
-  http-request set-var(txn.key) var(txn.path),url_enc
-  http-request set-var(txn.key) 'var(txn.release),concat("|",txn.key)'
-  http-request set-var(txn.rule) var(txn.key),map_str({redirects})
-  acl ruled var(txn.rule) -m found
-  http-request set-var(txn.rule) var(txn.key),map_beg({redirects_below}) if !ruled
-  http-request deny deny_status 400 if ruled {{ path -m reg '[\x5c]' }}
-  http-request set-var(txn.rest) str("") if ruled
-  http-request set-var(txn.query) str("") if ruled
-  http-request set-var(txn.asked) query if ruled
-  http-request set-var(txn.query) 'str("?"),concat("",txn.asked)' if ruled {{ query -m len gt 0 }} !{{ var(txn.rule) -m sub ? }}
-{leading}
-  # What answers: an entry of the release's paths, else a script with more path behind it, else
-  # one of the release's front controllers, else a web server with its 404.
-  http-request set-var(txn.route) var(txn.key),map_str({paths})
-  acl routed var(txn.route) -m found
+  http-request set-var(txn.rule) 'var(txn.release),concat("|",txn.key),map_str({redirects})'
+  http-request set-var(txn.rule) 'var(txn.release),concat("|",txn.key),map_beg({redirects_below})' if !ruled
+  http-request allow if ruled
+
+  # A script with more path behind it, else one of the release's front controllers, else a web
+  # server with its 404.
   acl has_info var(txn.path) -m reg \.php/
-  http-request set-var(txn.key) 'var(txn.path),regsub("\.php/.*$",".php"),url_enc' if !routed has_info
-  http-request set-var(txn.key) 'var(txn.release),concat("|",txn.key)' if !routed has_info
-  http-request set-var(txn.info) 'var(txn.path),regsub("^.*?\.php/","/")' if !routed has_info
-  http-request set-var(txn.route) var(txn.key),map_str({paths}) if !routed has_info
-  acl static var(txn.route) -m str static
-  http-request unset-var(txn.info) if !routed or static
-  http-request set-var(txn.key) var(txn.path),url_enc if !routed
-  http-request set-var(txn.key) 'var(txn.release),concat("|",txn.key)' if !routed
-  http-request set-var(txn.route) var(txn.key),map_beg({fronts}) if !routed
-  http-request set-var(txn.key) 'var(txn.release),concat("|*")' if !routed
-  http-request set-var(txn.route) var(txn.key),map_str({paths}) if !routed
+  http-request set-var(txn.before) 'var(txn.path),regsub("\.php/.*$",".php"),url_enc' if has_info
+  http-request set-var(txn.route) 'var(txn.release),concat("|",txn.before),map_str({paths})' if has_info
+  http-request set-var(txn.route) 'var(txn.release),concat("{LED_AWAY}",txn.before),map_str({paths})' if has_info !routed
+  http-request set-var(txn.info) 'var(txn.path),regsub("^.*?\.php/","/")' if routed !static
+  http-request set-var(txn.route) 'var(txn.release),concat("|",txn.key),map_beg({fronts})' if !routed
+  http-request set-var(txn.route) 'var(txn.release),concat("|*"),map_str({paths})' if !routed
   http-request set-var(txn.script) var(txn.route),url_dec if routed !static
-  acl script var(txn.script) -m found
-  use_backend {SELF} if own
+
+  # In a storm who listens is told of a part of what went well; a line stands for `of` requests.
+  http-response set-var(txn.of) fe_req_rate,div({LINES}) if {{ status lt 500 }}
+  http-response set-log-level silent if {{ var(txn.of),add(0) gt 1 }} !{{ rand(65536),mul(txn.of) lt 65536 }}
+  use_backend static-s%[var(txn.release),mod({RELEASE_RING})] if static
   use_backend php-s%[var(txn.release),mod({RELEASE_RING})] if script
+  use_backend {SELF} if own
+  use_backend {LEADS} if ruled
   use_backend static-s%[var(txn.release),mod({RELEASE_RING})]
 
+backend {LEADS}
+  http-request deny deny_status 400 if {{ path -m reg '[\x5c]' }}
+  http-request set-var(txn.rest) str("")
+  http-request set-var(txn.query) str("")
+  http-request set-var(txn.asked) query
+  http-request set-var(txn.query) 'str("?"),concat("",txn.asked)' if {{ query -m len gt 0 }} !{{ var(txn.rule) -m sub ? }}
+{leading}
 backend {SELF}
   http-request return status 200 content-type text/plain string "ready"
 "#
@@ -248,7 +260,9 @@ backend {SELF}
 backend php-s{slot}
   balance leastconn
   use-fcgi-app php
-  http-request set-timeout server var(txn.limit)
+  http-request disable-l7-retry unless {{ method GET HEAD OPTIONS }}
+  http-request del-header proxy
+  http-request set-timeout server var(txn.release),map_str_int({limits},60000)
   http-request return status 503 content-type "text/plain; charset=utf-8" string "{BUSY}" hdr Retry-After 3 if {{ nbsrv lt 1 }}
   http-response add-header Set-Cookie "{COOKIE}=%[var(txn.release)]; Path=/; HttpOnly; SameSite=Lax" unless {{ var(txn.seen),sub(txn.release) eq 0 }}
   option httpchk
@@ -258,6 +272,7 @@ backend php-s{slot}
 
 backend static-s{slot}
   balance roundrobin
+  http-response set-var(txn.since) str(since),map_str_int({active},0)
   http-response add-header Set-Cookie "{COOKIE}=%[var(txn.release)]; Path=/; HttpOnly; SameSite=Lax" if {{ date,sub(txn.since) lt {SWITCHING_SECONDS} }} !{{ var(txn.seen),sub(txn.release) eq 0 }}
   option httpchk
   http-check send meth GET uri {PING} ver HTTP/1.1 hdr Host localhost
@@ -289,22 +304,26 @@ pub fn parse_server_name(name: &str) -> Option<(ReleaseNumber, u64)> {
     Some((ReleaseNumber(release.parse().ok()?), node.parse().ok()?))
 }
 
-/// Entries of the map of paths for one release.
-pub fn path_entries(
+/// Entries of the map of paths for one release. A path that a rule leads away from has a key that
+/// only paths behind a script are looked for by.
+pub fn path_entries<'a>(
     release: ReleaseNumber,
-    site: &Site,
-) -> impl Iterator<Item = (String, String)> + '_ {
+    site: &'a Site,
+    redirects: &'a [Redirect],
+) -> impl Iterator<Item = (String, String)> + 'a {
     let number = release.0;
     let front = site
         .front
         .iter()
         .map(move |script| (format!("{number}|*"), encode(script)));
     let paths = site.paths.iter().map(move |(path, target)| {
+        let led_away = redirects.iter().any(|one| one.leads_away_from(path));
+        let kind = if led_away { LED_AWAY } else { '|' };
         let value = match target {
             Target::Static => "static".to_owned(),
             Target::Script(script) => encode(script),
         };
-        (format!("{number}|{}", encode(path)), value)
+        (format!("{number}{kind}{}", encode(path)), value)
     });
     front.chain(paths)
 }

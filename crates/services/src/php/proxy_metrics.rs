@@ -269,13 +269,21 @@ async fn listen(runtime: Runtime, latencies: Latencies) {
         if let Ok(stream) = runtime.begin(&format!("show events {TAP} -w -n")).await {
             let mut lines = BufReader::new(stream).lines();
             while let Ok(Some(line)) = lines.next_line().await {
-                let Some((release, micros)) = latency(&line) else {
+                let Some(Timed {
+                    release,
+                    micros,
+                    of,
+                }) = latency(&line)
+                else {
                     continue;
                 };
                 let mut latencies = latencies.lock().unwrap_or_else(PoisonError::into_inner);
                 // Nobody can make more of them than there are releases side by side.
                 if latencies.len() < 64 || latencies.contains_key(&release) {
-                    latencies.entry(release).or_default().observe(micros);
+                    latencies
+                        .entry(release)
+                        .or_default()
+                        .observe_many(micros, of);
                 }
             }
         }
@@ -283,15 +291,33 @@ async fn listen(runtime: Runtime, latencies: Latencies) {
     }
 }
 
-/// Release and microseconds of a line of the log (see `proxy_config`), read from its end: what
-/// comes before holds the client's own words. Upgraded connections last as long as they like.
-pub fn latency(line: &str) -> Option<(Option<ReleaseNumber>, u64)> {
+/// What a line of the log says about time.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Timed {
+    pub release: Option<ReleaseNumber>,
+    pub micros: u64,
+    /// Requests that the line stands for.
+    pub of: u64,
+}
+
+/// Reads a line of the log (see `proxy_config`) from its end: what comes before holds the
+/// client's own words. Upgraded connections last as long as they like.
+pub fn latency(line: &str) -> Option<Timed> {
     let mut words = line.trim_end().rsplit(' ');
-    let release = words.next()?.strip_prefix("release=")?;
+    let last = words.next()?;
+    // A load balancer that an older agent started does not say it.
+    let (of, release) = match last.strip_prefix("of=") {
+        Some(of) => (of.parse().unwrap_or(1).max(1), words.next()?),
+        None => (1, last),
+    };
+    let release = release.strip_prefix("release=")?;
     let millis: u64 = words.nth(3)?.parse().ok()?;
     let status: u16 = words.nth(1)?.parse().ok()?;
-    let release = release.parse().ok().map(ReleaseNumber);
-    (status != 101).then_some((release, millis.saturating_mul(1000)))
+    (status != 101).then(|| Timed {
+        release: release.parse().ok().map(ReleaseNumber),
+        micros: millis.saturating_mul(1000),
+        of,
+    })
 }
 
 #[cfg(test)]
@@ -355,17 +381,25 @@ mod tests {
     #[test]
     fn lines_tell_how_long_answers_took() {
         let line = |rest: &str| format!("10.0.0.1 [27/Nov/2026:21:55:50.063] \"GET /a b\" {rest}");
+        let timed = |release: Option<u64>, micros, of| {
+            let release = release.map(ReleaseNumber);
+            Some(Timed {
+                release,
+                micros,
+                of,
+            })
+        };
         assert_eq!(
-            latency(&line("200 73 12 php-s1 r1n2 ---- release=1")),
-            Some((Some(ReleaseNumber(1)), 12_000))
+            latency(&line("200 73 12 php-s1 r1n2 ---- release=1 of=8")),
+            timed(Some(1), 12_000, 8)
         );
         assert_eq!(
             latency(&line("503 73 0 people <NOSRV> LR-- release=-")),
-            Some((None, 0))
+            timed(None, 0, 1)
         );
         for bad in [
-            "200 73 -1 php-s1 r1n2 CD-- release=1",
-            "101 0 90000 php-s1 r1n2 ---- release=1",
+            "200 73 -1 php-s1 r1n2 CD-- release=1 of=-",
+            "101 0 90000 php-s1 r1n2 ---- release=1 of=-",
             "200 73 12 php-s1",
         ] {
             assert_eq!(latency(&line(bad)), None, "{bad}");

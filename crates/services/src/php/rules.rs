@@ -26,6 +26,21 @@ fn found() -> u16 {
     302
 }
 
+impl Redirect {
+    /// The path without the `*` at its end: all below it is meant, and the folder itself.
+    fn outer(&self) -> Option<&str> {
+        below(&self.from)
+    }
+
+    /// Whether a path leads elsewhere by this rule.
+    pub fn leads_away_from(&self, path: &str) -> bool {
+        match self.outer() {
+            Some(outer) => path.starts_with(outer) || Some(path) == folder(outer),
+            None => path == self.from,
+        }
+    }
+}
+
 /// A script that answers what is no file below a path.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Front {
@@ -56,6 +71,11 @@ pub fn fronts(settings: &Settings) -> Vec<Front> {
 /// What `from` holds before its `*`, if it has one.
 fn below(from: &str) -> Option<&str> {
     from.strip_suffix('*')
+}
+
+/// A folder without the slash at its end; the topmost has no such name.
+fn folder(outer: &str) -> Option<&str> {
+    outer.strip_suffix('/').filter(|path| !path.is_empty())
 }
 
 /// Parts of a path between slashes.
@@ -121,7 +141,7 @@ pub fn exact_entries(
     redirects.iter().filter_map(move |one| {
         let path = match below(&one.from) {
             // The folder itself, without its slash.
-            Some(outer) => outer.strip_suffix('/').filter(|path| !path.is_empty())?,
+            Some(outer) => folder(outer)?,
             None => &one.from,
         };
         Some((format!("{}|{}", release.0, encode(path)), leads(one, None)))

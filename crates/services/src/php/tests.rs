@@ -267,7 +267,7 @@ fn the_load_balancers_text_depends_on_no_setting() {
         text(json!({})),
         text(json!({"request_timeout": 900, "web_root": "public"}))
     );
-    assert_eq!(text(json!({})).matches("\nbackend ").count(), 17);
+    assert_eq!(text(json!({})).matches("\nbackend ").count(), 18);
 }
 
 #[test]
@@ -350,7 +350,7 @@ fn only_real_public_files_have_a_path() {
     plan.front_controller = String::new();
     assert_eq!(site::survey(&code, &plan).unwrap().script("/no/such"), None);
     let entries: Vec<(String, String)> =
-        proxy_config::path_entries(ReleaseNumber(2), &found).collect();
+        proxy_config::path_entries(ReleaseNumber(2), &found, &[]).collect();
     assert!(entries.contains(&("2|*".into(), "%2Findex.php".into())));
     assert!(entries.contains(&("2|%2Fa%20b.txt".into(), "static".into())));
 }
