@@ -925,6 +925,13 @@ impl Client {
         self.call(Method::PATCH, &format!("/v1/apps/{}/services/{}", segment(app), segment(service))).json(body).guarded(self).answer().await
     }
 
+    /// Replace nodes that are made of an older image or program, a few at a time, without a request lost.
+    ///
+    /// `POST /v1/apps/{app}/upgrade`
+    pub async fn upgrade_app(&self, app: &str, body: &AppUpgrade) -> Result<Accepted, ClientError> {
+        self.call(Method::POST, &format!("/v1/apps/{}/upgrade", segment(app))).json(body).keyed().guarded(self).answer().await
+    }
+
     /// Upload an archive (tar, tar.gz, tar.bz2, tar.xz, tar.zst or zip).
     ///
     /// `POST /v1/apps/{app}/services/{service}/code`

@@ -42,6 +42,10 @@ pub trait Cloud: Send + Sync {
     /// What machines of this cloud can and cannot do, with the reason for each "no".
     fn features(&self) -> Features;
 
+    /// What machines made from now on start from (image and program), compared with
+    /// [`Machine::image`].
+    fn image(&self) -> String;
+
     /// What the cloud has in total and what of it can still be promised.
     async fn capacity(&self) -> Result<Capacity, CloudError>;
 

@@ -114,6 +114,9 @@ pub async fn tags_are_kept(cloud: &dyn Cloud, subject: &Subject) -> Outcome {
             && found.address == asked.address,
         || format!("tags changed: {found:?}"),
     )?;
+    ensure(found.image.as_ref() == Some(&cloud.image()), || {
+        format!("it does not say what it started from: {found:?}")
+    })?;
     let foreign: InstallationId = "inst-foreign".parse().map_err(|e| format!("{e}"))?;
     let seen = ids(cloud, &foreign).await?;
     ensure(seen.is_empty(), || {

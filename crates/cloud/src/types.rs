@@ -67,6 +67,9 @@ pub struct Machine {
     pub hostname: String,
     pub instance_type: String,
     pub address: Ipv4Addr,
+    /// What it started from (image and program). `None`: an older driver made it, which did not
+    /// say.
+    pub image: Option<String>,
     pub state: MachineState,
     /// Seconds since the Unix epoch.
     pub created_at: u64,

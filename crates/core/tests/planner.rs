@@ -5,6 +5,7 @@
 
 mod world;
 
+use conpaas_core::plan::replaced_at_once;
 use conpaas_model::ends::{EndsToTell, Exit, ProcessEnds};
 use conpaas_model::environment::Environment;
 use conpaas_model::event::{LeaveReason, RequestReason};
@@ -331,6 +332,29 @@ fn a_leader_whose_node_goes_hands_over_to_a_whole_copy() {
     }
     assert!(world.met["handed over"] >= 1);
     assert_eq!(world.met["new leader"], 1 + world.met["handed over"]);
+}
+
+#[test]
+fn many_nodes_are_replaced_a_few_at_a_time() {
+    let mut world = World::new(&Kept);
+    world.scale("page", 11);
+    world.settle();
+    let before: BTreeSet<NodeNumber> = world.records.keys().copied().collect();
+    world.change(|spec| spec.retire.extend(before.iter().copied()));
+    let most = before.len() + replaced_at_once(before.len());
+    for _ in 0..1000 {
+        world.turn();
+        world.destroyed();
+        assert!(world.records.len() <= most, "{}", world.records.len());
+        if before.iter().all(|old| !world.records.contains_key(old)) {
+            break;
+        }
+    }
+    world.settle();
+    let after: BTreeSet<NodeNumber> = world.records.keys().copied().collect();
+    assert_eq!(after.len(), before.len());
+    assert!(after.is_disjoint(&before), "{before:?} {after:?}");
+    world.assert_fixed_point();
 }
 
 #[test]

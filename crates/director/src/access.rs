@@ -41,6 +41,7 @@ pub const TABLE: &[(&str, Access)] = &[
     ("restore_app", Owner),
     ("start_app", Owner),
     ("stop_app", Owner),
+    ("upgrade_app", Owner),
     ("list_events", Owner),
     ("stream_events", Owner),
     ("list_app_nodes", Owner),

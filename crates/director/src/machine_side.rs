@@ -3,6 +3,18 @@
 use crate::error::DirectorError;
 use conpaas_model::api::{CloudInfo, RootInfo};
 use conpaas_model::ids::{MachineId, ServiceId};
+use std::collections::BTreeSet;
+
+/// What a cloud tells of a machine.
+#[derive(Clone, Debug)]
+pub struct MachineFacts {
+    /// Limits as they were read back, in words.
+    pub limits: String,
+    /// What it started from (image and program), if the cloud knows.
+    pub image: Option<String>,
+    /// Machines made now start from something else.
+    pub outdated: bool,
+}
 
 /// The machine side as people's requests need it.
 #[async_trait::async_trait]
@@ -18,8 +30,11 @@ pub trait MachineSide: Send + Sync {
     async fn capacity(&self) -> Vec<CloudInfo>;
     /// Looks at the store at once.
     fn wake(&self);
-    /// Limits of a machine as its cloud reads them back, in words.
-    async fn limits(&self, machine: &MachineId) -> Option<String>;
+    /// What a machine's cloud told of it last.
+    async fn facts(&self, machine: &MachineId) -> Option<MachineFacts>;
+    /// Machines that are made of something older than what their cloud makes machines of now; asked
+    /// of the clouds.
+    async fn outdated(&self) -> Result<BTreeSet<MachineId>, DirectorError>;
     /// Roots that everybody trusts.
     async fn roots(&self) -> Result<Vec<RootInfo>, DirectorError>;
     /// Makes a root that signs as soon as everybody trusts it.

@@ -175,6 +175,14 @@ pub struct App {
     pub destroyed_at: Option<String>,
 }
 
+/// Which nodes of an application are made anew.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, ToSchema)]
+pub struct AppUpgrade {
+    /// All, not only those that are made of an older image or program.
+    #[serde(default)]
+    pub all: bool,
+}
+
 /// How an application comes back from the trash.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 pub struct Restore {
@@ -421,6 +429,10 @@ pub struct Node {
     pub summary: Option<NodeSummary>,
     /// Limits as the cloud reads them back, in words.
     pub limits: Option<String>,
+    /// What its machine started from (image and program), in its cloud's words.
+    pub image: Option<String>,
+    /// Its cloud makes machines of something newer now; an upgrade replaces it.
+    pub outdated: bool,
     pub created_at: String,
 }
 

@@ -114,7 +114,8 @@ pub struct ServiceSpec {
     pub preview: Option<ReleaseNumber>,
     /// The active release and those that nodes may still be running.
     pub releases: Vec<Release>,
-    /// Nodes that a person wants replaced: others take their place, then they are let go.
+    /// Nodes that a person wants replaced: others take their place, a few at a time, then they are
+    /// let go.
     #[serde(default)]
     pub retire: BTreeSet<NodeNumber>,
     /// How long a role that is let go may finish requests in flight, in seconds.

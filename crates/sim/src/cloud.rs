@@ -137,6 +137,7 @@ impl SimCloud {
                 hostname: request.hostname.clone(),
                 instance_type: request.instance_type.clone(),
                 address: request.address,
+                image: Some(self.image()),
                 state: MachineState::Running,
                 created_at: 0,
                 limits: Limits::None {
@@ -154,6 +155,11 @@ impl SimCloud {
             made.push(machine);
         }
         Ok(made)
+    }
+
+    /// What machines start from.
+    fn image(&self) -> String {
+        "simulated".to_owned()
     }
 
     /// Lets a machine die by itself.
@@ -207,6 +213,10 @@ impl Cloud for SharedCloud {
             egress: none(),
             sized_volumes: none(),
         }
+    }
+
+    fn image(&self) -> String {
+        self.lock().image()
     }
 
     async fn capacity(&self) -> Result<Capacity, CloudError> {

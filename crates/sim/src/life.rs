@@ -8,7 +8,7 @@ use crate::types;
 use crate::world::{DRAIN_SECONDS, World};
 use conpaas_core::broker::NodeKey;
 use conpaas_core::operation::{Goal, Standing, Target, Verdict, judge};
-use conpaas_core::plan::node_count;
+use conpaas_core::plan::{node_count, replaced_at_once};
 use conpaas_model::ids::{Generation, ReleaseNumber};
 use conpaas_model::spec::RunWish;
 use conpaas_model::status::NodeState;
@@ -77,7 +77,7 @@ impl World {
         let retire = retire.unwrap_or_else(|| retire_before.clone());
         // For a while, one that is replaced and the one in its stead are both there.
         let replaced = |service: &Service, retire: &BTreeSet<NodeKey>| match service.run {
-            RunWish::Running => retire.len(),
+            RunWish::Running => retire.len().min(replaced_at_once(nodes(service))),
             _ => 0,
         };
         let had = nodes(&before) + 1 + replaced(&before, &retire_before);
@@ -180,6 +180,11 @@ impl World {
             .collect();
         let key = all.get((pick % (all.len() as u64).max(1)) as usize)?;
         let mut retire = self.to_retire();
+        if pick % 7 == 6 {
+            // All that are there, as when they are made of an older image.
+            retire.extend(all.iter().cloned());
+            return self.change("upgrade", None, Some(retire), |_| {});
+        }
         retire.insert(key.clone());
         self.change("replace", None, Some(retire), |_| {})
     }

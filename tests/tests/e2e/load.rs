@@ -120,6 +120,12 @@ fn planned_changes_lose_nothing() {
             world.ok(["node", "replace", &target]);
         });
     }
+    change("all nodes made anew, the manager's, too", &|| {
+        let before = world.machines();
+        world.ok(["app", "upgrade", "shop", "--all"]);
+        let after = world.wait_no_leak();
+        assert!(after.is_disjoint(&before), "{before:?} {after:?}");
+    });
     change("a second change amid the first, three proxies", &|| {
         world.ok([
             "service",

@@ -14,6 +14,7 @@ mod dokuwiki;
 mod domains;
 mod egress;
 mod elsewhere;
+mod image;
 mod kill;
 mod known_secrets;
 mod load;

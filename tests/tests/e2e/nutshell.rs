@@ -1,6 +1,7 @@
 //! The nutshell: up twice is up once, it outlives its Director, and it leaves nothing behind.
 
 use conpaas_tests::{World, load, program, signal, wait_for};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 fn host_network() -> Vec<String> {
@@ -264,6 +265,34 @@ fn a_newer_program_takes_over_without_a_failed_request() {
         assert_eq!(now == before, *name == "nutshell-keeper", "{name}");
     }
     world.ok(["service", "scale", "shop/web", "backend=2"]);
+    let grown = world.machines();
+    assert!(grown.is_superset(&machines), "machines are untouched");
+
+    // What was made before is made anew at a word; what came with the newer program stays.
+    let outdated = || {
+        let nodes = world.json(["node", "list", "shop"]);
+        let all = nodes.as_array().unwrap().iter();
+        let old = all.filter(|node| node["outdated"] == true);
+        old.map(|node| node["machine"].as_str().unwrap().to_owned())
+            .collect::<BTreeSet<String>>()
+    };
+    let old = outdated();
+    assert_eq!(old.len(), machines.len(), "the manager's, too: {old:?}");
+    let upgraded = world.json(["app", "upgrade", "shop"]);
+    assert_eq!(upgraded["outcome"], "done", "{upgraded:#}");
+    assert_eq!(outdated(), BTreeSet::new());
+    let made = world.wait_no_leak();
+    assert_eq!(made.len(), grown.len());
+    assert!(made.is_disjoint(&machines), "{made:?} {machines:?}");
+    let stayed = made.intersection(&grown).count();
+    assert_eq!(stayed, grown.len() - machines.len(), "{made:?} {grown:?}");
+    let nothing = world.run(["app", "upgrade", "shop"]);
+    assert_eq!(nothing.code, 0, "{nothing:?}");
+    assert!(
+        nothing.stderr.contains("nothing had to be done"),
+        "{nothing:?}"
+    );
+
     let counts = load.finish();
     println!(
         "upgrade under load: {} requests, {} failed",
@@ -272,10 +301,6 @@ fn a_newer_program_takes_over_without_a_failed_request() {
     );
     assert_eq!(counts.failed, Vec::<String>::new());
     assert!(counts.sent > 50, "{counts:?}");
-    assert!(
-        world.machines().is_superset(&machines),
-        "machines are untouched"
-    );
     let again = world.up_with(&newer);
     assert_eq!(again.code, 0, "{again:?}");
     assert!(!again.stderr.contains("another version"), "{again:?}");

@@ -11,7 +11,7 @@ use crate::values;
 use crate::words::sentence;
 use clap::Subcommand;
 use conpaas_client::{Client, DeleteAppQuery, ListAppsQuery, ListEventsQuery};
-use conpaas_model::api::{App, AppCreate, AppUpdate, Event, Restore};
+use conpaas_model::api::{App, AppCreate, AppUpdate, AppUpgrade, Event, Restore};
 use conpaas_model::egress::Egress;
 use conpaas_model::ids::Name;
 use std::time::Duration;
@@ -122,6 +122,19 @@ pub enum AppCommand {
         #[command(flatten)]
         wait: Wait,
     },
+    /// Replace nodes that are made of an older image or program; nobody notices
+    #[command(
+        after_help = "Examples:\n  conpaas app upgrade shop\n  conpaas app upgrade shop --all\n\nA few nodes at a time: another comes, takes over, and only then the old one goes. See which are\noutdated: conpaas node list shop"
+    )]
+    Upgrade {
+        /// APP or OWNER:APP, by name or id
+        app: AppTarget,
+        /// All nodes, also those that are up to date
+        #[arg(long)]
+        all: bool,
+        #[command(flatten)]
+        wait: Wait,
+    },
     /// Bring it back from the trash, stopped, with its code, settings and history
     #[command(
         after_help = "Examples:\n  conpaas app restore shop\n  conpaas app restore shop --name old-shop"
@@ -207,6 +220,11 @@ pub async fn run(session: &Session, command: AppCommand) -> Outcome {
         }
         AppCommand::Stop { app, wait } => {
             let accepted = client.stop_app(&app.app).await?;
+            finish(session, &client, accepted, &wait).await
+        }
+        AppCommand::Upgrade { app, all, wait } => {
+            let wish = AppUpgrade { all };
+            let accepted = client.upgrade_app(&app.app, &wish).await?;
             finish(session, &client, accepted, &wait).await
         }
         AppCommand::Rename {

@@ -8,6 +8,7 @@ use crate::session::{Session, all};
 use crate::target::{NodeTarget, Target};
 use clap::Subcommand;
 use conpaas_client::{ListAppNodesQuery, ListNodesQuery};
+use conpaas_model::api::Node;
 use conpaas_model::status::{NodeState, NodeSummary};
 
 #[derive(Subcommand)]
@@ -59,6 +60,12 @@ pub fn roles(node: &NodeSummary) -> String {
         format!("{}{release} {}{reason}", role.role, role.phase)
     };
     node.roles.iter().map(of).collect::<Vec<_>>().join(", ")
+}
+
+/// A node's state; and whether machines are made of something newer now.
+fn state_of(node: &Node) -> String {
+    let outdated = if node.outdated { " (outdated)" } else { "" };
+    format!("{}{outdated}", word(&node.state))
 }
 
 pub async fn run(session: &Session, command: NodeCommand) -> Outcome {
@@ -118,7 +125,7 @@ pub async fn run(session: &Session, command: NodeCommand) -> Outcome {
                     table.row([
                         node.name.clone(),
                         node.service.to_string(),
-                        word(&node.state),
+                        state_of(node),
                         node.instance_type.clone(),
                         node.address.clone(),
                         if node.manager {
@@ -150,7 +157,7 @@ pub async fn run(session: &Session, command: NodeCommand) -> Outcome {
                         ("name", node.name.clone()),
                         ("number", node.number.to_string()),
                         ("service", node.service.to_string()),
-                        ("state", word(&node.state)),
+                        ("state", state_of(&node)),
                         ("trouble", node.trouble.clone().unwrap_or_default()),
                         (
                             "roles",
@@ -159,6 +166,7 @@ pub async fn run(session: &Session, command: NodeCommand) -> Outcome {
                         ("cloud", node.cloud.clone()),
                         ("instance type", node.instance_type.clone()),
                         ("limits", node.limits.clone().unwrap_or_default()),
+                        ("image", node.image.clone().unwrap_or_default()),
                         ("address", node.address.clone()),
                         ("machine", node.machine.clone().unwrap_or_default()),
                         ("memory used", mib(health.memory_used_mib)),

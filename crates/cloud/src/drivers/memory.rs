@@ -43,6 +43,7 @@ struct State {
     machines: BTreeMap<CloudMachineId, Held>,
     made: u64,
     now: u64,
+    image: String,
     boot_delay: Duration,
     hold_boots: bool,
     fail_creates: VecDeque<String>,
@@ -68,6 +69,7 @@ impl MemoryCloud {
             machines: BTreeMap::new(),
             made: 0,
             now: 0,
+            image: "first".to_owned(),
             boot_delay: Duration::ZERO,
             hold_boots: false,
             fail_creates: VecDeque::new(),
@@ -95,6 +97,11 @@ impl MemoryCloud {
     /// Changes what the cloud has in total; machines that are there stay.
     pub fn set_total(&self, total: Resources) {
         self.lock().total = total;
+    }
+
+    /// What machines start from, from now on.
+    pub fn set_image(&self, image: &str) {
+        self.lock().image = image.to_owned();
     }
 
     /// The wall clock that `created_at` is taken from, in seconds.
@@ -259,6 +266,7 @@ impl State {
             hostname: request.hostname.clone(),
             instance_type: request.instance_type.clone(),
             address: request.address,
+            image: Some(self.image.clone()),
             state: MachineState::Pending,
             created_at: self.now,
             limits: Limits::None {
@@ -302,6 +310,10 @@ impl crate::Cloud for MemoryCloud {
             egress: none(),
             sized_volumes: none(),
         }
+    }
+
+    fn image(&self) -> String {
+        self.lock().image.clone()
     }
 
     async fn capacity(&self) -> Result<Capacity, CloudError> {

@@ -72,6 +72,19 @@ pub fn node_count(service_type: &dyn ServiceType, roles: &BTreeMap<RoleName, Rol
     shapes(service_type, roles, &[]).len()
 }
 
+/// How many of so many nodes are replaced side by side: each needs room for a second one until its
+/// roles have moved, and an image that does not work is to spoil few.
+pub fn replaced_at_once(nodes: usize) -> usize {
+    (nodes / 4).max(1)
+}
+
+/// The nodes that are to be replaced and whose turn it is; the others serve on.
+fn in_turn(input: &Input<'_>, wanted: usize) -> BTreeSet<NodeNumber> {
+    let present = input.spec.retire.iter();
+    let present = present.filter(|number| input.nodes.contains_key(number));
+    present.take(replaced_at_once(wanted)).copied().collect()
+}
+
 /// The nodes that should exist, with their shapes; numbers that are not among the input's
 /// nodes are new. Beside them the places that must stay empty for now.
 pub(super) fn target(input: &Input<'_>) -> (BTreeMap<NodeNumber, Shape>, Vec<Held>) {
@@ -83,11 +96,12 @@ pub(super) fn target(input: &Input<'_>) -> (BTreeMap<NodeNumber, Shape>, Vec<Hel
     for shape in shapes(input.service_type, &wanted, input.instance_types) {
         *missing.entry(shape).or_default() += 1;
     }
+    let leaving = in_turn(input, missing.values().sum());
 
     // Nodes that are alike are matched as a group, so that thousands cost no more than a few.
     let mut groups: BTreeMap<GroupKey, Vec<NodeNumber>> = BTreeMap::new();
     for (number, node) in input.nodes {
-        if node.usable() && !input.spec.retire.contains(number) {
+        if node.usable() && !leaving.contains(number) {
             groups
                 .entry(GroupKey::of(input.service_type, node))
                 .or_default()

@@ -13,7 +13,7 @@ pub mod layout;
 mod rollout;
 mod summary;
 
-pub use layout::node_count;
+pub use layout::{node_count, replaced_at_once};
 
 use crate::service_type::ServiceType;
 use conpaas_model::event::{LeaveReason, RequestReason};

@@ -13,7 +13,9 @@ use crate::store::{events, users};
 use axum::extract::State;
 use axum::{Extension, Json};
 use conpaas_kill_points::{KillPoint, reached};
-use conpaas_model::api::{Accepted, App, AppCreate, AppUpdate, CloudInfo, Event, Page, Restore};
+use conpaas_model::api::{
+    Accepted, App, AppCreate, AppUpdate, AppUpgrade, CloudInfo, Event, Page, Restore,
+};
 use http::{HeaderName, StatusCode, header};
 use serde::Deserialize;
 use std::sync::Arc;
@@ -314,6 +316,26 @@ pub(super) async fn stop_app(
 ) -> Result<(StatusCode, Json<Accepted>), DirectorError> {
     accept(&shared, &caller, false, move |change| {
         change.stop_app(fresh_app(change, &row)?)
+    })
+    .await
+}
+
+/// Replace nodes that are made of an older image or program, a few at a time, without a request lost.
+#[utoipa::path(post, path = "/v1/apps/{app}/upgrade", operation_id = "upgrade_app", request_body = AppUpgrade,
+    params(("app" = String, Path, description = "NAME, OWNER:NAME or id.")),
+    responses((status = 202, description = "What to follow; nothing when no node is outdated.", body = Accepted)))]
+pub(super) async fn upgrade_app(
+    State(shared): Here,
+    caller: Caller,
+    Extension(row): Extension<AppRow>,
+    Payload(wish): Payload<AppUpgrade>,
+) -> Result<(StatusCode, Json<Accepted>), DirectorError> {
+    let outdated = match wish.all {
+        true => None,
+        false => Some(shared.machines.outdated().await?),
+    };
+    accept(&shared, &caller, true, move |change| {
+        change.upgrade_app(fresh_app(change, &row)?, outdated.as_ref())
     })
     .await
 }

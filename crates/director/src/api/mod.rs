@@ -76,6 +76,7 @@ fn routes() -> OpenApiRouter<Arc<Shared>> {
         .routes(routes!(apps::restore_app))
         .routes(routes!(apps::start_app))
         .routes(routes!(apps::stop_app))
+        .routes(routes!(apps::upgrade_app))
         .routes(routes!(apps::list_events))
         .routes(routes!(stream::stream_events))
         .routes(routes!(nodes::list_app_nodes))

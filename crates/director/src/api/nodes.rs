@@ -30,7 +30,7 @@ pub(super) struct NodesQuery {
     role: Option<String>,
 }
 
-/// One page of nodes; only those on it are asked for their limits.
+/// One page of nodes; clouds tell only of those on it.
 async fn list(
     shared: &Shared,
     rows: Vec<NodeRow>,
@@ -69,8 +69,11 @@ async fn show(shared: &Shared, rows: Vec<NodeRow>, services: &[ServiceRow]) -> V
         let machine = row.machine.clone();
         let service = services.iter().find(|service| service.id == row.service);
         let mut node = views::node(row, service);
-        if let Some(machine) = machine {
-            node.limits = shared.machines.limits(&machine).await;
+        if let Some(machine) = machine
+            && let Some(facts) = shared.machines.facts(&machine).await
+        {
+            node.limits = Some(facts.limits);
+            (node.image, node.outdated) = (facts.image, facts.outdated);
         }
         nodes.push(node);
     }

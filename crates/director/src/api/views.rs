@@ -304,7 +304,7 @@ pub(super) fn code(tx: &Connection, row: CodeRow) -> Result<Code, DirectorError>
     })
 }
 
-/// A node; its limits are asked of the machine side by the caller.
+/// A node; what its cloud tells of it is asked of the machine side by the caller.
 pub(super) fn node(row: NodeRow, service: Option<&ServiceRow>) -> Node {
     let status = service.and_then(|service| service.status.as_ref());
     let summary = status.and_then(|status| {
@@ -327,6 +327,8 @@ pub(super) fn node(row: NodeRow, service: Option<&ServiceRow>) -> Node {
         manager: row.internal,
         summary,
         limits: None,
+        image: None,
+        outdated: false,
         created_at: show_time(row.created_at),
     }
 }

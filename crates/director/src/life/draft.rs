@@ -10,7 +10,7 @@ use crate::store::events::{self, NewEvent};
 use crate::store::operations::{self as rows, OperationRow, Previous, PreviousService, Target};
 use crate::store::services::{self, ServiceRow};
 use crate::store::{apps, machines, millis, new_id, now};
-use conpaas_core::plan::node_count;
+use conpaas_core::plan::{node_count, replaced_at_once};
 use conpaas_core::service_type::ServiceType;
 use conpaas_model::api::{CloudInfo, Outcome};
 use conpaas_model::event::EventKind;
@@ -52,7 +52,8 @@ fn demand_of(service_type: &dyn ServiceType, roles: &BTreeMap<RoleName, RoleWish
     demand
 }
 
-/// All nodes an owner wants now, managers' included, and one more for each that is being replaced.
+/// All nodes an owner wants now, managers' included, and one more for each that is being replaced
+/// at the same time.
 fn demand_of_owner(
     tx: &Connection,
     shared: &Shared,
@@ -68,7 +69,8 @@ fn demand_of_owner(
             for (key, count) in demand_of(service_type, &row.roles) {
                 *demand.entry(key).or_default() += count;
             }
-            for key in machines::replaced(tx, &row.id)? {
+            let at_once = replaced_at_once(node_count(service_type, &row.roles));
+            for key in machines::replaced(tx, &row.id)?.into_iter().take(at_once) {
                 *demand.entry(key).or_default() += 1;
             }
         }

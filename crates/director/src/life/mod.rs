@@ -9,6 +9,7 @@ mod releases;
 mod settle;
 mod systems;
 mod trash;
+mod upgrade;
 
 pub use draft::nodes_wanted;
 pub use releases::Audience;

@@ -29,7 +29,7 @@ use crate::config::DirectorConfig;
 use crate::error::DirectorError;
 use crate::incarnation::Incarnation;
 use crate::logs::LogStore;
-use crate::machine_side::MachineSide;
+use crate::machine_side::{MachineFacts, MachineSide};
 use crate::metrics::MetricsStore;
 use crate::store::Store;
 use crate::vault::Vault;
@@ -203,7 +203,7 @@ impl Machines {
             refusals: refusals::Refusals::default(),
             enrolments: Default::default(),
             edge: watch::Sender::default(),
-            limits: Default::default(),
+            facts: Default::default(),
             host_port,
         });
         if let Some(listener) = host {
@@ -280,13 +280,32 @@ impl MachineSide for Machines {
         self.shared.wake.notify_one();
     }
 
-    async fn limits(&self, machine: &MachineId) -> Option<String> {
-        let limits = self
+    async fn facts(&self, machine: &MachineId) -> Option<MachineFacts> {
+        let all = self
             .shared
-            .limits
+            .facts
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        limits.get(machine).map(|(_, words)| words.clone())
+        all.get(machine).map(|(_, facts)| facts.clone())
+    }
+
+    async fn outdated(&self) -> Result<BTreeSet<MachineId>, DirectorError> {
+        let mut outdated = BTreeSet::new();
+        for (name, cloud) in &self.shared.clouds {
+            // Not from memory: just after a start there is none.
+            let machines = broker::list(cloud.as_ref(), &self.shared.installation).await;
+            let machines = machines.map_err(|reason| {
+                DirectorError::unavailable(
+                    "cloud_silent",
+                    format!("the cloud '{name}' does not tell its machines: {reason}"),
+                )
+            })?;
+            let old = machines
+                .iter()
+                .filter(|one| self.shared.is_outdated(name, one));
+            outdated.extend(old.map(|one| one.machine.clone()));
+        }
+        Ok(outdated)
     }
 
     async fn roots(&self) -> Result<Vec<RootInfo>, DirectorError> {

@@ -7,6 +7,7 @@ use super::listeners::Listeners;
 use super::refusals::Refusals;
 use crate::brake::EnrolmentBrake;
 use crate::incarnation::Incarnation;
+use crate::machine_side::MachineFacts;
 use crate::store::Store;
 use conpaas_cloud::{CgroupVersion, Cloud, Limits};
 use conpaas_manager::ServiceManagers;
@@ -59,8 +60,8 @@ pub struct Shared {
     pub managers: ServiceManagers,
     /// What the edge has taken, by service.
     pub edge: watch::Sender<BTreeMap<ServiceId, EdgeStatus>>,
-    /// Limits in force, in words, with the cloud that said so.
-    pub limits: Mutex<BTreeMap<MachineId, (String, String)>>,
+    /// What clouds tell of machines, with the cloud that did.
+    pub facts: Mutex<BTreeMap<MachineId, (String, MachineFacts)>>,
     pub host_port: OnceLock<u16>,
 }
 
@@ -152,25 +153,37 @@ impl Shared {
         all
     }
 
-    /// Notes the limits in force on a machine.
-    pub fn note_limits(&self, cloud: &str, machine: &MachineId, limits: &Limits) {
-        let words = (cloud.to_owned(), limits_in_words(limits));
-        self.limits
+    /// Notes what a cloud tells of a machine that it made.
+    pub fn note_made(&self, cloud: &str, machine: &conpaas_cloud::Machine) {
+        let facts = (cloud.to_owned(), self.facts_of(cloud, machine));
+        self.facts
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .insert(machine.clone(), words);
+            .insert(machine.machine.clone(), facts);
     }
 
-    /// Notes what a cloud's list says of its machines' limits; machines it lacks are forgotten.
+    /// Notes what a cloud's list tells of its machines; machines it lacks are forgotten.
     pub fn note_listed(&self, cloud: &str, machines: &[conpaas_cloud::Machine]) {
-        let mut limits = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
-        limits.retain(|_, (of, _)| of != cloud);
+        let mut facts = self.facts.lock().unwrap_or_else(PoisonError::into_inner);
+        facts.retain(|_, (of, _)| of != cloud);
         for machine in machines {
-            limits.insert(
-                machine.machine.clone(),
-                (cloud.to_owned(), limits_in_words(&machine.limits)),
-            );
+            let new = (cloud.to_owned(), self.facts_of(cloud, machine));
+            facts.insert(machine.machine.clone(), new);
         }
+    }
+
+    fn facts_of(&self, cloud: &str, machine: &conpaas_cloud::Machine) -> MachineFacts {
+        MachineFacts {
+            limits: limits_in_words(&machine.limits),
+            image: machine.image.clone(),
+            outdated: self.is_outdated(cloud, machine),
+        }
+    }
+
+    /// Whether its cloud makes machines of something else now.
+    pub fn is_outdated(&self, cloud: &str, machine: &conpaas_cloud::Machine) -> bool {
+        let now = self.clouds.get(cloud).map(|cloud| cloud.image());
+        now.is_some() && machine.image != now
     }
 }
 

@@ -3,7 +3,7 @@
 
 pub use conpaas_director::access::{self, Access};
 pub use conpaas_director::api::operations_of;
-pub use conpaas_director::machine_side::MachineSide;
+pub use conpaas_director::machine_side::{MachineFacts, MachineSide};
 pub use conpaas_director::store::{operations as rows, services};
 pub use conpaas_director::{
     Director, DirectorConfig, DirectorError, PASSWORD_FILE, StartError, operations,
@@ -15,6 +15,7 @@ pub use conpaas_model::status::ServiceStatus;
 pub use conpaas_services::registry::Registry;
 pub use http::{Method, StatusCode};
 pub use serde_json::{Value, json};
+pub use std::collections::BTreeSet;
 pub use std::net::SocketAddr;
 pub use std::os::unix::fs::PermissionsExt;
 pub use std::path::Path;
@@ -46,8 +47,11 @@ impl MachineSide for NoMachines {
         }]
     }
     fn wake(&self) {}
-    async fn limits(&self, _: &MachineId) -> Option<String> {
+    async fn facts(&self, _: &MachineId) -> Option<MachineFacts> {
         None
+    }
+    async fn outdated(&self) -> Result<BTreeSet<MachineId>, DirectorError> {
+        Ok(BTreeSet::new())
     }
     async fn roots(&self) -> Result<Vec<RootInfo>, DirectorError> {
         Ok(Vec::new())

@@ -21,7 +21,7 @@ use std::fs;
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::DirBuilderExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -74,6 +74,19 @@ impl Inner {
         };
         this.clear_leftovers()?;
         Ok(this)
+    }
+
+    /// Names of the image and of the program, both made from their content.
+    pub fn image(&self) -> String {
+        let name = |path: Option<&Path>| {
+            let name = path.and_then(Path::file_name).unwrap_or_default();
+            name.to_string_lossy().into_owned()
+        };
+        format!(
+            "{}/{}",
+            name(Some(&self.config.image)),
+            name(self.program.parent())
+        )
     }
 
     /// Removes what interrupted creations and removals left under names that nobody finds.
@@ -196,6 +209,7 @@ impl Inner {
                 pids: self.config.pids_per_machine,
             },
             cgroups: self.cgroups.clone(),
+            image: Some(self.image()),
             created_at: SystemTime::now()
                 .duration_since(UNIX_EPOCH)
                 .map_or(0, |d| d.as_secs()),

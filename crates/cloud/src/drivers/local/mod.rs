@@ -134,6 +134,10 @@ impl crate::Cloud for LocalCloud {
         }
     }
 
+    fn image(&self) -> String {
+        self.inner.image()
+    }
+
     async fn capacity(&self) -> Result<Capacity, CloudError> {
         self.blocking(|inner| inner.capacity()).await
     }

@@ -39,6 +39,9 @@ pub struct MachineRecord {
     pub allowance: Allowance,
     /// Where its limits were to be set.
     pub cgroups: Cgroups,
+    /// Image and program; absent in records of older programs.
+    #[serde(default)]
+    pub image: Option<String>,
     pub created_at: u64,
 }
 
@@ -222,6 +225,7 @@ pub fn describe(record: MachineRecord, state: Option<StateRecord>, in_flight: bo
         hostname: record.hostname,
         instance_type: record.instance_type,
         address: record.address,
+        image: record.image,
         state: status,
         created_at: record.created_at,
         limits: state

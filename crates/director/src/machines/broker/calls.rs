@@ -3,9 +3,12 @@
 use super::Network;
 use crate::machines::shared::{Shared, full};
 use crate::machines::{births, records};
-use conpaas_cloud::{CloudError, CloudMachineId, MachineState};
+use conpaas_cloud::{Cloud, CloudError, CloudMachineId, MachineState};
 use conpaas_core::broker::{CallResult, Listed};
 use conpaas_kill_points::{KillPoint, reached};
+use conpaas_model::ids::InstallationId;
+use std::time::Duration;
+use tokio::time::timeout;
 
 pub(super) fn listed(machine: conpaas_cloud::Machine) -> Listed {
     let died = match machine.state {
@@ -42,7 +45,7 @@ pub(super) async fn create(
     match cloud.create(request).await {
         Ok(machine) => {
             reached(KillPoint::CreateAnswered);
-            shared.note_limits(&birth.cloud, &birth.machine, &machine.limits);
+            shared.note_made(&birth.cloud, &machine);
             let network = Network {
                 application: birth.application.clone(),
                 instance: machine.network_instance,
@@ -74,6 +77,24 @@ pub(super) async fn create(
             };
             (result, None)
         }
+    }
+}
+
+/// How long a cloud may take to list its machines.
+pub(super) const LIST_DEADLINE: Duration = Duration::from_secs(30);
+
+/// All machines of this installation as their cloud lists them, or why it does not.
+pub async fn list(
+    cloud: &dyn Cloud,
+    installation: &InstallationId,
+) -> Result<Vec<conpaas_cloud::Machine>, String> {
+    match timeout(LIST_DEADLINE, cloud.list(installation)).await {
+        Ok(Ok(machines)) => Ok(machines),
+        Ok(Err(error)) => Err(full(&error)),
+        Err(_) => Err(format!(
+            "it did not list its machines within {} s",
+            LIST_DEADLINE.as_secs()
+        )),
     }
 }
 

@@ -7,6 +7,7 @@ mod calls;
 mod look;
 mod record;
 
+pub use calls::list;
 pub use record::tell;
 
 use super::pace::Pace;
@@ -15,7 +16,7 @@ use super::shared::{Shared, full};
 use crate::error::DirectorError;
 use crate::store;
 use crate::store::changes::Touched;
-use calls::{create, destroy, listed};
+use calls::{LIST_DEADLINE, create, destroy, listed};
 use conpaas_cloud::MachineState;
 use conpaas_core::broker::{BrokerSettings, CallResult, CloudView, answered};
 use conpaas_kill_points::{KillPoint, reached};
@@ -25,10 +26,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc};
-use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval};
 
-/// How long a cloud may take to list its machines.
-const LIST_DEADLINE: Duration = Duration::from_secs(30);
 /// Calls to clouds that may be under way at once.
 const CALLS_AT_ONCE: usize = 8;
 
@@ -191,14 +190,7 @@ impl Broker {
                 self.shared.installation.clone(),
             );
             self.shared.tasks.spawn(async move {
-                let result = match timeout(LIST_DEADLINE, cloud.list(&installation)).await {
-                    Ok(Ok(machines)) => Ok(machines),
-                    Ok(Err(error)) => Err(full(&error)),
-                    Err(_) => Err(format!(
-                        "it did not list its machines within {} s",
-                        LIST_DEADLINE.as_secs()
-                    )),
-                };
+                let result = list(cloud.as_ref(), &installation).await;
                 // The receiver is gone only when the Director ends.
                 let _ = sender.send(Done::Listed {
                     cloud: name,
