@@ -192,6 +192,9 @@ pub struct ReadLogsQuery {
     /// Only lines that match this regular expression.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub grep: Option<String>,
+    /// Only requests that were answered so: `404`, `5xx`, several by comma.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub status: Option<String>,
     /// `next` of an earlier answer: only lines that arrived after it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cursor: Option<String>,

@@ -285,6 +285,10 @@ fn with_all_backends_gone_static_files_still_answer_from_the_web_role() {
     let missing = world.run(["logs", "shop/web/web-99"]);
     assert_eq!(missing.code, 4, "{missing:?}");
     world.ok(["app", "stop", "shop"]);
+    let log = world.ok(["logs", "shop/web", "--status", "2xx"]);
+    assert!(log.contains("GET /static"), "{log}");
+    let log = world.ok(["logs", "shop/web", "--status", "418,5xx"]);
+    assert!(!log.contains("GET /static"), "{log}");
     let log = world.ok(["logs", "shop/web", "--grep", "GET /static"]);
     assert!(log.contains("GET /static.txt"), "{log}");
 }

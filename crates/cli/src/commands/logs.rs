@@ -19,7 +19,7 @@ const WINDOW: u32 = 10_000;
 /// Show the logs of an application, a service or a node
 #[derive(Args)]
 #[command(
-    after_help = "Examples:\n  conpaas logs shop/web\n  conpaas logs shop/web --role backend -n 100\n  conpaas logs shop/web/web-3 --follow\n  conpaas logs shop/web --since 1h --grep ' 5[0-9][0-9] '\n\nLogs stay readable when their node has gone or the service is stopped."
+    after_help = "Examples:\n  conpaas logs shop/web\n  conpaas logs shop/web --role backend -n 100\n  conpaas logs shop/web/web-3 --follow\n  conpaas logs shop/web --since 1h --status 5xx\n  conpaas logs shop --grep 'GET /basket'\n\nLogs stay readable when their node has gone or the service is stopped."
 )]
 pub struct LogsArgs {
     /// APP, APP/SERVICE or APP/SERVICE/NODE
@@ -36,6 +36,9 @@ pub struct LogsArgs {
     /// Only lines that match this regular expression
     #[arg(long, value_name = "REGEX")]
     grep: Option<String>,
+    /// Only requests that were answered so: 404, 5xx, several by comma
+    #[arg(long, value_name = "STATUS")]
+    status: Option<String>,
     /// Only of one role
     #[arg(long)]
     role: Option<String>,
@@ -113,6 +116,7 @@ async fn read(
             lines: Some(lines),
             since: since.clone(),
             grep: args.grep.clone(),
+            status: args.status.clone(),
             cursor: cursors.get(&service).cloned(),
         };
         let page = client.read_logs(&args.target.app, &service, &query).await?;

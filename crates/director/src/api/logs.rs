@@ -30,6 +30,8 @@ pub(super) struct LogsQuery {
     since: Option<String>,
     /// Only lines that match this regular expression.
     grep: Option<String>,
+    /// Only requests that were answered so: `404`, `5xx`, several by comma.
+    status: Option<String>,
     /// `next` of an earlier answer: only lines that arrived after it.
     cursor: Option<String>,
 }
@@ -74,12 +76,19 @@ fn wanted(query: &LogsQuery) -> Result<Wanted, DirectorError> {
                 })?,
         ),
     };
+    let statuses = query.status.as_ref().map(|text| {
+        text.parse().map_err(|error: String| {
+            DirectorError::invalid("invalid_status", error)
+                .hint("write 404 or 5xx, several by comma")
+        })
+    });
     Ok(Wanted {
         node: None,
         role: query.role.clone(),
         lines: query.lines.unwrap_or(100).min(10_000) as usize,
         after: since.max(cursor),
         matching,
+        statuses: statuses.transpose()?,
     })
 }
 

@@ -1,6 +1,10 @@
 //! What daemons wrote, kept where it outlives their machines: one file per node and source, each
 //! line with the moment it arrived. How lines travel is `machines::intake`'s business.
 
+mod status;
+
+pub use status::Statuses;
+
 use regex::Regex;
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
@@ -48,6 +52,7 @@ pub struct Wanted {
     /// Later than this, in microseconds since 1970.
     pub after: u64,
     pub matching: Option<Regex>,
+    pub statuses: Option<Statuses>,
 }
 
 /// A line that was kept.
@@ -343,7 +348,8 @@ fn read_file(
                 continue;
             };
             oldest = oldest.min(at);
-            let fits = wanted.matching.as_ref().is_none_or(|m| m.is_match(said));
+            let fits = wanted.matching.as_ref().is_none_or(|m| m.is_match(said))
+                && wanted.statuses.as_ref().is_none_or(|s| s.of(said));
             if at > wanted.after && at <= up_to && fits {
                 found.push_back(line(at, said));
                 if found.len() > most {
