@@ -32,9 +32,12 @@ pub trait MachineSide: Send + Sync {
     fn wake(&self);
     /// What a machine's cloud told of it last.
     async fn facts(&self, machine: &MachineId) -> Option<MachineFacts>;
-    /// Machines that are made of something older than what their cloud makes machines of now; asked
-    /// of the clouds.
-    async fn outdated(&self) -> Result<BTreeSet<MachineId>, DirectorError>;
+    /// Machines of these clouds that are made of something older than what they make machines of
+    /// now; asked of the clouds.
+    async fn outdated(
+        &self,
+        clouds: &BTreeSet<String>,
+    ) -> Result<BTreeSet<MachineId>, DirectorError>;
     /// Roots that everybody trusts.
     async fn roots(&self) -> Result<Vec<RootInfo>, DirectorError>;
     /// Makes a root that signs as soon as everybody trusts it.

@@ -431,8 +431,8 @@ pub struct Node {
     pub limits: Option<String>,
     /// What its machine started from (image and program), in its cloud's words.
     pub image: Option<String>,
-    /// Its cloud makes machines of something newer now; an upgrade replaces it.
-    pub outdated: bool,
+    /// Its cloud makes machines of something newer now; an upgrade replaces it. Absent: not known yet.
+    pub outdated: Option<bool>,
     pub created_at: String,
 }
 

@@ -63,6 +63,14 @@ impl World {
                 let hidden = listed.remove(self.rng.below(listed.len() as u64) as usize);
                 self.suspect_machine(&hidden.id);
             }
+            let kept = self.clouds[cloud].troubles.kept.as_mut();
+            if let Some(kept) = kept
+                && take(&mut kept.lists)
+            {
+                let id = kept.id.clone();
+                listed.retain(|machine| machine.id != id);
+                self.suspect_machine(&id);
+            }
             if take(&mut self.clouds[cloud].troubles.invent_in_lists) {
                 let id = format!(
                     "{}-{}",
@@ -267,6 +275,7 @@ impl World {
             }
             Action::MarkDead { machine, signal } => {
                 let reason = &signal.to_string();
+                self.condemn(machine);
                 self.truth.declared_dead.insert(machine.clone());
                 self.director
                     .store

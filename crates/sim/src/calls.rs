@@ -172,6 +172,10 @@ impl World {
         if take(&mut self.clouds[cloud].troubles.fail_calls) {
             return false;
         }
+        let kept = self.clouds[cloud].troubles.kept.as_ref();
+        if kept.is_some_and(|kept| kept.id == id && kept.until > self.now) {
+            return false;
+        }
         self.clouds[cloud].destroy(id);
         self.machine_ends(id);
         true

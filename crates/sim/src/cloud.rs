@@ -21,11 +21,21 @@ pub struct Troubles {
     pub lose_answers: u32,
     pub create_twice: u32,
     pub hide_in_lists: u32,
+    /// A machine that so many lists leave out, and that is not destroyed before a moment.
+    pub kept: Option<Kept>,
     pub invent_in_lists: u32,
     pub fail_lists: u32,
     pub hang_boots: u32,
     /// No machine fits.
     pub full: bool,
+}
+
+/// See [`Troubles::kept`].
+#[derive(Clone, Debug)]
+pub struct Kept {
+    pub id: String,
+    pub lists: u32,
+    pub until: u64,
 }
 
 /// Takes one of a count.

@@ -1,11 +1,13 @@
 //! What goes wrong, done to the world: one function per kind of fault. Whoever may rightly be
 //! taken for dead afterwards is noted, so that invariants do not blame our own steps for it.
 
+use crate::cloud::{Kept, SimCloud};
 use crate::host::HostId;
 use crate::schedule::{Fault, Ms, Side, What};
 use crate::store::Outcome;
 use crate::world::{Event, HEARTBEAT, Party, World};
-use conpaas_model::ids::NodeNumber;
+use conpaas_cloud::MachineState;
+use conpaas_model::ids::{MachineId, NodeNumber};
 
 /// How long after a fault its consequences may still come.
 const AFTERMATH: Ms = 16_000;
@@ -75,9 +77,35 @@ impl World {
         }
     }
 
+    /// A machine is declared dead by a list: rightly when it is, or when the list left it out, and
+    /// then for good.
+    pub fn condemn(&mut self, machine: &MachineId) {
+        let row = self.director.store.machine(machine);
+        let Some(cloud_id) = row.and_then(|row| row.cloud_id.clone()) else {
+            return;
+        };
+        let lives = self
+            .clouds
+            .iter()
+            .flat_map(SimCloud::machines)
+            .any(|found| found.id.0 == cloud_id && matches!(found.state, MachineState::Running));
+        let Some(host) = self.hosts.get_mut(&crate::host::host_id(&cloud_id)) else {
+            return;
+        };
+        if lives && !host.hidden {
+            let text = format!("{machine} ({cloud_id}) runs and was listed always");
+            return self.broke("the living are not declared dead", text);
+        }
+        host.suspect_until = Ms::MAX;
+    }
+
     /// A machine is missing in a list.
     pub fn suspect_machine(&mut self, cloud_id: &str) {
-        self.suspect(Party::Host(crate::host::host_id(cloud_id)), 0);
+        let id = crate::host::host_id(cloud_id);
+        if let Some(host) = self.hosts.get_mut(&id) {
+            host.hidden = true;
+        }
+        self.suspect(Party::Host(id), 0);
     }
 
     /// Somebody's process dies now.
@@ -214,6 +242,16 @@ impl World {
             Fault::NoCapacity { cloud, .. } => self.clouds[index(cloud)].troubles.full = true,
             Fault::ListHides { cloud, lists } => {
                 self.clouds[index(cloud)].troubles.hide_in_lists += lists;
+            }
+            Fault::TakenForDead { lists, lasts } => {
+                let host = self.manager_host()?;
+                let until = self.now + lasts;
+                let (cloud, id) = self.clouds.iter().enumerate().find_map(|(at, cloud)| {
+                    let mut ids = cloud.machines().map(|machine| &machine.id.0);
+                    let id = ids.find(|id| crate::host::host_id(id) == host)?;
+                    Some((at, id.clone()))
+                })?;
+                self.clouds[cloud].troubles.kept = Some(Kept { id, lists, until });
             }
             Fault::ListInvents { cloud, lists } => {
                 self.clouds[index(cloud)].troubles.invent_in_lists += lists;

@@ -65,6 +65,8 @@ pub struct Host {
     pub frozen_until: Ms,
     /// Until when somebody may rightly believe that it is dead.
     pub suspect_until: Ms,
+    /// A list left it out while it was there.
+    pub hidden: bool,
     pub disk: Disk,
     pub agent: Option<AgentProcess>,
     pub processes: BTreeMap<Instance, Process>,
@@ -89,6 +91,7 @@ impl World {
             secret,
             frozen_until: 0,
             suspect_until: 0,
+            hidden: false,
             disk: Disk {
                 key: format!("key-{host}"),
                 ..Disk::default()

@@ -148,6 +148,12 @@ pub enum Fault {
         cloud: u64,
         lists: u32,
     },
+    /// Lists leave the manager's machine out, and the cloud is slow to destroy it: it lives on
+    /// beside the one in its stead.
+    TakenForDead {
+        lists: u32,
+        lasts: Ms,
+    },
     /// Lists hold a machine that never was.
     ListInvents {
         cloud: u64,
@@ -218,6 +224,7 @@ impl Fault {
             Self::CreatesTwice { .. } => "cloud creates twice",
             Self::NoCapacity { .. } => "cloud refuses capacity",
             Self::ListHides { .. } => "list hides",
+            Self::TakenForDead { .. } => "a manager is taken for dead",
             Self::ListInvents { .. } => "list invents",
             Self::ListFails { .. } => "list fails",
             Self::BootsHang { .. } => "boot hangs",
@@ -314,7 +321,7 @@ fn fault(rng: &mut Rng) -> Fault {
     let cloud = rng.below(2);
     let few = rng.between(1, 4) as u32;
     let lasts = rng.between(300, 9_000);
-    match rng.below(30) {
+    match rng.below(32) {
         0..=2 => Fault::Dies {
             who: Side::Director,
             points: rng.between(1, 12) as u32,
@@ -378,9 +385,10 @@ fn fault(rng: &mut Rng) -> Fault {
             who: side(rng),
             lasts,
         },
-        _ => Fault::TokenStolen {
+        29 => Fault::TokenStolen {
             pick: rng.draw() >> 16,
         },
+        _ => Fault::TakenForDead { lists: few, lasts },
     }
 }
 

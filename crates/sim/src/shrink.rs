@@ -94,6 +94,7 @@ fn smaller(disturbance: &Disturbance) -> Option<Disturbance> {
         | Fault::AnswersLost { calls: count, .. }
         | Fault::CreatesTwice { calls: count, .. }
         | Fault::ListHides { lists: count, .. }
+        | Fault::TakenForDead { lists: count, .. }
         | Fault::ListInvents { lists: count, .. }
         | Fault::ListFails { lists: count, .. }
         | Fault::BootsHang {

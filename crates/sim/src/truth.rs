@@ -1,7 +1,7 @@
 //! What really is, and the invariants that are checked the moment something is done. Each has a
 //! name; what faults took is kept apart, so that only our own steps are blamed.
 
-use crate::host::{HostId, host_id};
+use crate::host::{Host, HostId, host_id};
 use crate::schedule::Ms;
 use crate::store::Outcome;
 use crate::world::{DRAIN_SECONDS, World};
@@ -55,6 +55,13 @@ impl World {
         self.hosts
             .get(&id)
             .is_none_or(|host| host.suspect_until > self.now)
+    }
+
+    /// Whether a machine was rightly declared dead.
+    fn condemned(&self, id: HostId) -> bool {
+        self.hosts
+            .get(&id)
+            .is_some_and(|host| host.suspect_until == Ms::MAX)
     }
 
     fn ours(&self, id: HostId) -> bool {
@@ -210,6 +217,15 @@ impl World {
             || !self.truth.led_to.contains(instance)
             || (instance.release.is_some() && !releases.contains(&instance.release))
         {
+            return;
+        }
+        let uses = |(_, host): &(&HostId, &Host)| {
+            let mut tables = host.tables.values();
+            tables.any(|table| table.using.contains(instance))
+        };
+        // To whom only those lead who were rightly declared dead, nobody is led.
+        let users: Vec<HostId> = self.people().filter(uses).map(|(id, _)| *id).collect();
+        if !users.is_empty() && users.iter().all(|user| self.condemned(*user)) {
             return;
         }
         // The wish that its manager knows is what counts.

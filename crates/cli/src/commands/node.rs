@@ -64,7 +64,11 @@ pub fn roles(node: &NodeSummary) -> String {
 
 /// A node's state; and whether machines are made of something newer now.
 fn state_of(node: &Node) -> String {
-    let outdated = if node.outdated { " (outdated)" } else { "" };
+    let outdated = if node.outdated == Some(true) {
+        " (outdated)"
+    } else {
+        ""
+    };
     format!("{}{outdated}", word(&node.state))
 }
 

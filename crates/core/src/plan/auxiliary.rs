@@ -1,6 +1,6 @@
 //! Where auxiliary roles are: on machines that are there for other roles anyway. They stay where
 //! they are while that node stays; what is missing goes to nodes whose agents obey now, those
-//! with the fewest auxiliary roles first.
+//! that nobody wants replaced first, of them those with the fewest auxiliary roles.
 
 use super::layout::Shape;
 use super::{Input, Node};
@@ -52,7 +52,7 @@ fn hosts(
     auxiliary: &AuxiliaryDeclaration,
     load: &BTreeMap<NodeNumber, usize>,
 ) -> Vec<NodeNumber> {
-    let mut candidates: Vec<(bool, bool, usize, NodeNumber)> = target
+    let mut candidates: Vec<(bool, bool, bool, usize, NodeNumber)> = target
         .iter()
         .filter(|(_, shape)| auxiliary.beside.iter().any(|b| shape.roles.contains(*b)))
         .map(|(number, _)| {
@@ -60,14 +60,15 @@ fn hosts(
             let has =
                 node.is_some_and(|n| n.may_run() && n.level.roles.contains_key(auxiliary.role));
             let obeys = node.is_some_and(Node::live);
+            let to_retire = input.spec.retire.contains(number);
             let load = load.get(number).copied().unwrap_or(0);
-            (!has, !obeys, load, *number)
+            (!has, !obeys, to_retire, load, *number)
         })
         .collect();
     candidates.sort_unstable();
     candidates
         .into_iter()
         .take(auxiliary.copies as usize)
-        .map(|(_, _, _, number)| number)
+        .map(|(.., number)| number)
         .collect()
 }

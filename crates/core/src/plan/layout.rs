@@ -7,8 +7,9 @@ use super::{Input, Node};
 use crate::service_type::ServiceType;
 use conpaas_model::ids::NodeNumber;
 use conpaas_model::instance::InstanceType;
+use conpaas_model::level::Duty;
 use conpaas_model::spec::{RoleName, RoleWish};
-use conpaas_model::status::NodeState;
+use conpaas_model::status::{NodeState, Phase};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What one node should be.
@@ -81,8 +82,17 @@ pub fn replaced_at_once(nodes: usize) -> usize {
 /// The nodes that are to be replaced and whose turn it is; the others serve on.
 fn in_turn(input: &Input<'_>, wanted: usize) -> BTreeSet<NodeNumber> {
     let present = input.spec.retire.iter();
-    let present = present.filter(|number| input.nodes.contains_key(number));
-    present.take(replaced_at_once(wanted)).copied().collect()
+    let mut present: Vec<(bool, NodeNumber)> = present
+        .filter_map(|number| {
+            let level = &input.nodes.get(number)?.level;
+            let leaves = level.roles.values().any(|role| role.duty == Duty::Drain);
+            Some((!leaves, *number))
+        })
+        .collect();
+    // Who is on the way goes on.
+    present.sort_unstable();
+    let turns = present.into_iter().take(replaced_at_once(wanted));
+    turns.map(|(_, number)| number).collect()
 }
 
 /// The nodes that should exist, with their shapes; numbers that are not among the input's
@@ -103,7 +113,7 @@ pub(super) fn target(input: &Input<'_>) -> (BTreeMap<NodeNumber, Shape>, Vec<Hel
     for (number, node) in input.nodes {
         if node.usable() && !leaving.contains(number) {
             groups
-                .entry(GroupKey::of(input.service_type, node))
+                .entry(GroupKey::of(input, node))
                 .or_default()
                 .push(*number);
         }
@@ -195,42 +205,69 @@ impl Fence {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct GroupKey {
     roles: BTreeSet<RoleName>,
+    /// Those of them that it was told to let go of.
+    leaving: BTreeSet<RoleName>,
     cloud: String,
     instance_type: String,
-    /// 3 all roles ready, 2 agent there, 1 booting, 0 only requested.
+    /// 3 all roles ready or finishing what they have, 2 agent there, 1 booting, 0 only requested.
     readiness: u8,
+    /// Its turn to be replaced comes.
+    to_retire: bool,
     /// It has auxiliary roles, too.
     auxiliary: bool,
 }
 
 impl GroupKey {
-    fn of(service_type: &dyn ServiceType, node: &Node) -> Self {
+    fn of(input: &Input<'_>, node: &Node) -> Self {
+        let service_type = input.service_type;
         let own = |role: &&RoleName| service_type.auxiliary_role(role).is_none();
         let roles: BTreeSet<RoleName> = node.level.roles.keys().filter(own).cloned().collect();
+        let drains = |role: &&RoleName| {
+            let level = node.level.roles.get(*role);
+            level.is_some_and(|level| level.duty == Duty::Drain)
+        };
+        let leaving: BTreeSet<RoleName> = roles.iter().filter(drains).cloned().collect();
+        // What it said last it said before it heard that it leaves.
+        let outdated = !leaving.is_empty() && !node.obeys;
         let auxiliary = roles.len() < node.level.roles.len();
         let readiness = match node.record.state {
             NodeState::Up if !node.live() => 0,
-            NodeState::Up if !roles.is_empty() && node.all_ready(service_type) => 3,
+            NodeState::Up if roles.is_empty() || outdated => 2,
+            NodeState::Up if all_serve(service_type, node) => 3,
             NodeState::Up => 2,
             NodeState::Booting => 1,
             _ => 0,
         };
         Self {
             roles,
+            leaving,
             cloud: node.record.cloud.clone(),
             instance_type: node.record.instance_type.clone(),
             readiness,
+            to_retire: input.spec.retire.contains(&node.record.number),
             auxiliary,
         }
     }
 }
 
-/// Better matches are greater: most roles already there, then healthier, then least to remove,
-/// then those that auxiliary roles would otherwise have to leave.
+/// Whether all that a node's level asks for is ready, or was and finishes what it has.
+fn all_serve(service_type: &dyn ServiceType, node: &Node) -> bool {
+    super::instances(service_type, node.record.number, &node.level).all(|instance| {
+        let phase = node.phase(&instance.role, instance.release);
+        phase.is_some_and(|phase| phase.is_ready() || matches!(phase, Phase::Draining))
+    })
+}
+
+/// Better matches are greater: most roles already there, then healthier, then fewest of them told to
+/// leave (a choice must not be taken back by reports of before it, or it is made again by the next ones,
+/// and so on for ever), then those that nobody wants replaced, then least to remove, then those that auxiliary roles
+/// would otherwise have to leave.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 struct Score {
     overlap: usize,
     readiness: u8,
+    stays: usize,
+    fresh: bool,
     kept: i64,
     auxiliary: bool,
     shape_size: usize,
@@ -242,6 +279,8 @@ impl Score {
         Self {
             overlap,
             readiness: key.readiness,
+            stays: overlap - shape.roles.intersection(&key.leaving).count(),
+            fresh: !key.to_retire,
             kept: overlap as i64 - key.roles.len() as i64,
             // A shape that cannot take them leaves such a node to one that can.
             auxiliary: key.auxiliary

@@ -79,11 +79,6 @@ impl Node {
             None => status.own.as_ref(),
         }
     }
-    /// Every instance of its level is ready.
-    pub fn all_ready(&self, service_type: &dyn ServiceType) -> bool {
-        instances(service_type, self.record.number, &self.level)
-            .all(|i| self.phase(&i.role, i.release).is_some_and(Phase::is_ready))
-    }
 }
 
 /// The instances that a level asks for: one per release of a role that carries releases, one

@@ -9,7 +9,7 @@ use crate::shared::Shared;
 use crate::store::apps::{self, AppRow, Which};
 use crate::store::changes::Touched;
 use crate::store::operations::OperationRow;
-use crate::store::{events, users};
+use crate::store::{events, machines, users};
 use axum::extract::State;
 use axum::{Extension, Json};
 use conpaas_kill_points::{KillPoint, reached};
@@ -330,9 +330,16 @@ pub(super) async fn upgrade_app(
     Extension(row): Extension<AppRow>,
     Payload(wish): Payload<AppUpgrade>,
 ) -> Result<(StatusCode, Json<Accepted>), DirectorError> {
-    let outdated = match wish.all {
-        true => None,
-        false => Some(shared.machines.outdated().await?),
+    let outdated = if wish.all {
+        None
+    } else {
+        let app = row.id.clone();
+        let nodes = shared
+            .store
+            .read(move |tx| machines::nodes_of_app(tx, &app))
+            .await?;
+        let clouds = nodes.into_iter().map(|node| node.cloud).collect();
+        Some(shared.machines.outdated(&clouds).await?)
     };
     accept(&shared, &caller, true, move |change| {
         change.upgrade_app(fresh_app(change, &row)?, outdated.as_ref())

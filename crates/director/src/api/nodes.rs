@@ -73,7 +73,7 @@ async fn show(shared: &Shared, rows: Vec<NodeRow>, services: &[ServiceRow]) -> V
             && let Some(facts) = shared.machines.facts(&machine).await
         {
             node.limits = Some(facts.limits);
-            (node.image, node.outdated) = (facts.image, facts.outdated);
+            (node.image, node.outdated) = (facts.image, Some(facts.outdated));
         }
         nodes.push(node);
     }

@@ -328,7 +328,7 @@ pub(super) fn node(row: NodeRow, service: Option<&ServiceRow>) -> Node {
         summary,
         limits: None,
         image: None,
-        outdated: false,
+        outdated: None,
         created_at: show_time(row.created_at),
     }
 }

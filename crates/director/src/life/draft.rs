@@ -14,7 +14,7 @@ use conpaas_core::plan::{node_count, replaced_at_once};
 use conpaas_core::service_type::ServiceType;
 use conpaas_model::api::{CloudInfo, Outcome};
 use conpaas_model::event::EventKind;
-use conpaas_model::ids::{OperationId, PrincipalId};
+use conpaas_model::ids::{NodeNumber, OperationId, PrincipalId, ServiceId};
 use conpaas_model::spec::{RoleName, RoleWish, RunWish};
 use rusqlite::Connection;
 use std::collections::BTreeMap;
@@ -189,7 +189,7 @@ impl<'a> Draft<'a> {
             roles: before.roles.clone(),
             active: before.active,
             preview: before.preview,
-            retire: Some(machines::to_retire(self.tx, &before.id)?),
+            retire: Default::default(),
         });
         if after.run != RunWish::Running && after.roles != before.roles {
             // A wish for later is refused now when it could never be met.
@@ -207,6 +207,33 @@ impl<'a> Draft<'a> {
             generation: after.generation,
         });
         Ok(())
+    }
+
+    /// Wants a node of a service replaced that was changed before.
+    pub(super) fn retire(
+        &mut self,
+        service: &ServiceId,
+        node: NodeNumber,
+    ) -> Result<(), DirectorError> {
+        let mut changed = self.previous.services.iter_mut();
+        if let Some(changed) = changed.find(|changed| changed.service == *service) {
+            changed.retire.insert(node);
+        }
+        machines::retire(self.tx, service, node)
+    }
+
+    /// How many times nodes are replaced one batch after the other: each takes its time.
+    fn rounds(&self) -> Result<i64, DirectorError> {
+        let mut most = 1;
+        for changed in &self.previous.services {
+            let Some(row) = services::get(self.tx, &changed.service)? else {
+                continue;
+            };
+            let service_type = self.shared.service_type(&row.service_type)?;
+            let at_once = replaced_at_once(node_count(service_type, &row.roles));
+            most = most.max(changed.retire.len().div_ceil(at_once));
+        }
+        Ok(i64::try_from(most).unwrap_or(i64::MAX))
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -247,7 +274,7 @@ impl<'a> Draft<'a> {
             }
         }
         let at = now();
-        let deadline = millis(shared.config.operation_deadline);
+        let deadline = millis(shared.config.operation_deadline).saturating_mul(self.rounds()?);
         let operation = OperationRow {
             id: new_id(OperationId::from_suffix)?,
             kind: self.kind.to_owned(),

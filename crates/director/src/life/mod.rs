@@ -451,7 +451,7 @@ impl Change<'_> {
         self.event(&app.id, Some(&row.name), EventKind::NodeReplaced { node })?;
         let mut draft = Draft::new(self.tx, self.shared, self.actor, "replace", app, Some(row))?;
         draft.change(row, row.clone())?;
-        machines::retire(self.tx, &row.id, node)?;
+        draft.retire(&row.id, node)?;
         draft.commit(self.clouds)
     }
 
@@ -494,17 +494,20 @@ impl Change<'_> {
             if row.run == RunWish::Deleted {
                 continue;
             }
-            let mut after = ServiceRow {
-                roles: previous.roles.clone(),
-                active: previous.active,
-                preview: previous.preview,
-                ..row.clone()
-            };
-            after.set_run(previous.run);
-            draft.change(&row, after)?;
-            if let Some(retire) = &previous.retire {
-                machines::set_retire(self.tx, &row.id, retire)?;
+            let mut after = row.clone();
+            let mut targets = operation.targets.iter();
+            let ours = targets.find(|target| target.service == row.id);
+            // A newer wish stands, but for nodes that this one wanted replaced.
+            if ours.is_none_or(|target| target.generation == row.generation) {
+                after.roles = previous.roles.clone();
+                after.active = previous.active;
+                after.preview = previous.preview;
+                after.set_run(previous.run);
+            } else if previous.retire.is_empty() {
+                continue;
             }
+            draft.change(&row, after)?;
+            machines::keep(self.tx, &row.id, &previous.retire)?;
         }
         draft.commit(self.clouds)?;
         rows::get(self.tx, operation.id.as_str())

@@ -5,20 +5,25 @@
 use super::draft::Draft;
 use super::{Accepted, Change};
 use crate::store::apps::AppRow;
-use crate::store::{machines, services};
+use crate::store::{machines, operations, services};
 use conpaas_model::ids::MachineId;
 use conpaas_model::spec::RunWish;
 use conpaas_model::status::NodeState;
 use std::collections::BTreeSet;
 
+const UPGRADE: &str = "upgrade";
+
 impl Change<'_> {
     /// Wants the application's nodes replaced whose machines are among these, managers' included;
-    /// absent: all that are there. What is being replaced already goes on.
+    /// absent: all that are there. An upgrade that is under way goes on; one that failed is followed
+    /// anew.
     pub fn upgrade_app(&self, app: AppRow, outdated: Option<&BTreeSet<MachineId>>) -> Accepted {
         self.living(&app)?;
         let nodes = machines::nodes_of_app(self.tx, &app.id)?;
         let rows = services::of_app(self.tx, &app.id)?;
-        let mut draft = Draft::new(self.tx, self.shared, self.actor, "upgrade", app, None)?;
+        let running = operations::running(self.tx, Some(&app.id))?;
+        let under_way = running.iter().any(|one| one.kind == UPGRADE);
+        let mut draft = Draft::new(self.tx, self.shared, self.actor, UPGRADE, app, None)?;
         for row in rows.iter().filter(|row| row.run == RunWish::Running) {
             let on_their_way = machines::to_retire(self.tx, &row.id)?;
             let old = nodes.iter().filter(|node| {
@@ -26,7 +31,7 @@ impl Change<'_> {
                 node.service == row.id
                     && matches!(node.state, NodeState::Booting | NodeState::Up)
                     && machine.is_some_and(|one| outdated.is_none_or(|old| old.contains(one)))
-                    && !on_their_way.contains(&node.number)
+                    && !(under_way && on_their_way.contains(&node.number))
             });
             let old: Vec<_> = old.map(|node| node.number).collect();
             if old.is_empty() {
@@ -34,7 +39,7 @@ impl Change<'_> {
             }
             draft.change(row, row.clone())?;
             for number in old {
-                machines::retire(self.tx, &row.id, number)?;
+                draft.retire(&row.id, number)?;
             }
         }
         draft.commit(self.clouds)

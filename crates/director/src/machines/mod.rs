@@ -289,9 +289,13 @@ impl MachineSide for Machines {
         all.get(machine).map(|(_, facts)| facts.clone())
     }
 
-    async fn outdated(&self) -> Result<BTreeSet<MachineId>, DirectorError> {
+    async fn outdated(
+        &self,
+        clouds: &BTreeSet<String>,
+    ) -> Result<BTreeSet<MachineId>, DirectorError> {
         let mut outdated = BTreeSet::new();
-        for (name, cloud) in &self.shared.clouds {
+        let asked = self.shared.clouds.iter();
+        for (name, cloud) in asked.filter(|(name, _)| clouds.contains(*name)) {
             // Not from memory: just after a start there is none.
             let machines = broker::list(cloud.as_ref(), &self.shared.installation).await;
             let machines = machines.map_err(|reason| {

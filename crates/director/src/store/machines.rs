@@ -148,13 +148,13 @@ pub fn retire(tx: &Connection, id: &ServiceId, number: NodeNumber) -> Result<(),
     Ok(())
 }
 
-/// Takes back which nodes of a service people want replaced.
-pub fn set_retire(
+/// Nodes of a service need not be replaced any more.
+pub fn keep(
     tx: &Connection,
     id: &ServiceId,
-    wanted: &BTreeSet<NodeNumber>,
+    numbers: &BTreeSet<NodeNumber>,
 ) -> Result<(), DirectorError> {
-    for number in to_retire(tx, id)?.difference(wanted) {
+    for number in numbers {
         tx.execute(
             "UPDATE nodes SET retire = 0 WHERE service_id = ?1 AND number = ?2 AND gone_at IS NULL",
             rusqlite::params![id.as_str(), super::signed(number.0)],
@@ -168,7 +168,8 @@ pub fn replaced(tx: &Connection, id: &ServiceId) -> Result<Vec<(String, String)>
     all(
         tx,
         "SELECT cloud, instance_type FROM nodes
-         WHERE service_id = ?1 AND retire = 1 AND wish = 'present' AND gone_at IS NULL",
+         WHERE service_id = ?1 AND retire = 1 AND wish = 'present' AND gone_at IS NULL
+         ORDER BY number",
         [id.as_str()],
         |row| Ok((row.get("cloud")?, row.get("instance_type")?)),
     )

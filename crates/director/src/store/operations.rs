@@ -37,9 +37,9 @@ pub struct PreviousService {
     pub active: ReleaseNumber,
     #[serde(default)]
     pub preview: Option<ReleaseNumber>,
-    /// Nodes that people wanted replaced; absent in what an older version wrote.
+    /// Nodes that this operation wants replaced.
     #[serde(default)]
-    pub retire: Option<BTreeSet<NodeNumber>>,
+    pub retire: BTreeSet<NodeNumber>,
 }
 
 #[derive(Clone, Debug)]

@@ -167,3 +167,82 @@ async fn a_replacement_needs_room_for_both_nodes_and_is_taken_back_by_cancelling
     assert_eq!(retired().await, 0);
     world.director.stop().await;
 }
+
+#[tokio::test]
+async fn an_upgrade_wants_nodes_replaced_and_cancelling_it_leaves_newer_wishes() {
+    let world = World::new().await;
+    let ann = world.user("ann").await;
+    let service = world.shop(&ann).await;
+    let (_, role) = some_type();
+    let id: ServiceId = world.get(&service, &ann).await.body["id"]
+        .as_str()
+        .unwrap()
+        .parse()
+        .unwrap();
+    let upgrade = async |all: bool| {
+        let done = world.post("/v1/apps/shop/upgrade", &ann, json!({"all": all}));
+        let done = done.await;
+        assert_eq!(done.status, 202, "{done:?}");
+        done.body["operation"]["id"].as_str().map(str::to_owned)
+    };
+    world
+        .post(&format!("{service}/start"), &ann, json!({}))
+        .await;
+    // As its manager and the broker would have done.
+    let key = id.clone();
+    let made = move |tx: &rusqlite::Transaction<'_>| {
+        for number in [1, 2] {
+            tx.execute(
+                "INSERT INTO nodes(service_id, number, cloud, instance_type, address, state, wish, created_at)
+                 VALUES(?1, ?2, 'local', 'small', '100.64.9.' || ?2, 'up', 'present', 0)",
+                rusqlite::params![key.as_str(), number],
+            )?;
+            tx.execute(
+                "INSERT INTO machines(id, app_id, owner_id, service_id, node_number, cloud, instance_type,
+                     cloud_token, state, token_hash, token_expires_at, created_at)
+                 SELECT 'm-made' || ?2, app_id, 'ann', id, ?2, 'local', 'small', '', 'up', '', 0, 0
+                 FROM services WHERE id = ?1",
+                rusqlite::params![key.as_str(), number],
+            )?;
+        }
+        Ok(())
+    };
+    world.director.store().quiet(made).await.unwrap();
+    let retired = async || {
+        let key = id.clone();
+        let look = move |tx: &rusqlite::Transaction<'_>| {
+            conpaas_director::store::machines::to_retire(tx, &key)
+        };
+        world.director.store().read(look).await.unwrap().len()
+    };
+    upgrade(false).await;
+    assert_eq!(retired().await, 0, "its cloud makes machines of the same");
+    let first = upgrade(true).await.unwrap();
+    assert_eq!(retired().await, 2);
+    assert_eq!(upgrade(true).await, Some(first.clone()), "it is under way");
+
+    let scale = format!("{service}/scale");
+    let scaled = world.post(&scale, &ann, json!({"roles": {role.as_str(): "3"}}));
+    let scaled = scaled.await;
+    assert_eq!(scaled.status, 202, "{scaled:?}");
+    let counts = async || world.get(&service, &ann).await.body["roles"][role.as_str()].clone();
+    let wished = counts().await;
+    let cancel = format!("/v1/operations/{first}/cancel");
+    let cancelled = world.post(&cancel, &ann, json!({})).await;
+    // With one service its newer wish may have ended the upgrade already.
+    assert!(
+        matches!(cancelled.status.as_u16(), 200 | 409),
+        "{cancelled:?}"
+    );
+    assert_eq!(counts().await, wished);
+    if cancelled.status == 409 {
+        // It is asked for again, followed, and taken back.
+        let again = upgrade(true).await.unwrap();
+        assert_ne!(again, first);
+        let cancel = format!("/v1/operations/{again}/cancel");
+        assert_eq!(world.post(&cancel, &ann, json!({})).await.status, 200);
+    }
+    assert_eq!(retired().await, 0);
+    assert_eq!(counts().await, wished);
+    world.director.stop().await;
+}

@@ -50,7 +50,7 @@ impl MachineSide for NoMachines {
     async fn facts(&self, _: &MachineId) -> Option<MachineFacts> {
         None
     }
-    async fn outdated(&self) -> Result<BTreeSet<MachineId>, DirectorError> {
+    async fn outdated(&self, _: &BTreeSet<String>) -> Result<BTreeSet<MachineId>, DirectorError> {
         Ok(BTreeSet::new())
     }
     async fn roots(&self) -> Result<Vec<RootInfo>, DirectorError> {

@@ -32,7 +32,8 @@ const LEADS: &str = "leads";
 /// Between a release and its path that a rule leads away from.
 const LED_AWAY: char = '!';
 /// About so many lines a second tell how long requests took that went well, and never less than
-/// half of them: waking who listens costs a tenth of a request. What failed is told line by line.
+/// half of them: waking who listens costs a tenth of a request. What failed at once is told line by
+/// line; of what broke after its first bytes, in a storm, a part, and counters tell the rest.
 const LINES: u32 = 64;
 /// The ring buffer that holds a line for each request, for whoever listens to it.
 pub const TAP: &str = "tap";
@@ -242,6 +243,8 @@ frontend people
   use_backend static-s%[var(txn.release),mod({RELEASE_RING})]
 
 backend {LEADS}
+  http-request set-var(txn.of) fe_req_rate(people),div({LINES})
+  http-request set-log-level silent if {{ var(txn.of),add(0) gt 1 }} !{{ rand(65536),mul(txn.of) lt 65536 }}
   http-request deny deny_status 400 if {{ path -m reg '[\x5c]' }}
   http-request set-var(txn.rest) str("")
   http-request set-var(txn.query) str("")
