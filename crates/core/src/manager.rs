@@ -45,6 +45,8 @@ impl Default for Patience {
 /// What happens to a manager.
 #[derive(Clone, Debug)]
 pub enum Event {
+    /// The Director is within reach, for the first time or again.
+    Reached,
     /// The Director's whole word on the service.
     Level {
         level: Box<ServiceLevel>,
@@ -220,6 +222,10 @@ impl ManagerCore {
     /// Takes an event in and says what follows from it.
     pub fn handle(&mut self, now: Duration, event: Event) -> Vec<Effect> {
         match event {
+            Event::Reached => {
+                self.listen_again(now);
+                return Vec::new();
+            }
             Event::Level {
                 level,
                 epoch,
@@ -283,6 +289,27 @@ impl ManagerCore {
             Event::Tick => {}
         }
         self.replan(now)
+    }
+
+    /// Agents ask the Director where their manager is: while it was away none could find a manager
+    /// that was new. Those that never spoke to this one are waited for as if it had just begun.
+    fn listen_again(&mut self, now: Duration) {
+        let records = self.level.iter().flat_map(|level| &level.nodes);
+        let up: BTreeSet<NodeNumber> = records
+            .filter(|node| node.state == NodeState::Up)
+            .map(|node| node.number)
+            .collect();
+        let mut unheard = self.nodes.iter_mut().filter(|(number, memory)| {
+            up.contains(number) && !memory.connected && memory.report.is_none()
+        });
+        let mut any = false;
+        for (_, memory) in &mut unheard {
+            memory.silent_since = Some(now);
+            any = true;
+        }
+        if any {
+            (self.begun, self.heard) = (Some(now), false);
+        }
     }
 
     fn memory(&mut self, node: NodeNumber) -> &mut NodeMemory {

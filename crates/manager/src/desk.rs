@@ -47,6 +47,7 @@ pub struct Count {
 
 /// What comes to the desk.
 pub enum Message {
+    Reached,
     Level {
         level: Box<ManagerLevel>,
         answer: oneshot::Sender<Result<(), StaleLevel>>,
@@ -157,6 +158,12 @@ impl Desk {
 
     fn take(&mut self, message: Message) {
         match message {
+            Message::Reached => {
+                let services: Vec<ServiceId> = self.services.keys().cloned().collect();
+                for service in services {
+                    self.feed(&service, Event::Reached);
+                }
+            }
             Message::Level { level, answer } => {
                 let _ = answer.send(self.level(*level));
             }

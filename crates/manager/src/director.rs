@@ -77,6 +77,7 @@ impl Link {
                     tracing::info!("connected to the Director");
                     told.clear();
                     self.connected.send_replace(true);
+                    self.managers.reached().await;
                     let ended = self.converse(stream).await;
                     self.connected.send_replace(false);
                     ended

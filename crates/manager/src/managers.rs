@@ -74,6 +74,12 @@ impl ServiceManagers {
         }
     }
 
+    /// The Director is within reach, for the first time or again.
+    pub async fn reached(&self) {
+        // At the end nobody listens any more.
+        let _ = self.desk.send(Message::Reached).await;
+    }
+
     /// Takes in what the Director wants, whole: services that are not mentioned are managed no
     /// more. A level of an older epoch is refused.
     pub async fn level(&self, level: ManagerLevel) -> Result<(), StaleLevel> {

@@ -180,10 +180,19 @@ impl Desk {
     }
 
     pub fn tick(&mut self, now: Ms) -> Out {
+        self.feed_all(now, &Event::Tick)
+    }
+
+    /// The Director is within reach.
+    pub fn reached(&mut self, now: Ms) -> Out {
+        self.feed_all(now, &Event::Reached)
+    }
+
+    fn feed_all(&mut self, now: Ms, event: &Event) -> Out {
         let services: Vec<ServiceId> = self.services.keys().cloned().collect();
         let fed = services
             .iter()
-            .map(|service| self.feed(now, service, Event::Tick));
+            .map(|service| self.feed(now, service, event.clone()));
         fed.flatten().collect()
     }
 

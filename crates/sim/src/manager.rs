@@ -82,8 +82,11 @@ impl World {
         };
         match link {
             Some(link) => {
+                let now = self.now;
                 if let Some(manager) = self.manager_of(id, life) {
                     (manager.link, manager.newest) = (Some(link), None);
+                    let out = manager.desk.reached(now);
+                    self.carry_out(Server::Manager(id), out);
                 }
                 self.report_in_full(id);
             }

@@ -37,14 +37,16 @@ impl<'a> Rollout<'a> {
         let mut ready = BTreeSet::new();
         for (number, node) in input.nodes.iter().filter(|(_, node)| node.may_run()) {
             for instance in instances(input.service_type, *number, &node.level) {
-                if node
-                    .phase(&instance.role, instance.release)
-                    .is_some_and(Phase::is_ready)
+                let duty = duty_of(node, &instance);
+                // One that was told to leave may not have heard it yet, and is no help to anybody.
+                if duty == Duty::Serve
                     && node.live()
+                    && node
+                        .phase(&instance.role, instance.release)
+                        .is_some_and(Phase::is_ready)
                 {
                     ready.insert(instance.clone());
                 }
-                let duty = duty_of(node, &instance);
                 current.insert(instance, duty);
             }
         }
