@@ -102,8 +102,9 @@ fn these_seeds_break_nothing() {
 }
 
 /// Planted bugs that are known to be found within seconds.
-const FOUND_SOON: [Bug; 14] = [
+const FOUND_SOON: [Bug; 15] = [
     Bug::NoDrain,
+    Bug::UserRemovedAfterProvider,
     Bug::IntentAfterEffect,
     Bug::StaleEpochObeyed,
     Bug::HealthFromThePast,
