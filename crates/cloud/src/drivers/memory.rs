@@ -28,6 +28,9 @@ pub enum MemoryEvent {
     Destroyed { id: CloudMachineId },
 }
 
+/// What all machines of this cloud are made of.
+const IMAGE: &str = "records";
+
 struct Held {
     machine: Machine,
     request: CreateMachine,
@@ -43,7 +46,6 @@ struct State {
     machines: BTreeMap<CloudMachineId, Held>,
     made: u64,
     now: u64,
-    image: String,
     boot_delay: Duration,
     hold_boots: bool,
     fail_creates: VecDeque<String>,
@@ -69,7 +71,6 @@ impl MemoryCloud {
             machines: BTreeMap::new(),
             made: 0,
             now: 0,
-            image: "first".to_owned(),
             boot_delay: Duration::ZERO,
             hold_boots: false,
             fail_creates: VecDeque::new(),
@@ -97,11 +98,6 @@ impl MemoryCloud {
     /// Changes what the cloud has in total; machines that are there stay.
     pub fn set_total(&self, total: Resources) {
         self.lock().total = total;
-    }
-
-    /// What machines start from, from now on.
-    pub fn set_image(&self, image: &str) {
-        self.lock().image = image.to_owned();
     }
 
     /// The wall clock that `created_at` is taken from, in seconds.
@@ -266,7 +262,7 @@ impl State {
             hostname: request.hostname.clone(),
             instance_type: request.instance_type.clone(),
             address: request.address,
-            image: Some(self.image.clone()),
+            image: Some(IMAGE.to_owned()),
             state: MachineState::Pending,
             created_at: self.now,
             limits: Limits::None {
@@ -313,7 +309,7 @@ impl crate::Cloud for MemoryCloud {
     }
 
     fn image(&self) -> String {
-        self.lock().image.clone()
+        IMAGE.to_owned()
     }
 
     async fn capacity(&self) -> Result<Capacity, CloudError> {

@@ -260,8 +260,8 @@ fn all_serve(service_type: &dyn ServiceType, node: &Node) -> bool {
 
 /// Better matches are greater: most roles already there, then healthier, then fewest of them told to
 /// leave (a choice must not be taken back by reports of before it, or it is made again by the next ones,
-/// and so on for ever), then those that nobody wants replaced, then least to remove, then those that auxiliary roles
-/// would otherwise have to leave.
+/// and so on for ever), then those that nobody wants replaced, then least to remove, then those that
+/// auxiliary roles would otherwise have to leave.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 struct Score {
     overlap: usize,

@@ -27,14 +27,9 @@ fn found() -> u16 {
 }
 
 impl Redirect {
-    /// The path without the `*` at its end: all below it is meant, and the folder itself.
-    fn outer(&self) -> Option<&str> {
-        below(&self.from)
-    }
-
     /// Whether a path leads elsewhere by this rule.
     pub fn leads_away_from(&self, path: &str) -> bool {
-        match self.outer() {
+        match below(&self.from) {
             Some(outer) => path.starts_with(outer) || Some(path) == folder(outer),
             None => path == self.from,
         }
