@@ -26,6 +26,11 @@ pub fn run() {
         for count in [1_000u32, 10_000] {
             let mut world = World::new(service_type, count);
             world.converge();
+            assert!(
+                world.nodes.len() >= count as usize,
+                "{} nodes",
+                world.nodes.len()
+            );
             let rest = world.time();
             world.spec.releases.push(Release {
                 number: ReleaseNumber(2),
@@ -72,18 +77,26 @@ struct World {
 
 impl World {
     fn new(service_type: &'static dyn ServiceType, count: u32) -> Self {
-        let roles = service_type
+        let placed: Vec<_> = service_type
             .roles()
             .iter()
+            .filter(|role| service_type.auxiliary_role(role.name).is_none())
+            .collect();
+        // Nearly all are of the last role that carries releases: users stand before providers.
+        let many = placed.iter().rfind(|role| role.carries_releases);
+        let many = many.expect("such a role").name;
+        let others = u32::try_from(placed.len() - 1).expect("few roles") * 10;
+        let roles = placed
+            .iter()
             .map(|role| {
-                // Nearly all are of the role that others use and that uses nobody.
-                let many = role.uses.is_empty()
-                    && role.carries_releases
-                    && role.name == service_type.roles().last().unwrap().name;
                 let pool = Pool {
                     cloud: "local".into(),
                     instance_type: "small".into(),
-                    count: if many { count - 20 } else { 10 },
+                    count: if role.name == many {
+                        count - others
+                    } else {
+                        10
+                    },
                 };
                 (
                     role.name.to_owned(),

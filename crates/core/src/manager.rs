@@ -14,8 +14,8 @@ use conpaas_model::level::{Duty, Instance, Level, LevelBody, LevelVersion};
 use conpaas_model::protocol::{Exposure, NodeWish, ServiceLevel, ServiceReport};
 use conpaas_model::spec::RoleName;
 use conpaas_model::status::{
-    AgentReport, NodeHealth, NodeState, NodeSummary, Phase, RoleStatus, RoleSummary, ServiceStatus,
-    Waiting,
+    AgentReport, NodeHealth, NodeState, NodeSummary, Phase, RoleStatus, RoleSummary, SILENT,
+    ServiceStatus, Waiting,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -696,6 +696,13 @@ impl VersionIfUsed for Exposure {
     }
 }
 
+impl NodeMemory {
+    /// Its agent spoke to this manager and does not any more.
+    fn hung_up(&self) -> bool {
+        !self.connected && self.report.is_some()
+    }
+}
+
 fn summaries(
     nodes: &BTreeMap<NodeNumber, Node>,
     memory: &BTreeMap<NodeNumber, NodeMemory>,
@@ -707,6 +714,7 @@ fn summaries(
                 (NodeState::Requested, _) => "requested",
                 (NodeState::Booting, _) => "booting",
                 (NodeState::Up, Presence::Lost) => "lost",
+                (NodeState::Up, _) if memory.get(number).is_some_and(NodeMemory::hung_up) => SILENT,
                 (NodeState::Up, _) => "up",
                 (NodeState::Dead, _) => "dead",
                 (NodeState::Releasing, _) => "releasing",

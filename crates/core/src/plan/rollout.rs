@@ -26,8 +26,12 @@ pub(super) struct Rollout<'a> {
     /// Instances that should serve in the end.
     wanted: BTreeSet<Instance>,
     ready: BTreeSet<Instance>,
-    /// Who leads, of roles that have a leader.
+    /// On how many nodes each role should be.
+    hosts: BTreeMap<&'a str, usize>,
+    /// Who leads, of roles that have a leader, without their users.
     leads: BTreeMap<&'static str, Lead>,
+    /// Who may be led to those leaders: only they themselves are told.
+    led: BTreeMap<&'static str, BTreeSet<NodeNumber>>,
     plan: Plan,
 }
 
@@ -50,6 +54,10 @@ impl<'a> Rollout<'a> {
                 current.insert(instance, duty);
             }
         }
+        let mut hosts: BTreeMap<&str, usize> = BTreeMap::new();
+        for role in target.values().flat_map(|shape| &shape.roles) {
+            *hosts.entry(role).or_default() += 1;
+        }
         let mut wanted = BTreeSet::new();
         for (number, shape) in target {
             if !input.nodes.get(number).is_some_and(Node::may_run) {
@@ -71,7 +79,9 @@ impl<'a> Rollout<'a> {
             current,
             wanted,
             ready,
+            hosts,
             leads: BTreeMap::new(),
+            led: BTreeMap::new(),
             plan: Plan::default(),
         }
     }
@@ -135,10 +145,7 @@ impl<'a> Rollout<'a> {
 
     /// How many nodes should hold a role.
     fn hosts(&self, role: &str) -> usize {
-        self.target
-            .values()
-            .filter(|shape| shape.roles.contains(role))
-            .count()
+        self.hosts.get(role).copied().unwrap_or_default()
     }
 
     fn has_users(&self, role: &str) -> bool {

@@ -27,7 +27,7 @@ impl Rollout<'_> {
             if let Some(known) = known.as_ref().filter(|_| gone && members.is_empty())
                 && self.hosts(led) == 0
             {
-                self.leads.insert(led, over(known));
+                self.tell(led, over(known), None);
                 continue;
             }
             let let_go = known.as_ref().is_none_or(|lead| self.let_go(led, lead));
@@ -42,9 +42,15 @@ impl Rollout<'_> {
             }
             if let Some(lead) = lead {
                 let users = self.users(led, duties);
-                self.leads.insert(led, Lead { users, ..lead });
+                self.tell(led, lead, Some(users));
             }
         }
+    }
+
+    fn tell(&mut self, led: &'static str, mut lead: Lead, users: Option<BTreeSet<NodeNumber>>) {
+        let known = std::mem::take(&mut lead.users);
+        self.leads.insert(led, lead);
+        self.led.insert(led, users.unwrap_or(known));
     }
 
     /// Nodes where instances that use a role may run, now or by this plan.

@@ -107,9 +107,9 @@ impl<'a> Rollout<'a> {
             .filter(|(led, _)| **led == role.name || role.uses.contains(led))
             .map(|(led, lead)| {
                 let mut lead = lead.clone();
-                if *led != role.name {
-                    // Thousands need not know each other.
-                    lead.users.clear();
+                // Thousands need not know each other.
+                if *led == role.name {
+                    lead.users = self.led.get(led).cloned().unwrap_or_default();
                 }
                 ((*led).to_owned(), lead)
             })
