@@ -192,11 +192,15 @@ pub struct RoleSummary {
     pub reason: Option<String>,
 }
 
+/// State of a node whose agent hung up and has not been given up yet.
+pub const SILENT: &str = "silent";
+
 /// One node in a service's status, as its manager sees it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct NodeSummary {
     pub number: NodeNumber,
-    /// `requested`, `booting`, `up`, `lost`, `dead` or `releasing`.
+    /// `requested`, `booting`, `up`, `silent` (its agent hung up a moment ago), `lost` (it is given up),
+    /// `dead` or `releasing`.
     pub state: String,
     pub roles: Vec<RoleSummary>,
     pub health: NodeHealth,

@@ -198,6 +198,7 @@ impl Machines {
             shutdown: shutdown.clone(),
             tasks: TaskTracker::new(),
             wake: Notify::new(),
+            doubts: shared::Doubts::default(),
             listeners: listeners::Listeners::default(),
             hub: hub::Hub::default(),
             refusals: refusals::Refusals::default(),

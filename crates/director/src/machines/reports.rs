@@ -16,8 +16,9 @@ use conpaas_model::ends::{AGENT, EndsToTell};
 use conpaas_model::event::{DeathSignal, EventKind, LeaveReason, RequestReason};
 use conpaas_model::ids::{ApplicationId, Epoch, NodeNumber, ServiceId};
 use conpaas_model::protocol::{ManagerReport, NodeWish, ServiceReport};
-use conpaas_model::status::NodeHealth;
+use conpaas_model::status::{NodeHealth, SILENT, ServiceStatus};
 use rusqlite::{Connection, params};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -99,33 +100,39 @@ pub async fn take(
         if let Origin::Manager { system, epoch } = &origin
             && managers::epoch(tx, system)? != *epoch
         {
-            return Ok((false, Touched::default()));
+            return Ok((None, Touched::default()));
         }
-        let mut touched = Touched::default();
+        let (mut doubts, mut touched) = (BTreeSet::new(), Touched::default());
         for report in &reports {
-            if let Some(application) = take_one(tx, &origin, report, pass, now)? {
+            if let Some(application) = take_one(tx, &origin, report, pass, now, &mut doubts)? {
                 touched.add(&application.into());
             }
         }
-        Ok((true, touched))
+        Ok((Some(doubts), touched))
     };
     let taken = match pass {
         Pass::News => shared.store.transaction_finding(change).await,
         Pass::Figures => shared.store.quiet(change).await.map(|(taken, _)| taken),
     };
-    if taken.is_ok() {
-        reached(KillPoint::ReportTaken);
+    let doubts = taken?;
+    reached(KillPoint::ReportTaken);
+    let in_office = doubts.is_some();
+    if let Some(doubts) = doubts.filter(|doubts| !doubts.is_empty()) {
+        shared.doubts.add(doubts);
+        shared.wake.notify_one();
     }
-    taken
+    Ok(in_office)
 }
 
-/// Takes one in; the application whose it is, if it counts.
+/// Takes one in; the application whose it is, if it counts. Clouds of nodes that have just fallen
+/// silent are added to `doubts`.
 fn take_one(
     tx: &Connection,
     origin: &Origin,
     report: &ServiceReport,
     pass: Pass,
     now: Millis,
+    doubts: &mut BTreeSet<String>,
 ) -> Result<Option<ApplicationId>, DirectorError> {
     // A service that was removed meanwhile, or that is another manager's: not the sender's to say.
     let Some(row) = services::get(tx, &report.service)? else {
@@ -182,6 +189,17 @@ fn take_one(
         tx.prepare_cached("UPDATE services SET next_node = ?2 WHERE id = ?1")?
             .execute(params![row.id.as_str(), records::signed(next.0)])?;
     }
+    let before = row.status.as_ref();
+    for number in silent(&report.status) {
+        let known = before.is_some_and(|status| silent(status).any(|other| other == number));
+        let key = NodeKey {
+            service: row.id.clone(),
+            number,
+        };
+        if !known && let Some(node) = records::node(tx, &key)? {
+            doubts.insert(node.cloud);
+        }
+    }
     for ends in &report.ends {
         tell_ends(tx, &row.id, ends)?;
     }
@@ -203,6 +221,12 @@ fn take_one(
     tx.prepare_cached("UPDATE services SET status_epoch = ?2 WHERE id = ?1")?
         .execute(params![row.id.as_str(), records::signed(epoch.0)])?;
     Ok(Some(row.app))
+}
+
+/// The nodes whose agents have hung up.
+fn silent(status: &ServiceStatus) -> impl Iterator<Item = NodeNumber> {
+    let silent = status.nodes.iter().filter(|node| node.state == SILENT);
+    silent.map(|node| node.number)
 }
 
 /// Tells that a node is wished gone; one that fell silent is thereby judged dead.

@@ -19,7 +19,7 @@ use conpaas_pki::{
     server_config,
 };
 use conpaas_services::registry::Registry;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::SystemTime;
@@ -32,6 +32,25 @@ pub struct Own {
     pub credentials: Arc<Credentials>,
     pub key: KeyPair,
     pub identity: Identity,
+}
+
+/// Clouds that are worth a look before their regular turn.
+#[derive(Default)]
+pub struct Doubts(Mutex<BTreeSet<String>>);
+
+impl Doubts {
+    /// Machines of these clouds may have died.
+    pub fn add(&self, clouds: BTreeSet<String>) {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .extend(clouds);
+    }
+
+    /// Those that were added since the last call.
+    pub fn take(&self) -> BTreeSet<String> {
+        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
 }
 
 /// See the module.
@@ -52,6 +71,8 @@ pub struct Shared {
     pub tasks: TaskTracker,
     /// Makes the broker look at once.
     pub wake: Notify,
+    /// Clouds in which machines may have died, for the broker's next look.
+    pub doubts: Doubts,
     pub listeners: Listeners,
     pub hub: Hub,
     pub refusals: Refusals,

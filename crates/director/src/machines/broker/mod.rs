@@ -4,6 +4,7 @@
 
 mod aside;
 mod calls;
+mod listing;
 mod look;
 mod record;
 
@@ -21,12 +22,13 @@ use conpaas_cloud::MachineState;
 use conpaas_core::broker::{BrokerSettings, CallResult, CloudView, answered};
 use conpaas_kill_points::{KillPoint, reached};
 use conpaas_model::ids::{ApplicationId, MachineId, ServiceId};
+use listing::Listing;
 use record::{machine_of, node_of, record, recorded, tell_stray};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc};
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 /// Calls to clouds that may be under way at once.
 const CALLS_AT_ONCE: usize = 8;
@@ -91,8 +93,7 @@ pub struct Broker {
     lists: Arc<Lists>,
     /// When calls about machines without a record ended.
     strays: Arc<aside::Settled>,
-    /// When each cloud is to be listed next; absent while a list is under way.
-    due: BTreeMap<String, Instant>,
+    listing: Listing,
     slots: Arc<Semaphore>,
     sender: mpsc::UnboundedSender<Done>,
     receiver: mpsc::UnboundedReceiver<Done>,
@@ -110,11 +111,7 @@ impl Broker {
         }
         Self {
             settings,
-            due: shared
-                .clouds
-                .keys()
-                .map(|name| (name.clone(), now))
-                .collect(),
+            listing: Listing::new(shared.clouds.keys().cloned(), shared.config.list_every, now),
             shared,
             stamp: 0,
             settled: Arc::default(),
@@ -147,6 +144,7 @@ impl Broker {
                 }
                 _ = changed.changed() => {}
                 () = shared.wake.notified() => {}
+                () = until(self.listing.next()) => {}
                 _ = tick.tick() => {}
             }
             // A round looks at all records: what comes meanwhile is for one round together.
@@ -170,16 +168,8 @@ impl Broker {
     }
 
     fn list_due(&mut self) {
-        let now = Instant::now();
-        let due: Vec<String> = self
-            .due
-            .iter()
-            // What is due a moment after this tick is not left to the next.
-            .filter(|(_, at)| **at <= now + self.shared.config.list_every / 8)
-            .map(|(name, _)| name.clone())
-            .collect();
-        for name in due {
-            self.due.remove(&name);
+        self.listing.doubted(&self.shared.doubts.take());
+        for name in self.listing.begin(Instant::now()) {
             let Some(cloud) = self.shared.clouds.get(&name).cloned() else {
                 continue;
             };
@@ -208,10 +198,7 @@ impl Broker {
                 asked,
                 result,
             } => {
-                self.due.insert(
-                    cloud.clone(),
-                    Instant::now() + self.shared.config.list_every,
-                );
+                self.listing.ended(&cloud, Instant::now());
                 let view = match result {
                     Ok(machines) => {
                         self.shared.note_listed(&cloud, &machines);
@@ -261,7 +248,7 @@ impl Broker {
                 }
                 Arc::make_mut(&mut self.settled).insert(machine.clone(), self.stamp);
                 if result == CallResult::Destroyed {
-                    self.due.insert(cloud, Instant::now());
+                    self.listing.at_once(&cloud);
                 }
                 let (settings, id, now) = (self.settings.clone(), machine.clone(), store::now());
                 let deadlines = self.boot_deadlines(now);
@@ -305,7 +292,7 @@ impl Broker {
                     let key = (cloud.clone(), cloud_id.clone());
                     Arc::make_mut(&mut self.strays).insert(key, self.stamp);
                     if gone {
-                        self.due.insert(cloud.clone(), Instant::now());
+                        self.listing.at_once(&cloud);
                     }
                 }
                 if gone {
@@ -470,6 +457,13 @@ impl Broker {
                 });
             }
         }
+    }
+}
+
+async fn until(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => sleep_until(moment).await,
+        None => std::future::pending().await,
     }
 }
 
