@@ -16,6 +16,8 @@ pub const LOOK: Duration = Duration::from_secs(1);
 const FILES_EVERY: Duration = Duration::from_secs(30);
 /// A look may take one part in so many of the time until the next.
 const COST: u32 = 200;
+/// The same for an agent that shares its machine with others: each of them looks at all there is.
+const SHARED_COST: u32 = 100 * COST;
 /// Most files that are looked at.
 const MOST_FILES: usize = 300_000;
 /// Where a machine's own files are, apart from those of the image.
@@ -88,7 +90,12 @@ impl Probe {
             disk_bytes: self.files.bytes.load(Ordering::Relaxed).checked_sub(1),
             network: network(),
         };
-        self.next = Some(now + now.elapsed().saturating_mul(COST));
+        let cost = if self.has_own_files {
+            COST
+        } else {
+            SHARED_COST
+        };
+        self.next = Some(now + now.elapsed().saturating_mul(cost));
     }
 
     /// Looks at files in a thread of its own: there may be many.

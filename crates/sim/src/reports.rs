@@ -77,13 +77,18 @@ impl World {
         let Some(service) = self.service(&report.service) else {
             return;
         };
-        let mut next = service.next_node;
+        let (mut next, stale) = (
+            service.next_node,
+            report.status.generation < service.generation,
+        );
         for (number, wish) in &report.nodes {
             let key = NodeKey {
                 service: report.service.clone(),
                 number: *number,
             };
             match wish {
+                // A spec that has changed since may need the node.
+                NodeWish::Gone if stale => {}
                 NodeWish::Gone => {
                     if self.director.store.wish_gone(&key) {
                         self.node_released(&key);

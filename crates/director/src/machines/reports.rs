@@ -150,6 +150,8 @@ fn take_one(
             number: *number,
         };
         match wish {
+            // A spec that has changed since may need the node.
+            NodeWish::Gone if report.status.generation < row.generation => {}
             NodeWish::Gone => {
                 if records::wish_gone(tx, &key)? {
                     // One that an earlier version wrote says no reason: then it was none of a death.

@@ -18,6 +18,7 @@ pub mod users;
 use crate::error::{DirectorError, StartError};
 use changes::{Changes, Follower, Touched};
 use conpaas_model::ids::ApplicationId;
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -64,7 +65,9 @@ fn tune(connection: &Connection) -> rusqlite::Result<()> {
     connection.pragma_update(None, "foreign_keys", true)?;
     // FULL: an answered change survives a power cut.
     connection.pragma_update(None, "synchronous", "FULL")?;
-    connection.set_prepared_statement_cache_capacity(128);
+    // Else whatever a partial index might serve is planned anew for each value that is bound.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
+    connection.set_prepared_statement_cache_capacity(512);
     Ok(())
 }
 

@@ -7,9 +7,9 @@ use tokio::time::Instant;
 
 /// Looks that a doubt is worth: a cloud may notice a death a moment after the machine's peers do.
 const LOOKS: u8 = 2;
-/// A doubt is looked into after so small a part of the regular pause at the soonest, however many
-/// there are: clouds count calls.
-const PART: u32 = 4;
+/// A doubt is looked into so soon after the last look began, and not sooner, however many there are:
+/// clouds count calls.
+const SOON: Duration = Duration::from_millis(250);
 /// What is due so small a part of the pause after a look is not left to the next.
 const LEAD: u32 = 8;
 
@@ -32,7 +32,7 @@ impl Turn {
         if self.at_once {
             return Some(past);
         }
-        let soon = past + every / PART;
+        let soon = past + SOON;
         Some(match self.doubts {
             0 => self.regular,
             _ => self.regular.min(soon),
@@ -152,12 +152,12 @@ mod tests {
         }
         assert!(listing.begin(start).is_empty(), "however many there are");
         for look in 1..=2 {
-            let at = start + EVERY / PART * look;
+            let at = start + SOON * look;
             assert_eq!(listing.next(), Some(at));
             assert_eq!(listing.begin(at), ["local"]);
             listing.ended("local", at);
         }
-        assert_eq!(listing.next(), Some(start + EVERY / PART * 2 + EVERY));
+        assert_eq!(listing.next(), Some(start + SOON * 2 + EVERY));
     }
 
     #[test]

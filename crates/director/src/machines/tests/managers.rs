@@ -13,8 +13,9 @@ use conpaas_model::protocol::{
     ServiceReport, ToManager,
 };
 use conpaas_model::spec::RunWish;
-use conpaas_model::status::{NodeState, ServiceStatus};
+use conpaas_model::status::{NodeState, NodeSummary, SILENT, ServiceStatus};
 use std::net::SocketAddr;
+use std::time::Duration;
 
 fn present() -> NodeWish {
     NodeWish::Present {
@@ -39,7 +40,8 @@ pub(super) fn report(
                 .collect(),
             exposure,
             status: ServiceStatus {
-                generation: Generation(1),
+                // A world's service is wished once, after it was made.
+                generation: Generation(2),
                 ..ServiceStatus::default()
             },
             requested: Default::default(),
@@ -64,7 +66,10 @@ fn exposure(generation: u64, address: Option<SocketAddr>) -> Exposure {
 
 /// A world whose manager is connected.
 pub async fn managed() -> (World, Agent, Manager) {
-    let world = World::start().await;
+    managed_in(World::start().await).await
+}
+
+async fn managed_in(world: World) -> (World, Agent, Manager) {
     world.wish(&world.system, RunWish::Running).await;
     world.wish(&world.web, RunWish::Running).await;
     let context = world.birth().await;
@@ -142,6 +147,34 @@ async fn a_manager_gets_its_level_and_its_wishes_become_nodes() {
     let third = world.birth().await;
     assert_eq!(third.node, NodeNumber(3));
     assert_eq!(world.nodes(&world.web).await.len(), 1);
+    world.end().await;
+}
+
+#[tokio::test]
+async fn whose_agent_hangs_up_is_looked_for_before_the_cloud_is_due() {
+    let world = World::listing(Duration::from_secs(3600)).await;
+    let (world, _agent, mut manager) = managed_in(world).await;
+    let wish = [(1, present())];
+    manager
+        .say(report(&world, 1, &wish, Exposure::default()))
+        .await;
+    let context = world.birth().await;
+    Agent::enrol(&context, None).await.unwrap();
+    world.node_is(&world.web, 1, NodeState::Up).await;
+    let machines = world.cloud.machines();
+    let machine = machines.iter().find(|one| one.machine == context.machine);
+    let killed = conpaas_cloud::Exit::Signal { signal: 9 };
+    assert!(world.cloud.kill(&machine.unwrap().id, killed));
+
+    let mut said = report(&world, 1, &wish, Exposure::default());
+    said.services[0].status.nodes.push(NodeSummary {
+        number: NodeNumber(1),
+        state: SILENT.to_owned(),
+        roles: Vec::new(),
+        health: Default::default(),
+    });
+    manager.say(said).await;
+    world.node_is(&world.web, 1, NodeState::Dead).await;
     world.end().await;
 }
 

@@ -69,6 +69,7 @@ pub struct World {
     app: ApplicationId,
     pub system: ServiceId,
     pub web: ServiceId,
+    list_every: Duration,
     running: Option<(Machines, CancellationToken)>,
 }
 
@@ -89,6 +90,11 @@ impl World {
     }
 
     pub async fn start() -> Self {
+        Self::listing(Duration::from_millis(50)).await
+    }
+
+    /// A world whose cloud is asked for its machines so often.
+    pub async fn listing(list_every: Duration) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(&folder.path().join("store.db")).unwrap();
         let (app, system, web) = (id("app-a"), id("svc-system"), id("svc-web"));
@@ -109,6 +115,7 @@ impl World {
             app,
             system,
             web,
+            list_every,
             running: None,
         };
         world.resume().await;
@@ -142,7 +149,7 @@ impl World {
             egress: Default::default(),
             boot_deadline: Some(Duration::from_millis(1500)),
             certificate_lifetime: Duration::from_secs(3600),
-            list_every: Duration::from_millis(50),
+            list_every: self.list_every,
             edge_finishing: Duration::from_secs(35),
             broker: BrokerSettings {
                 first_pause: 20,
