@@ -85,6 +85,8 @@ struct NodeMemory {
     silent_since: Option<Duration>,
     report: Option<AgentReport>,
     sent: Option<Level>,
+    /// The last version that was given to a level, whether it came through or not: none is given twice.
+    counted: LevelVersion,
     /// The highest version this node was ever seen to obey or refuse for.
     seen: LevelVersion,
     /// By instance that was told to stop: the level that did. A report under an earlier one
@@ -574,17 +576,20 @@ impl ManagerCore {
                 .sent
                 .as_ref()
                 .or(memory.report.as_ref().and_then(|r| r.level.as_ref()));
+            // Levels in between may have been lost: then only another one can show that its node is past
+            // them.
             let current = known.is_some_and(|l| {
-                l.body == body && l.version.epoch == epoch && l.version >= memory.seen
+                let mut told = memory.stopped.values().chain(memory.resumed.values());
+                l.body == body
+                    && l.version.epoch == epoch
+                    && l.version >= memory.seen
+                    && told.all(|since| *since <= l.version)
             });
             let nothing_yet = known.is_none() && body.roles.is_empty();
             if current || nothing_yet || !memory.connected {
                 continue;
             }
-            let highest = memory
-                .sent
-                .as_ref()
-                .map_or(memory.seen, |l| l.version.max(memory.seen));
+            let highest = memory.counted.max(memory.seen);
             let generation = if highest.epoch == epoch {
                 highest.generation.next()
             } else {
@@ -624,6 +629,7 @@ impl ManagerCore {
                 .resumed
                 .retain(|instance, _| still.contains(instance));
             memory.resumed.extend(resumed);
+            memory.counted = version;
             memory.sent = Some(sent.clone());
             effects.push(Effect::SendLevel {
                 node: number,

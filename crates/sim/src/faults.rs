@@ -345,7 +345,6 @@ impl World {
         for host in self.hosts.values_mut() {
             // Remembered, since whoever could not write may have forgotten.
             host.disk.full_until = host.disk.full_until.min(1);
-            host.frozen_until = 0;
         }
         for cloud in &mut self.clouds {
             cloud.troubles = Default::default();

@@ -4,6 +4,7 @@
 use crate::bugs::Bug;
 use crate::schedule::{Ms, Wish};
 use crate::store::{Operation, Outcome, Previous, Service, release};
+use crate::truth::Wished;
 use crate::types;
 use crate::world::{DRAIN_SECONDS, World};
 use conpaas_core::broker::NodeKey;
@@ -94,8 +95,12 @@ impl World {
             self.stats.state("a wish in the middle of another");
         }
         after.generation = before.generation.next();
-        let over = (self.now, before.run, before.roles.clone());
-        self.truth.wished.push(over);
+        self.truth.wished.push(Wished {
+            until: self.now,
+            run: before.run,
+            roles: before.roles.clone(),
+            active: before.active,
+        });
         self.director.store.operations.push(Operation {
             kind,
             generation: Some(after.generation),

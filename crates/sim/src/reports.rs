@@ -144,6 +144,9 @@ impl World {
         {
             service.reached = service.reached.max(status.generation);
         }
+        if service.run == RunWish::Running && status.generation >= service.generation {
+            service.shown = status.serving.or(service.shown);
+        }
         service.status = Some(status);
         self.judge_running();
     }

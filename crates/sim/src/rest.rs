@@ -14,6 +14,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// How often it is looked whether all is at rest.
 const EVERY: Ms = 1_000;
+/// So many quiet looks one after the other are rest: what a fault broke is noticed by its silence, and
+/// until then all seems well.
+const QUIET: u32 = 5;
 /// How long a world may take to come to rest.
 const PATIENCE: Ms = 150_000;
 
@@ -29,23 +32,24 @@ impl World {
             return;
         };
         match self.unrest() {
-            None if self.truth.rested => {
+            None if self.truth.quiet >= QUIET => {
                 if self.schedule.teardown && !self.truth.torn_down {
                     self.truth.torn_down = true;
-                    self.truth.rested = false;
+                    self.truth.quiet = 0;
                     self.calm = Some(self.now);
                     self.wish(&Wish::Delete);
                 } else {
                     self.finished = true;
                 }
             }
-            None => self.truth.rested = true,
+            None => self.truth.quiet += 1,
             Some(reason) => {
-                if self.truth.rested {
+                if self.truth.quiet >= QUIET {
                     self.broke("rest lasts", reason);
                 } else if self.now > calm + PATIENCE {
                     self.broke("the world converges", reason);
                 }
+                self.truth.quiet = 0;
             }
         }
         self.after(EVERY, Event::Checks);
@@ -56,6 +60,9 @@ impl World {
         let store = &self.director.store;
         if !self.director.up {
             return Some("the Director is down".to_owned());
+        }
+        if self.hosts.values().any(|host| host.frozen_until > self.now) {
+            return Some("a machine is frozen".to_owned());
         }
         if let Some(operation) = store
             .operations

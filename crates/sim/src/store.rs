@@ -51,6 +51,8 @@ pub struct Service {
     pub releases: Vec<Release>,
     pub next_node: NodeNumber,
     pub status: Option<ServiceStatus>,
+    /// The release that people were last told to be led to: a new manager's first words say none.
+    pub shown: Option<ReleaseNumber>,
     pub exposure: Option<Exposure>,
 }
 
@@ -153,6 +155,7 @@ fn service(id: &ServiceId, service_type: &'static dyn ServiceType) -> Service {
         releases: vec![release(ReleaseNumber(1))],
         next_node: NodeNumber(1),
         status: None,
+        shown: None,
         exposure: None,
     }
 }
@@ -317,7 +320,7 @@ impl Store {
                 .collect(),
             next_node: service.next_node,
             edge,
-            shown: service.status.as_ref().and_then(|status| status.serving),
+            shown: service.shown,
         }
     }
 }

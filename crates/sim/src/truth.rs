@@ -17,8 +17,13 @@ const RECENT: Ms = 12_000;
 /// Whoever serves for longer than this was surely known to.
 const LONG: Ms = 3_000;
 
-/// A wish that was over at this time.
-type Wished = (Ms, RunWish, BTreeMap<String, RoleWish>);
+/// What was wished until some time.
+pub struct Wished {
+    pub until: Ms,
+    pub run: RunWish,
+    pub roles: BTreeMap<String, RoleWish>,
+    pub active: ReleaseNumber,
+}
 
 /// What was seen to be.
 #[derive(Default)]
@@ -42,8 +47,8 @@ pub struct Truth {
     pub declared_dead: BTreeSet<MachineId>,
     /// Every wish with when another took its place.
     pub wished: Vec<Wished>,
-    /// All was at rest when it was looked last.
-    pub rested: bool,
+    /// So many looks one after the other found all at rest.
+    pub quiet: u32,
     pub torn_down: bool,
     /// Somebody has gone back to an earlier wish.
     pub cancelled: bool,
@@ -249,6 +254,9 @@ impl World {
             Some(_) => 1,
             None => spec.wanted(&instance.role) as usize,
         };
+        if self.returned_lately(instance.release) {
+            return;
+        }
         let wanted = wanted.min(self.least_wanted_lately(&instance.role));
         let after = self.serving(&instance.role, &releases, Some(instance));
         let before = self.serving(&instance.role, &releases, None).max(after + 1);
@@ -262,18 +270,31 @@ impl World {
     /// that was made then.
     fn least_wanted_lately(&self, role: &str) -> usize {
         let auxiliary = self.service_type.auxiliary_role(role).is_some();
-        let wanted = |(_, run, roles): &Wished| match run {
+        let wanted = |wished: &Wished| match wished.run {
             RunWish::Running if auxiliary => 1,
-            RunWish::Running => roles.get(role).map_or(0, |wish| wish.count() as usize),
+            RunWish::Running => {
+                let wish = wished.roles.get(role);
+                wish.map_or(0, |wish| wish.count() as usize)
+            }
             RunWish::Stopped | RunWish::Deleted => 0,
         };
-        let lately = |wished: &&Wished| wished.0 + LONG > self.now;
-        let wished = self.truth.wished.iter().rev();
-        wished
-            .take_while(lately)
-            .map(wanted)
-            .min()
-            .unwrap_or(usize::MAX)
+        self.wished_lately().map(wanted).min().unwrap_or(usize::MAX)
+    }
+
+    fn wished_lately(&self) -> impl Iterator<Item = &Wished> {
+        let lately = |wished: &&Wished| wished.until + LONG > self.now;
+        self.truth.wished.iter().rev().take_while(lately)
+    }
+
+    /// A release that people were led away from, and that a cancellation has just made the active one
+    /// again: its instances may still go by levels that were made before.
+    fn returned_lately(&self, release: Option<ReleaseNumber>) -> bool {
+        let mut tables = self.people().flat_map(|(_, host)| host.tables.values());
+        release.is_some()
+            && self
+                .wished_lately()
+                .any(|wished| Some(wished.active) != release)
+            && tables.all(|table| table.serving != release)
     }
 
     /// What stops has drained, and nobody may send to it any more.

@@ -24,7 +24,7 @@ struct Turn {
 }
 
 impl Turn {
-    fn next(&self, every: Duration) -> Option<Instant> {
+    fn next(&self) -> Option<Instant> {
         if self.running {
             return None;
         }
@@ -67,10 +67,10 @@ impl Listing {
 
     /// The clouds to ask now; their lists count as under way from here on.
     pub fn begin(&mut self, now: Instant) -> Vec<String> {
-        let (every, until) = (self.every, now + self.every / LEAD);
+        let until = now + self.every / LEAD;
         let mut due = Vec::new();
         for (name, turn) in &mut self.turns {
-            if turn.next(every).is_some_and(|at| at <= until) {
+            if turn.next().is_some_and(|at| at <= until) {
                 turn.running = true;
                 turn.begun = Some(now);
                 turn.at_once = false;
@@ -108,7 +108,7 @@ impl Listing {
     /// When the next one is due; nothing while all are under way.
     pub fn next(&self) -> Option<Instant> {
         let each = self.turns.values();
-        each.filter_map(|turn| turn.next(self.every)).min()
+        each.filter_map(Turn::next).min()
     }
 }
 
