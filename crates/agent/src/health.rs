@@ -18,6 +18,8 @@ const FILES_EVERY: Duration = Duration::from_secs(30);
 const COST: u32 = 200;
 /// The same for an agent that shares its machine with others: each of them looks at all there is.
 const SHARED_COST: u32 = 100 * COST;
+/// And yet it is looked again after this: what made one look long may be over.
+const LONGEST: Duration = Duration::from_secs(60);
 /// Most files that are looked at.
 const MOST_FILES: usize = 300_000;
 /// Where a machine's own files are, apart from those of the image.
@@ -95,7 +97,8 @@ impl Probe {
         } else {
             SHARED_COST
         };
-        self.next = Some(now + now.elapsed().saturating_mul(cost));
+        let pause = now.elapsed().saturating_mul(cost);
+        self.next = Some(now + pause.min(LONGEST));
     }
 
     /// Looks at files in a thread of its own: there may be many.

@@ -85,7 +85,7 @@ struct NodeMemory {
     silent_since: Option<Duration>,
     report: Option<AgentReport>,
     sent: Option<Level>,
-    /// The last version that was given to a level, whether it came through or not: none is given twice.
+    /// The last version that this manager gave to a level, whether it came through or not.
     counted: LevelVersion,
     /// The highest version this node was ever seen to obey or refuse for.
     seen: LevelVersion,

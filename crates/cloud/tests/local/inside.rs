@@ -2,7 +2,7 @@
 //! say what a machine may and may not.
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
 /// The port every machine's init answers on.
@@ -17,6 +17,9 @@ pub fn init() -> i32 {
     println!("init of {name} is up as process {}", std::process::id());
     let context = std::fs::read("/etc/conpaas/context.json").unwrap();
     println!("context of {} bytes", context.len());
+    let datagrams = UdpSocket::bind(("0.0.0.0", PORT)).unwrap();
+    let answer = format!("I am {name}");
+    std::thread::spawn(move || answer_datagrams(&datagrams, &answer));
     let listener = TcpListener::bind(("0.0.0.0", PORT)).unwrap();
     std::thread::spawn(move || {
         for stream in listener.incoming().flatten() {
@@ -43,6 +46,35 @@ pub fn ask(address: SocketAddr) -> String {
             }
         }
         Err(e) => format!("nobody: {e}"),
+    }
+}
+
+/// Answers each datagram with the same words, until the process ends.
+pub fn answer_datagrams(socket: &UdpSocket, words: &str) {
+    let mut asked = [0; 16];
+    while let Ok((_, from)) = socket.recv_from(&mut asked) {
+        let _ = socket.send_to(words.as_bytes(), from);
+    }
+}
+
+/// Everybody who answers a datagram to an address, in order.
+fn ask_by_datagram(address: SocketAddr) -> String {
+    let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+    socket.set_broadcast(true).unwrap();
+    socket
+        .set_read_timeout(Some(Duration::from_millis(700)))
+        .unwrap();
+    if let Err(error) = socket.send_to(b"who?", address) {
+        return format!("nobody: {error}");
+    }
+    let mut answers = std::collections::BTreeSet::new();
+    let mut answer = [0; 64];
+    while let Ok((length, _)) = socket.recv_from(&mut answer) {
+        answers.insert(String::from_utf8_lossy(&answer[..length]).into_owned());
+    }
+    match answers.is_empty() {
+        true => "nobody".to_owned(),
+        false => answers.into_iter().collect::<Vec<_>>().join(", "),
     }
 }
 
@@ -73,6 +105,16 @@ pub fn main(args: &[String]) -> i32 {
             print!("{}", std::fs::read_to_string("/proc/self/status").unwrap());
         }
         ["ask", address] => print!("{}", ask(address.parse().unwrap())),
+        ["ask-by-datagram", address] => print!("{}", ask_by_datagram(address.parse().unwrap())),
+        ["sockets"] => {
+            let open = |family, kind, protocol| unsafe { libc::socket(family, kind, protocol) };
+            let raw = open(libc::AF_INET, libc::SOCK_RAW, libc::IPPROTO_ICMP);
+            println!("raw {}", errno(raw.into()));
+            let ping = open(libc::AF_INET, libc::SOCK_DGRAM, libc::IPPROTO_ICMP);
+            println!("ping {}", errno(ping.into()));
+            let frames = open(libc::AF_PACKET, libc::SOCK_RAW, 0x0300);
+            println!("frames {}", errno(frames.into()));
+        }
         ["links"] => print!("{}", std::fs::read_to_string("/proc/net/dev").unwrap()),
         ["routes"] => print!("{}", std::fs::read_to_string("/proc/net/route").unwrap()),
         ["read", path] => print!("{}", std::fs::read_to_string(path).unwrap()),

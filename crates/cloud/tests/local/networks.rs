@@ -4,7 +4,7 @@ use super::inside;
 use super::world::{World, until};
 use conpaas_cloud::{Cloud, CloudError, Dialer, Machine, network_instance, open_outlet};
 use std::io::Write;
-use std::net::TcpListener;
+use std::net::{TcpListener, UdpSocket};
 use std::process::Command;
 
 /// A listener that answers with a name, until the process ends.
@@ -68,6 +68,41 @@ fn out_by_outlets(world: &World, inside: &Machine, other: &Machine) {
     assert!(!world.asks(inside, "100.64.7.77:80").starts_with("for"));
 }
 
+/// What is no connection stays inside, too: datagrams to one and to all, other protocols, frames.
+fn nothing_else_passes(world: &World, first: &Machine, second: &Machine, host_address: &str) {
+    let on_host = UdpSocket::bind("0.0.0.0:0").unwrap();
+    let host_port = on_host.local_addr().unwrap().port();
+    std::thread::spawn(move || inside::answer_datagrams(&on_host, "the host"));
+    let everybody_first = Some("I am first-2, I am first-3");
+    for (who, target, expected) in [
+        (first, "100.64.7.3:7000".to_owned(), Some("I am first-3")),
+        (second, "100.64.7.4:7000".to_owned(), Some("I am second-4")),
+        (first, "100.64.7.4:7000".to_owned(), None),
+        (second, "100.64.7.3:7000".to_owned(), None),
+        (first, "100.127.255.255:7000".to_owned(), everybody_first),
+        (first, format!("100.127.255.255:{host_port}"), None),
+        (first, format!("100.64.0.1:{host_port}"), None),
+        (first, format!("127.0.0.1:{host_port}"), None),
+        (first, format!("{host_address}:{host_port}"), None),
+    ] {
+        let said = world.says(who, &["ask-by-datagram", &target]);
+        println!("  {} sends to {target}: {said}", who.hostname);
+        match expected {
+            Some(names) => assert_eq!(said, names),
+            None => assert!(said.starts_with("nobody"), "{said}"),
+        }
+    }
+    let sockets = world.says(first, &["sockets"]);
+    println!(
+        "  {} opens: {}",
+        first.hostname,
+        sockets.replace('\n', "; ")
+    );
+    assert!(!sockets.contains("allowed"), "{sockets}");
+    // No address of the sixth version, not even one that a link gives itself.
+    assert_eq!(world.says(first, &["read", "/proc/net/if_inet6"]), "");
+}
+
 pub async fn networks_do_not_leak(_root: bool) {
     let before = host_network();
     let world = World::new();
@@ -129,6 +164,11 @@ pub async fn networks_do_not_leak(_root: bool) {
         println!("  {} asks the host at {address}: {said}", a1.hostname);
         assert!(said.starts_with("nobody"), "{said}");
     }
+    let host_address = before
+        .lines()
+        .filter_map(|l| l.split(" inet ").nth(1)?.split('/').next())
+        .find(|address| !address.starts_with("127."));
+    nothing_else_passes(&world, &a1, &b1, host_address.unwrap_or("127.0.0.1"));
     let links = world.says(&a1, &["links"]);
     assert_eq!(
         links.lines().filter(|l| l.contains(':')).count(),

@@ -191,14 +191,13 @@ fn take_one(
         tx.prepare_cached("UPDATE services SET next_node = ?2 WHERE id = ?1")?
             .execute(params![row.id.as_str(), records::signed(next.0)])?;
     }
-    let before = row.status.as_ref();
-    for number in silent(&report.status) {
-        let known = before.is_some_and(|status| silent(status).any(|other| other == number));
+    let known: BTreeSet<NodeNumber> = row.status.iter().flat_map(silent).collect();
+    for number in silent(&report.status).filter(|number| !known.contains(number)) {
         let key = NodeKey {
             service: row.id.clone(),
             number,
         };
-        if !known && let Some(node) = records::node(tx, &key)? {
+        if let Some(node) = records::node(tx, &key)? {
             doubts.insert(node.cloud);
         }
     }

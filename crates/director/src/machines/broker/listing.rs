@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 /// Looks that a doubt is worth: a cloud may notice a death a moment after the machine's peers do.
 const LOOKS: u8 = 2;
-/// A doubt is looked into so soon after the last look began, and not sooner, however many there are:
+/// A doubt is looked into so long after the last look's end, and not sooner, however many there are:
 /// clouds count calls.
 const SOON: Duration = Duration::from_millis(250);
 /// What is due so small a part of the pause after a look is not left to the next.
@@ -17,25 +17,26 @@ const LEAD: u32 = 8;
 struct Turn {
     /// A list is under way: another one begins when it has ended.
     running: bool,
-    begun: Option<Instant>,
-    regular: Instant,
+    /// A list that begins from now on is waited for.
     at_once: bool,
     doubts: u8,
+    ended: Option<Instant>,
+    regular: Instant,
+    /// What the list that is under way was begun for, should it bring no answer.
+    took: (bool, u8),
 }
 
 impl Turn {
+    /// When the next one is due; nothing while one is under way.
     fn next(&self) -> Option<Instant> {
         if self.running {
             return None;
         }
-        let past = self.begun.unwrap_or(self.regular);
-        if self.at_once {
-            return Some(past);
-        }
-        let soon = past + SOON;
-        Some(match self.doubts {
-            0 => self.regular,
-            _ => self.regular.min(soon),
+        let past = self.ended.unwrap_or(self.regular);
+        Some(match (self.at_once, self.doubts) {
+            (true, _) => past,
+            (false, 0) => self.regular,
+            (false, _) => self.regular.min(past + SOON),
         })
     }
 }
@@ -52,10 +53,11 @@ impl Listing {
         let turn = |name| {
             let turn = Turn {
                 running: false,
-                begun: None,
-                regular: now,
                 at_once: false,
                 doubts: 0,
+                ended: None,
+                regular: now,
+                took: (false, 0),
             };
             (name, turn)
         };
@@ -67,24 +69,31 @@ impl Listing {
 
     /// The clouds to ask now; their lists count as under way from here on.
     pub fn begin(&mut self, now: Instant) -> Vec<String> {
-        let until = now + self.every / LEAD;
+        let lead = self.every / LEAD;
         let mut due = Vec::new();
         for (name, turn) in &mut self.turns {
-            if turn.next().is_some_and(|at| at <= until) {
+            let regular = !turn.running && turn.regular <= now + lead;
+            if regular || turn.next().is_some_and(|at| at <= now) {
+                let look = turn.doubts.min(1);
+                turn.took = (std::mem::take(&mut turn.at_once), look);
+                turn.doubts -= look;
                 turn.running = true;
-                turn.begun = Some(now);
-                turn.at_once = false;
-                turn.doubts = turn.doubts.saturating_sub(1);
                 due.push(name.clone());
             }
         }
         due
     }
 
-    /// A cloud's list has come, or will not.
-    pub fn ended(&mut self, cloud: &str, now: Instant) {
+    /// A cloud's list has come, or will not: then what it was for is still to be seen, but soon instead
+    /// of at once.
+    pub fn ended(&mut self, cloud: &str, answered: bool, now: Instant) {
         if let Some(turn) = self.turns.get_mut(cloud) {
+            let (at_once, look) = turn.took;
+            if !answered {
+                turn.doubts = turn.doubts.max(look).max(u8::from(at_once));
+            }
             turn.running = false;
+            turn.ended = Some(now);
             turn.regular = now + self.every;
         }
     }
@@ -134,10 +143,10 @@ mod tests {
         // The answer of the list that was under way does not stand for what came meanwhile.
         listing.at_once("local");
         assert!(listing.begin(start).is_empty(), "one at a time");
-        listing.ended("local", start);
+        listing.ended("local", true, start);
         assert!(listing.next().is_some_and(|at| at <= start));
         assert_eq!(listing.begin(start), ["local"]);
-        listing.ended("local", start);
+        listing.ended("local", true, start);
         assert_eq!(listing.next(), Some(start + EVERY));
     }
 
@@ -146,7 +155,7 @@ mod tests {
         let start = Instant::now();
         let mut listing = one(start);
         listing.begin(start);
-        listing.ended("local", start);
+        listing.ended("local", true, start);
         for _ in 0..100 {
             listing.doubted(&doubt());
         }
@@ -155,9 +164,29 @@ mod tests {
             let at = start + SOON * look;
             assert_eq!(listing.next(), Some(at));
             assert_eq!(listing.begin(at), ["local"]);
-            listing.ended("local", at);
+            listing.ended("local", true, at);
         }
         assert_eq!(listing.next(), Some(start + SOON * 2 + EVERY));
+    }
+
+    #[test]
+    fn what_a_list_without_an_answer_was_for_is_still_looked_for() {
+        let start = Instant::now();
+        let mut listing = one(start);
+        listing.begin(start);
+        listing.at_once("local");
+        listing.ended("local", true, start);
+        assert_eq!(listing.begin(start), ["local"]);
+        let end = start + SOON * 8;
+        listing.ended("local", false, end);
+        assert!(
+            listing.begin(end).is_empty(),
+            "a cloud in trouble is not pressed"
+        );
+        assert_eq!(listing.next(), Some(end + SOON));
+        assert_eq!(listing.begin(end + SOON), ["local"]);
+        listing.ended("local", true, end + SOON);
+        assert_eq!(listing.next(), Some(end + SOON + EVERY));
     }
 
     #[test]
@@ -167,7 +196,7 @@ mod tests {
         listing.begin(start);
         assert_eq!(listing.next(), None);
         assert!(listing.begin(start + EVERY * 10).is_empty());
-        listing.ended("local", start + EVERY * 10);
+        listing.ended("local", true, start + EVERY * 10);
         assert_eq!(listing.next(), Some(start + EVERY * 11));
     }
 }

@@ -198,7 +198,7 @@ impl Broker {
                 asked,
                 result,
             } => {
-                self.listing.ended(&cloud, Instant::now());
+                self.listing.ended(&cloud, result.is_ok(), Instant::now());
                 let view = match result {
                     Ok(machines) => {
                         self.shared.note_listed(&cloud, &machines);
