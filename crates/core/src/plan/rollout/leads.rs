@@ -27,7 +27,7 @@ impl Rollout<'_> {
             if let Some(known) = known.as_ref().filter(|_| gone && members.is_empty())
                 && self.hosts(led) == 0
             {
-                self.tell(led, over(known), None);
+                self.tell(led, over(known));
                 continue;
             }
             let let_go = known.as_ref().is_none_or(|lead| self.let_go(led, lead));
@@ -42,15 +42,14 @@ impl Rollout<'_> {
             }
             if let Some(lead) = lead {
                 let users = self.users(led, duties);
-                self.tell(led, lead, Some(users));
+                self.tell(led, Lead { users, ..lead });
             }
         }
     }
 
-    fn tell(&mut self, led: &'static str, mut lead: Lead, users: Option<BTreeSet<NodeNumber>>) {
-        let known = std::mem::take(&mut lead.users);
+    fn tell(&mut self, led: &'static str, mut lead: Lead) {
+        self.led.insert(led, std::mem::take(&mut lead.users));
         self.leads.insert(led, lead);
-        self.led.insert(led, users.unwrap_or(known));
     }
 
     /// Nodes where instances that use a role may run, now or by this plan.
